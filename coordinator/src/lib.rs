@@ -11,6 +11,7 @@ pub mod engine;
 pub mod execution;
 pub mod limits;
 pub mod message;
+pub mod net;
 pub mod plan;
 pub mod stage;
 pub mod topology;

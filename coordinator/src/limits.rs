@@ -12,24 +12,74 @@ pub const WINDOW_BYTES: u64 = 1024 * 1024;
 pub const CREDIT_STEP_BYTES: u64 = WINDOW_BYTES / 4;
 /// Batches that may wait for a missing predecessor from one source.
 pub const REORDER_BATCHES: usize = 64;
-/// Largest message of the mesh; a record must fit (Redis values reach 512 MB).
+/// Largest payload of a message of the mesh; a record must fit (Redis values reach 512 MB).
 pub const MESSAGE_BYTES: usize = 640 * 1024 * 1024;
+/// Payloads cross a link in pieces of at most this size.
+pub const FRAGMENT_BYTES: usize = 512 * 1024;
+/// Texts and lists of one message, all but its payload.
+pub const MESSAGE_HEAD_BYTES: usize = 1024 * 1024;
+/// Largest frame of a link.
+pub const FRAME_BYTES: usize = FRAGMENT_BYTES + MESSAGE_HEAD_BYTES;
 /// Largest message of a peer that has not proved yet who it is.
 pub const DOOR_MESSAGE_BYTES: usize = 1024;
 /// Messages that may wait for one peer's link.
 pub const LINK_QUEUE_MESSAGES: usize = 16 * 1024;
-/// Nonces that may be outstanding at the door.
+/// Strangers (connections without a proof yet, each with one nonce at most) that may be at the door.
 pub const OPEN_CHALLENGES: usize = 1024;
 /// Life of a nonce.
 pub const CHALLENGE_LIFE: Duration = Duration::from_secs(10);
-/// Connections that one peer, or one stranger's address, may hold.
+/// Connections without a proof yet that one address may hold.
 pub const CONNECTIONS_PER_ADDRESS: usize = 64;
-/// Time a connection has for TLS and HTTP/2 set-up.
+/// Connections that wait for the kernel to be accepted.
+pub const LISTEN_BACKLOG: i32 = 511;
+/// Accepted connections that wait for the services.
+pub const ACCEPTED_WAITING: usize = 64;
+/// Pause after a connection could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Threads of the mesh for what would block it: host names, TLS files.
+pub const BLOCKING_THREADS: usize = 4;
+/// Time a connection has for TLS, HTTP/2 set-up and proof.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between two heartbeats on a link.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(500);
 /// A peer that has been silent this long is lost.
 pub const PEER_SILENCE: Duration = Duration::from_millis(2500);
+/// Pause between two looks at a link's silence.
+pub const SILENCE_CHECK: Duration = Duration::from_millis(250);
+/// Pause before the first attempt to open a link again.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between two attempts.
+pub const RECONNECT_MOST: Duration = Duration::from_millis(1000);
+/// Time that a link's closing words have to reach the peer.
+pub const LINK_FAREWELL: Duration = Duration::from_millis(500);
+/// HTTP/2 window of a link's stream.
+pub const LINK_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// HTTP/2 window of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// HTTP/2 frame size.
+pub const HTTP_FRAME_BYTES: u32 = 256 * 1024;
+/// HTTP/2 headers of one request.
+pub const HEADER_BYTES: u32 = 16 * 1024;
+/// HTTP/2 streams of one connection.
+pub const STREAMS_PER_CONNECTION: u32 = 8;
+/// Longest announcement of a node to its peers.
+pub const ANNOUNCEMENT_BYTES: usize = 4096;
+/// Announcements of nodes that are no members (yet, or any more) that are kept.
+pub const STRANGE_ANNOUNCEMENTS: usize = 1024;
+/// Longest text of versions.
+pub const VERSIONS_BYTES: usize = 256;
+/// Longest node id.
+pub const NODE_ID_BYTES: usize = 64;
+/// Longest execution id.
+pub const EXECUTION_ID_BYTES: usize = 128;
+/// Longest path of a Unix socket that every system takes.
+pub const SOCKET_PATH_BYTES: usize = 100;
+/// Pause between two log lines about strangers that were refused.
+pub const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
+/// TLS files are read again for a new connection after this time.
+pub const TLS_FILES_LIFE: Duration = Duration::from_secs(1);
+/// Pause between two log lines about the same trouble.
+pub const REPEAT_LOG_EVERY: Duration = Duration::from_secs(10);
 /// Waiting time for a peer whose link is not up when an execution starts.
 pub const LINK_WAIT: Duration = Duration::from_millis(2000);
 /// Waiting time for the topology to settle before an execution starts.

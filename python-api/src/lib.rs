@@ -1,1 +1,43 @@
-//! placeholder
+//! CPython inside OxiGears: the script environment, `GearsBuilder`, the steps that call Python.
+//!
+//! Knows nothing of Redis: it reaches the server through the trait [`Server`]. Lock order: a thread that holds the
+//! GIL never waits for the server lock; it gives the GIL back first (`lock`).
+//!
+//! * `init`, `bootstrap`, `runtime`, `memory`: the interpreter and the embedded Python sources
+//! * `session`, `script`, `functions`, `pickling`: what a script leaves behind and how it travels
+//! * `native`: the functions that scripts call (`execute`, `atomic`, `log`, `run`, ...)
+//! * `codec`: Python objects to record bytes and back
+//! * `chain`: the compiled steps of a stage
+
+#![warn(missing_docs)]
+
+mod bootstrap;
+mod chain;
+mod codec;
+mod context;
+mod errors;
+mod functions;
+mod init;
+mod interrupt;
+mod lock;
+mod memory;
+mod native;
+mod obj;
+mod reaper;
+mod runtime;
+mod script;
+mod server;
+mod session;
+
+pub use chain::{ExecContext, compile};
+pub use errors::error_text;
+pub use functions::{Functions, RunRequest, load_functions, resolve_reader};
+pub use init::{InitOptions, initialize, python_version};
+pub use interrupt::Interrupt;
+pub use memory::{MemoryStats, memory_stats};
+pub use script::{ScriptOutcome, run_script};
+pub use server::{LogLevel, Reply, Server};
+pub use session::Session;
+
+#[cfg(test)]
+mod tests;

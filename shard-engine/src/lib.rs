@@ -1,1 +1,22 @@
-//! placeholder
+//! The Redis half of OxiGears: the module that the server loads.
+//!
+//! * `module`, `config`, `info`: what lives in the process, how it is set, what it shows
+//! * `commands`: one file a command
+//! * `scripts`: the thread that runs the bodies of RG.PYEXECUTE
+//! * `readers`: native readers of the keyspace
+//! * `host`, `server`: what the engine and Python ask of this server
+//! * `mesh`: joins topology, cluster bus and gRPC mesh
+//! * `redis`: the only place that calls the module API
+
+#![warn(missing_docs)]
+
+mod commands;
+mod config;
+mod host;
+mod info;
+mod mesh;
+mod module;
+mod readers;
+mod redis;
+mod scripts;
+mod server;

@@ -40,6 +40,8 @@ use crate::{
 pub trait Interrupt: Send + Sync {
     /// Asks once; repeated until the execution has left its thread.
     fn request(&self);
+    /// For the host, which knows what it made.
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
 /// What a shard is asked to get ready for.
@@ -378,6 +380,7 @@ impl Engine {
         self.list(&execution);
         let engine = self.clone();
         self.preparing.submit(move || {
+            engine.wait_for_links(&execution);
             if engine.wait_for_epoch(&execution, epoch) {
                 engine.prepare(&execution, true, true, None);
             } else {

@@ -1,0 +1,11 @@
+"""Parts of operations that run as Python functions, so that their failures have a traceback."""
+
+
+def sort_records(records, ascending):
+    """Sorts the list in place."""
+    records.sort(reverse=not ascending)
+
+
+def reraise(exception):
+    """Gives an exception that came from native code a traceback."""
+    raise exception

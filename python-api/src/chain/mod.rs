@@ -1,0 +1,56 @@
+//! The compiled steps of a stage: one runner per stage drives records through a chain of fused steps.
+
+mod build;
+mod drain;
+mod input;
+mod item;
+mod keep;
+mod native;
+mod output;
+mod runner;
+mod state;
+mod step;
+mod table;
+
+use std::sync::Arc;
+
+use oxigears_coordinator::{
+    plan::{Plan, Reader, Stage},
+    stage::StageRunner,
+};
+
+use crate::{functions::Functions, interrupt::Interrupt};
+
+/// What the runners of one execution on one shard share.
+#[derive(Clone)]
+pub struct ExecContext {
+    /// Stops running Python code.
+    pub interrupt: Arc<Interrupt>,
+    /// Number of shards that take part.
+    pub participants: usize,
+    /// Measure the steps.
+    pub profile: bool,
+    /// This shard started the execution.
+    pub is_initiator: bool,
+    /// Error records of this shard stay in its own list, which stops its reader.
+    pub errors_are_own: bool,
+}
+
+/// Makes one runner per stage.
+pub fn compile(
+    plan: &Plan,
+    stages: &[Stage],
+    functions: &Functions,
+    ctx: ExecContext,
+) -> Result<Vec<Box<dyn StageRunner>>, String> {
+    let mut runners: Vec<Box<dyn StageRunner>> = Vec::with_capacity(stages.len());
+    for (number, stage) in stages.iter().enumerate() {
+        let generator = match (number, &plan.reader) {
+            (0, Reader::Python { generator }) => Some(functions.get(*generator)?),
+            _ => None,
+        };
+        let state = state::State::new(stage, number == 0, generator, functions, &ctx)?;
+        runners.push(Box::new(runner::Runner::new(state)));
+    }
+    Ok(runners)
+}

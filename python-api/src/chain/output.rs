@@ -1,0 +1,142 @@
+//! The output buffers of a stage: one, or one per destination.
+
+use oxigears_coordinator::{
+    codec::{RecordBatch, put_bytes, tag},
+    limits::{BATCH_BYTES, BATCH_RECORDS},
+    plan::Output,
+    stage::{Route, StageSink},
+    topology::key_slot,
+};
+
+use super::item::{Item, Raised};
+use crate::codec::Encoder;
+
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    records: u32,
+}
+
+/// Encodes records and hands them to the sink in batches.
+pub(super) struct Out {
+    buffers: Vec<Buffer>,
+    /// `Some(with_key)` if records go to the owners of their keys.
+    shuffle: Option<bool>,
+    /// Small results leave at the end of each slice; a shuffle waits for full batches.
+    eager: bool,
+}
+
+impl Out {
+    pub(super) fn new(output: Output, participants: usize) -> Out {
+        let shuffle = match output {
+            Output::Shuffle { with_key } => Some(with_key),
+            Output::Result | Output::Collect => None,
+        };
+        let count = if shuffle.is_some() { participants.max(1) } else { 1 };
+        Out {
+            buffers: (0..count).map(|_| Buffer::default()).collect(),
+            shuffle,
+            eager: shuffle.is_none(),
+        }
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.shuffle.is_none()
+    }
+
+    pub(super) fn is_keyed_shuffle(&self) -> bool {
+        self.shuffle == Some(true)
+    }
+
+    /// Encodes a record into the buffer of its destination. On failure a Python exception is set.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    pub(super) unsafe fn put(
+        &mut self,
+        item: &Item,
+        encoder: &Encoder,
+        sink: &mut dyn StageSink,
+    ) -> Result<(), Raised> {
+        let Some(with_key) = self.shuffle else {
+            let buffer = &mut self.buffers[0];
+            // SAFETY: the GIL is held, the item is alive.
+            unsafe { encoder.encode(&mut buffer.bytes, item.value.as_ptr()) }.map_err(|_| Raised)?;
+            return Ok(self.added(0, sink));
+        };
+        let mut spare = Vec::new();
+        // SAFETY: the GIL is held; the key lives as long as the item.
+        let key = unsafe { item.key.bytes(&mut spare) }?;
+        let number = self.destination(key, sink);
+        let bytes = &mut self.buffers[number].bytes;
+        let start = bytes.len();
+        if with_key {
+            bytes.push(tag::KEYED);
+            put_bytes(bytes, key);
+        }
+        // SAFETY: the GIL is held, the item is alive.
+        if unsafe { encoder.encode(bytes, item.value.as_ptr()) }.is_err() {
+            bytes.truncate(start);
+            return Err(Raised);
+        }
+        Ok(self.added(number, sink))
+    }
+
+    /// Writes a record of a plain output natively.
+    pub(super) fn put_plain(&mut self, sink: &mut dyn StageSink, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.buffers[0].bytes);
+        self.added(0, sink);
+    }
+
+    /// Writes a record that travels with its key natively.
+    pub(super) fn put_keyed(&mut self, key: &[u8], sink: &mut dyn StageSink, write: impl FnOnce(&mut Vec<u8>)) {
+        let number = self.destination(key, sink);
+        let bytes = &mut self.buffers[number].bytes;
+        bytes.push(tag::KEYED);
+        put_bytes(bytes, key);
+        write(bytes);
+        self.added(number, sink);
+    }
+
+    fn destination(&self, key: &[u8], sink: &mut dyn StageSink) -> usize {
+        // An owner beyond the participants would be an error of the topology; the last one then refuses the record.
+        sink.owner(key_slot(key)).min(self.buffers.len() - 1)
+    }
+
+    #[inline]
+    fn added(&mut self, number: usize, sink: &mut dyn StageSink) {
+        let buffer = &mut self.buffers[number];
+        buffer.records += 1;
+        if buffer.records as usize >= BATCH_RECORDS || buffer.bytes.len() >= BATCH_BYTES {
+            self.flush_one(number, sink);
+        }
+    }
+
+    fn flush_one(&mut self, number: usize, sink: &mut dyn StageSink) {
+        let buffer = &mut self.buffers[number];
+        if buffer.records == 0 {
+            return;
+        }
+        // The next batch is probably about as large.
+        let room = buffer.bytes.len().min(BATCH_BYTES);
+        let bytes = std::mem::replace(&mut buffer.bytes, Vec::with_capacity(room));
+        let batch = RecordBatch { bytes: bytes.into(), records: std::mem::take(&mut buffer.records) };
+        let route = if self.shuffle.is_some() { Route::Participant(number) } else { Route::Default };
+        sink.emit(route, batch);
+    }
+
+    /// Hands over everything.
+    pub(super) fn flush(&mut self, sink: &mut dyn StageSink) {
+        for number in 0..self.buffers.len() {
+            self.flush_one(number, sink);
+            self.buffers[number].bytes = Vec::new();
+        }
+    }
+
+    /// The input is used up for now.
+    pub(super) fn pause(&mut self, sink: &mut dyn StageSink) {
+        if self.eager {
+            self.flush_one(0, sink);
+        }
+    }
+}

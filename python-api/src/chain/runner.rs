@@ -1,0 +1,140 @@
+//! The runner of a stage: native parts without the GIL, the rest in slices with it.
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    stage::{RunState, StageRunner, StageSink},
+};
+use pyo3::prelude::*;
+
+use super::{
+    input::Batch,
+    native::{self, NativeInput, Tail, Written},
+    state::{Closing, Slice, State},
+};
+use crate::{
+    context::{self, Place},
+    lock, reaper,
+    server::{LogLevel, server},
+};
+
+/// One stage on one shard.
+pub(super) struct Runner {
+    /// `None` only while it is dropped.
+    state: Option<Box<State>>,
+    /// A batch for a native first step.
+    whole: Option<RecordBatch>,
+}
+
+impl Runner {
+    pub(super) fn new(state: State) -> Runner {
+        Runner { state: Some(Box::new(state)), whole: None }
+    }
+
+    /// Works natively; `None` if Python is needed.
+    fn run_natively(&mut self, sink: &mut dyn StageSink) -> Option<RunState> {
+        let state = self.state.as_mut()?;
+        if state.has_pending() {
+            return None;
+        }
+        if state.closing.is_none() && state.native != NativeInput::None {
+            if let Some(batch) = self.whole.take()
+                && let Err(text) = native::take_batch(state.native, &mut state.steps, batch, sink)
+            {
+                sink.error(text);
+            }
+            if !state.closed {
+                return Some(RunState::NeedInput);
+            }
+            state.begin_closing();
+        }
+        let closing = state.closing_from_floor()?;
+        if closing.step >= state.steps.len() {
+            return Some(state.finish(sink));
+        }
+        let tail = native::tail(&state.steps, closing.step, &state.out)?;
+        Some(write(state, closing, tail, sink))
+    }
+
+    fn run_python(&mut self, sink: &mut dyn StageSink) -> RunState {
+        let Some(state) = self.state.as_mut() else { return RunState::Done };
+        Python::attach(|py| {
+            let interrupt = state.interrupt.clone();
+            let _entered = context::enter(Place::Step, state.functions.session());
+            let _running = interrupt.enter(py);
+            let result = state.run_slice(py, sink);
+            if lock::leave_atomic() {
+                server().log(LogLevel::Warning, "a step left its atomic block open; the server lock was given back");
+            }
+            result
+        })
+    }
+}
+
+/// Writes the table of a step natively; takes the GIL only for keys whose `repr` needs it.
+fn write(state: &mut State, mut closing: Closing, tail: Tail, sink: &mut dyn StageSink) -> RunState {
+    let mut slice = Slice::new();
+    let (kind, out) = (&mut state.steps[closing.step].kind, &mut state.out);
+    let mut go = |python: Option<Python<'_>>, at: &mut usize| {
+        native::write_tail(tail, kind, at, out, sink, python, |sink| slice.is_over(sink, 32))
+    };
+    let mut written = go(None, &mut closing.at);
+    if matches!(written, Written::NeedsPython) {
+        written = Python::attach(|py| go(Some(py), &mut closing.at));
+    }
+    match written {
+        Written::All => {
+            state.closing = Some(Closing { step: state.steps.len(), at: 0 });
+            state.finish(sink)
+        }
+        Written::Part | Written::NeedsPython => {
+            state.closing = Some(closing);
+            RunState::Yield
+        }
+    }
+}
+
+impl StageRunner for Runner {
+    fn feed(&mut self, batch: RecordBatch) {
+        let Some(state) = self.state.as_mut() else { return };
+        if state.native != NativeInput::None {
+            self.whole = Some(batch);
+        } else {
+            state.batch = Batch::new(batch);
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some(state) = self.state.as_mut() {
+            state.closed = true;
+        }
+    }
+
+    fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
+        match self.run_natively(sink) {
+            Some(state) => state,
+            None => self.run_python(sink),
+        }
+    }
+
+    fn satisfied(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| state.is_satisfied())
+    }
+
+    fn durations_ns(&self) -> Vec<u64> {
+        let Some(state) = self.state.as_ref() else { return Vec::new() };
+        let mut durations = vec![0; state.locals];
+        for step in &state.steps {
+            durations[step.local] += step.spent_ns;
+        }
+        durations
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        match self.state.take() {
+            Some(state) if state.has_objects => reaper::free(state),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Record bytes to Python objects. The bytes may come from the network: everything is checked.
+
+use oxigears_coordinator::{
+    codec::{CodecError, Cursor, Item},
+    limits::CODEC_DEPTH,
+};
+use pyo3::ffi;
+
+use crate::{obj::Obj, runtime::runtime};
+
+/// Why a record can not be decoded.
+pub(crate) enum DecodeError {
+    /// The bytes are no record; what follows is lost as well.
+    Codec(CodecError),
+    /// A Python exception is set; the records after this one are intact.
+    Python,
+}
+
+impl From<CodecError> for DecodeError {
+    fn from(e: CodecError) -> DecodeError {
+        DecodeError::Codec(e)
+    }
+}
+
+type Decoded = Result<Obj, DecodeError>;
+
+/// Decodes records of one session.
+#[derive(Clone, Copy)]
+pub(crate) struct Decoder {
+    /// The session's globals, for pickled values.
+    pub(crate) globals: *mut ffi::PyObject,
+}
+
+/// A `str` from UTF-8 in which lone surrogates may be encoded.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+pub(crate) unsafe fn new_text(bytes: &[u8]) -> Option<Obj> {
+    // SAFETY: pointer and length are those of a slice; the GIL is held.
+    unsafe {
+        Obj::from_owned(ffi::PyUnicode_DecodeUTF8(
+            bytes.as_ptr().cast(),
+            bytes.len() as ffi::Py_ssize_t,
+            c"surrogatepass".as_ptr(),
+        ))
+    }
+}
+
+/// `str` if the bytes are UTF-8, else what `fallback` makes.
+#[inline]
+unsafe fn keyspace_text(
+    bytes: &[u8],
+    fallback: unsafe extern "C" fn(*const std::os::raw::c_char, ffi::Py_ssize_t) -> *mut ffi::PyObject,
+) -> Decoded {
+    let (start, len) = (bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t);
+    // SAFETY: pointer and length are those of a slice; the GIL is held.
+    unsafe {
+        match Obj::from_owned(ffi::PyUnicode_DecodeUTF8(start, len, std::ptr::null())) {
+            Some(text) => Ok(text),
+            None if ffi::PyErr_ExceptionMatches(ffi::PyExc_UnicodeDecodeError) != 0 => {
+                ffi::PyErr_Clear();
+                made(fallback(start, len))
+            }
+            None => Err(DecodeError::Python),
+        }
+    }
+}
+
+#[inline]
+unsafe fn made(ptr: *mut ffi::PyObject) -> Decoded {
+    // SAFETY: `ptr` is a new reference or NULL with an exception set.
+    unsafe { Obj::from_owned(ptr) }.ok_or(DecodeError::Python)
+}
+
+#[inline]
+unsafe fn put(dict: &Obj, key: *mut ffi::PyObject, value: *mut ffi::PyObject) -> Result<(), DecodeError> {
+    // SAFETY: all three are live objects and `dict` is a dict of our own; the GIL is held.
+    match unsafe { ffi::PyDict_SetItem(dict.as_ptr(), key, value) } {
+        0 => Ok(()),
+        _ => Err(DecodeError::Python),
+    }
+}
+
+impl Decoder {
+    /// Decodes the next item.
+    ///
+    /// # Safety
+    /// The GIL is held and `globals` is alive.
+    pub(crate) unsafe fn next(&self, cursor: &mut Cursor<'_>) -> Decoded {
+        let item = cursor.next_item()?;
+        // SAFETY: as for this function.
+        unsafe { self.item(item, cursor, 0) }
+    }
+
+    /// Decodes an item whose head has been read.
+    ///
+    /// # Safety
+    /// The GIL is held and `globals` is alive.
+    pub(crate) unsafe fn item(&self, item: Item<'_>, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        if depth > CODEC_DEPTH + 2 {
+            return Err(CodecError::TooDeep.into());
+        }
+        let len = |bytes: &[u8]| bytes.len() as ffi::Py_ssize_t;
+        // SAFETY: the GIL is held; every pointer and length pair comes from one slice; `made` takes new references.
+        unsafe {
+            match item {
+                Item::KeyRecord { key, type_code } => self.key_record(key, type_code, cursor, depth),
+                Item::Text(b) => keyspace_text(b, ffi::PyByteArray_FromStringAndSize),
+                Item::TextKey(b) => keyspace_text(b, ffi::PyBytes_FromStringAndSize),
+                Item::Str(b) => new_text(b).ok_or(DecodeError::Python),
+                Item::None => Ok(Obj::none()),
+                Item::Bool(true) => Ok(Obj::from_borrowed(ffi::Py_True())),
+                Item::Bool(false) => Ok(Obj::from_borrowed(ffi::Py_False())),
+                Item::Int(n) => made(ffi::PyLong_FromLongLong(n)),
+                Item::BigInt(b) => made(ffi::_PyLong_FromByteArray(b.as_ptr(), b.len(), 1, 1)),
+                Item::Float(x) => made(ffi::PyFloat_FromDouble(x)),
+                Item::Complex(re, im) => made(ffi::PyComplex_FromDoubles(re, im)),
+                Item::Bytes(b) => made(ffi::PyBytes_FromStringAndSize(b.as_ptr().cast(), len(b))),
+                Item::ByteArray(b) => made(ffi::PyByteArray_FromStringAndSize(b.as_ptr().cast(), len(b))),
+                Item::List(n) => self.list(n, cursor, depth),
+                Item::Tuple(n) => self.tuple(n, cursor, depth),
+                Item::Dict(n) => self.dict(n, cursor, depth),
+                Item::Set(n) => self.set(made(ffi::PySet_New(std::ptr::null_mut()))?, n, cursor, depth),
+                Item::FrozenSet(n) => {
+                    self.set(made(ffi::PyFrozenSet_New(std::ptr::null_mut()))?, n, cursor, depth)
+                }
+                Item::Pickle(b) => self.unpickle(b),
+                Item::KeyNameRecord { key } => {
+                    let words = &runtime().words;
+                    let dict = made(ffi::PyDict_New())?;
+                    put(&dict, words.event.as_ptr(), ffi::Py_None())?;
+                    let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
+                    put(&dict, words.key.as_ptr(), key.as_ptr())?;
+                    Ok(dict)
+                }
+                Item::StreamRecord { key, id } => self.stream_record(key, id, cursor, depth),
+                // Only at the top, where the chain takes it apart.
+                Item::Keyed { .. } => Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEYED).into()),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn nested(&self, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        let item = cursor.next_item()?;
+        // SAFETY: as for this function.
+        unsafe { self.item(item, cursor, depth + 1) }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn key_record(&self, key: &[u8], type_code: u8, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        let runtime = runtime();
+        let words = &runtime.words;
+        // SAFETY: the GIL is held; the words live as long as the process. Copying a dict that has the keys already
+        // is faster than filling an empty one, and keeps their order.
+        unsafe {
+            let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
+            let value = self.nested(cursor, depth)?;
+            let dict = made(ffi::PyDict_Copy(runtime.key_record.as_ptr()))?;
+            put(&dict, words.key.as_ptr(), key.as_ptr())?;
+            put(&dict, words.kind.as_ptr(), words.types[usize::from(type_code)].as_ptr())?;
+            put(&dict, words.value.as_ptr(), value.as_ptr())?;
+            Ok(dict)
+        }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn stream_record(&self, key: &[u8], id: &[u8], cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        let words = &runtime().words;
+        // SAFETY: the GIL is held; the words live as long as the process.
+        unsafe {
+            let dict = made(ffi::PyDict_New())?;
+            let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
+            put(&dict, words.key.as_ptr(), key.as_ptr())?;
+            let id = keyspace_text(id, ffi::PyByteArray_FromStringAndSize)?;
+            put(&dict, words.id.as_ptr(), id.as_ptr())?;
+            let value = self.nested(cursor, depth)?;
+            put(&dict, words.value.as_ptr(), value.as_ptr())?;
+            Ok(dict)
+        }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn list(&self, n: usize, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        // SAFETY: the GIL is held; the list has room for `n` items, each is set once, unset ones are NULL.
+        unsafe {
+            let list = made(ffi::PyList_New(n as ffi::Py_ssize_t))?;
+            for i in 0..n {
+                let value = self.nested(cursor, depth)?;
+                ffi::PyList_SET_ITEM(list.as_ptr(), i as ffi::Py_ssize_t, value.into_ptr());
+            }
+            Ok(list)
+        }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn tuple(&self, n: usize, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        // SAFETY: the GIL is held; the tuple has room for `n` items, each is set once, unset ones are NULL.
+        unsafe {
+            let tuple = made(ffi::PyTuple_New(n as ffi::Py_ssize_t))?;
+            for i in 0..n {
+                let value = self.nested(cursor, depth)?;
+                ffi::PyTuple_SET_ITEM(tuple.as_ptr(), i as ffi::Py_ssize_t, value.into_ptr());
+            }
+            Ok(tuple)
+        }
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn dict(&self, n: usize, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        // SAFETY: the GIL is held.
+        unsafe {
+            let dict = made(ffi::PyDict_New())?;
+            for _ in 0..n {
+                let key = self.nested(cursor, depth)?;
+                let value = self.nested(cursor, depth)?;
+                put(&dict, key.as_ptr(), value.as_ptr())?;
+            }
+            Ok(dict)
+        }
+    }
+
+    /// # Safety
+    /// As `item`; `set` is a new set or frozenset.
+    unsafe fn set(&self, set: Obj, n: usize, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
+        for _ in 0..n {
+            // SAFETY: the GIL is held; a frozenset that nobody else has seen may be filled.
+            unsafe {
+                let value = self.nested(cursor, depth)?;
+                if ffi::PySet_Add(set.as_ptr(), value.as_ptr()) != 0 {
+                    return Err(DecodeError::Python);
+                }
+            }
+        }
+        Ok(set)
+    }
+
+    /// # Safety
+    /// As `item`.
+    unsafe fn unpickle(&self, bytes: &[u8]) -> Decoded {
+        // SAFETY: the GIL is held; the arguments live across the call.
+        unsafe {
+            let data = made(ffi::PyBytes_FromStringAndSize(bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t))?;
+            let args = [data.as_ptr(), self.globals];
+            made(ffi::PyObject_Vectorcall(runtime().loads.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut()))
+        }
+    }
+}

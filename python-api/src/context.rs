@@ -1,0 +1,86 @@
+//! What the code that runs on this thread belongs to: its session, and whether it is a script body or a step.
+
+use std::{cell::RefCell, sync::Arc};
+
+use crate::{functions::RunRequest, session::Session};
+
+/// Kind of code that runs on a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Threads that scripts made.
+    Outside,
+    /// Body of a script.
+    Script,
+    /// Step or reader of an execution.
+    Step,
+}
+
+struct Context {
+    place: Place,
+    session: Option<Arc<Session>>,
+    /// The engine knows the thread.
+    registered: bool,
+    /// What the script body's one `run()` asked for.
+    request: Option<RunRequest>,
+}
+
+thread_local! {
+    static CONTEXT: RefCell<Context> =
+        const { RefCell::new(Context { place: Place::Outside, session: None, registered: false, request: None }) };
+}
+
+/// Sets the context of a thread until it goes.
+pub(crate) struct Entered(Option<Context>);
+
+/// Python code of `session` starts to run on this thread.
+pub(crate) fn enter(place: Place, session: &Arc<Session>) -> Entered {
+    let context = Context { place, session: Some(session.clone()), registered: true, request: None };
+    Entered(Some(CONTEXT.with(|c| c.replace(context))))
+}
+
+impl Entered {
+    /// What the script body asked for.
+    pub(crate) fn take_request(&self) -> Option<RunRequest> {
+        CONTEXT.with(|c| c.borrow_mut().request.take())
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Some(before) = self.0.take() {
+            let ended = CONTEXT.with(|c| c.replace(before));
+            // Outside of the borrow: dropping a session may run other code.
+            drop(ended);
+        }
+    }
+}
+
+pub(crate) fn place() -> Place {
+    CONTEXT.with(|c| c.borrow().place)
+}
+
+pub(crate) fn session() -> Option<Arc<Session>> {
+    CONTEXT.with(|c| c.borrow().session.clone())
+}
+
+pub(crate) fn set_session(session: Option<Arc<Session>>) {
+    let before = CONTEXT.with(|c| std::mem::replace(&mut c.borrow_mut().session, session));
+    drop(before);
+}
+
+pub(crate) fn registered() -> bool {
+    CONTEXT.with(|c| c.borrow().registered)
+}
+
+pub(crate) fn register_thread() {
+    CONTEXT.with(|c| c.borrow_mut().registered = true);
+}
+
+/// The script body has called `run()` already.
+pub(crate) fn has_request() -> bool {
+    CONTEXT.with(|c| c.borrow().request.is_some())
+}
+
+pub(crate) fn set_request(request: RunRequest) {
+    CONTEXT.with(|c| c.borrow_mut().request = Some(request));
+}

@@ -1,0 +1,73 @@
+//! The server lock as Python code sees it: taken without ever waiting for it while holding the GIL for long.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use pyo3::prelude::*;
+
+use crate::server::server;
+
+/// The GIL is kept this long while the lock is tried; most holders give it back within a slice of this order.
+const SPIN: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_micros(20);
+const DETACHED_PAUSE: Duration = Duration::from_millis(1);
+
+/// Takes the server lock with the GIL held. Waiting for the GIL with the lock held would block the server, so the
+/// lock is only tried, and the GIL is given to others between rounds.
+pub(crate) fn lock_server(py: Python<'_>) {
+    loop {
+        let start = Instant::now();
+        loop {
+            if server().try_lock() {
+                return;
+            }
+            if start.elapsed() >= SPIN {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        py.detach(|| std::thread::sleep(DETACHED_PAUSE));
+    }
+}
+
+/// This thread's `with atomic()` block.
+struct AtomicBlock(Cell<bool>);
+
+impl Drop for AtomicBlock {
+    fn drop(&mut self) {
+        // A thread that ends inside the block would keep the server locked for ever.
+        if self.0.get() {
+            server().unlock();
+        }
+    }
+}
+
+thread_local! {
+    static ATOMIC: AtomicBlock = const { AtomicBlock(Cell::new(false)) };
+}
+
+/// Inside `with atomic()` on this thread.
+pub(crate) fn in_atomic() -> bool {
+    ATOMIC.with(|a| a.0.get())
+}
+
+/// Enters the block; false if inside already.
+pub(crate) fn enter_atomic(py: Python<'_>) -> bool {
+    if in_atomic() {
+        return false;
+    }
+    lock_server(py);
+    ATOMIC.with(|a| a.0.set(true));
+    true
+}
+
+/// Leaves the block; false if outside.
+pub(crate) fn leave_atomic() -> bool {
+    if !ATOMIC.with(|a| a.0.replace(false)) {
+        return false;
+    }
+    server().unlock();
+    true
+}

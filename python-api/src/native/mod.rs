@@ -1,0 +1,69 @@
+//! The native module `_oxigears`: what the embedded Python sources and scripts call.
+
+mod atomic;
+mod execute;
+mod run;
+mod session;
+
+use pyo3::{
+    prelude::*,
+    types::{PyModule, PyString},
+};
+
+pub(crate) use execute::argument;
+
+use crate::{
+    context::{self, Place},
+    server::{LogLevel, server},
+};
+
+/// Makes the module.
+pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    let module = PyModule::new(py, "_oxigears")?;
+    module.add_class::<atomic::PyAtomic>()?;
+    module.add_class::<session::PyExecutionSession>()?;
+    module.add_function(wrap_pyfunction!(atomic::atomic, &module)?)?;
+    module.add_function(wrap_pyfunction!(atomic::is_in_atomic_block, &module)?)?;
+    module.add_function(wrap_pyfunction!(execute::execute, &module)?)?;
+    module.add_function(wrap_pyfunction!(run::run, &module)?)?;
+    module.add_function(wrap_pyfunction!(session::get_gears_session, &module)?)?;
+    module.add_function(wrap_pyfunction!(session::set_gears_session, &module)?)?;
+    module.add_function(wrap_pyfunction!(session::register_gears_thread, &module)?)?;
+    module.add_function(wrap_pyfunction!(session::check_thread, &module)?)?;
+    module.add_function(wrap_pyfunction!(hashtag, &module)?)?;
+    module.add_function(wrap_pyfunction!(log, &module)?)?;
+    module.add_function(wrap_pyfunction!(config_get, &module)?)?;
+    module.add_function(wrap_pyfunction!(is_async_allow, &module)?)?;
+    Ok(module)
+}
+
+/// A short text whose slot is the lowest slot of this shard.
+#[pyfunction]
+fn hashtag(py: Python<'_>) -> Option<String> {
+    py.detach(|| server().hashtag())
+}
+
+#[pyfunction]
+fn log(py: Python<'_>, level: &str, message: &Bound<'_, PyString>) {
+    let level = match level {
+        "debug" => LogLevel::Debug,
+        "verbose" => LogLevel::Verbose,
+        "warning" => LogLevel::Warning,
+        _ => LogLevel::Notice,
+    };
+    let text = message.to_string_lossy();
+    py.detach(|| server().log(level, &text));
+}
+
+#[pyfunction]
+fn config_get(py: Python<'_>, key: &Bound<'_, PyString>) -> Option<String> {
+    let key = key.to_string_lossy();
+    py.detach(|| server().config_get(&key))
+}
+
+/// True in a step, which may go on asynchronously.
+#[pyfunction]
+#[pyo3(name = "isAsyncAllow")]
+fn is_async_allow() -> bool {
+    context::place() == Place::Step
+}

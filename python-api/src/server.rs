@@ -1,0 +1,71 @@
+//! The one way to the server: the trait that the Redis half implements, and the process-wide instance.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::functions::RunRequest;
+
+/// Levels of the server log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Debug,
+    Verbose,
+    Notice,
+    Warning,
+}
+
+/// What a command answered.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Reply {
+    Null,
+    Int(i64),
+    Bulk(Vec<u8>),
+    Simple(Vec<u8>),
+    Error(String),
+    Array(Vec<Reply>),
+    Map(Vec<(Reply, Reply)>),
+    Set(Vec<Reply>),
+    Double(f64),
+    Bool(bool),
+    BigNumber(String),
+}
+
+/// What Python code may ask of the server.
+pub trait Server: Send + Sync {
+    /// Runs a command on this shard. Takes the server lock itself (re-entrant per thread). Called without the GIL,
+    /// except by a thread that holds the server lock already.
+    fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String>;
+    /// Takes the server lock if that needs no waiting; counts per thread.
+    fn try_lock(&self) -> bool;
+    /// Gives one count of the server lock back.
+    fn unlock(&self);
+    /// This thread holds the server lock.
+    fn lock_held(&self) -> bool;
+    /// Short tag whose slot is the lowest slot of this shard.
+    fn hashtag(&self) -> Option<String>;
+    /// Writes to the server log.
+    fn log(&self, level: LogLevel, message: &str);
+    /// A user-defined configuration value.
+    fn config_get(&self, key: &str) -> Option<String>;
+    /// Number of shards that an execution of mode `async` runs on; 0 while the cluster is not known yet.
+    fn cluster_size(&self) -> usize;
+    /// Option `PythonAttemptTraceback`.
+    fn traceback_enabled(&self) -> bool;
+    /// Option `ProfileExecutions`.
+    fn profile_enabled(&self) -> bool;
+    /// Creates and queues an execution that running Python code asked for; gives its id.
+    fn start_run(&self, request: RunRequest) -> Result<String, String>;
+}
+
+static SERVER: OnceLock<Arc<dyn Server>> = OnceLock::new();
+
+/// Sets the instance; false if there is one.
+pub(crate) fn set_server(server: Arc<dyn Server>) -> bool {
+    SERVER.set(server).is_ok()
+}
+
+/// The instance. Python code runs only after `initialize` has set it.
+pub(crate) fn server() -> &'static dyn Server {
+    SERVER.get().expect("the interpreter is initialised").as_ref()
+}

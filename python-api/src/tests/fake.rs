@@ -1,0 +1,140 @@
+//! A server that knows a handful of commands.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    sync::{Arc, Once, OnceLock},
+};
+
+use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
+
+use crate::{InitOptions, LogLevel, Reply, RunRequest, Server, initialize};
+
+pub(super) struct Fake {
+    strings: Mutex<HashMap<Vec<u8>, i64>>,
+    texts: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
+    pub(super) log: Mutex<Vec<(LogLevel, String)>>,
+    pub(super) started: Mutex<Vec<RunRequest>>,
+    lock: RawMutex,
+}
+
+impl Default for Fake {
+    fn default() -> Fake {
+        Fake {
+            strings: Mutex::default(),
+            texts: Mutex::default(),
+            log: Mutex::default(),
+            started: Mutex::default(),
+            lock: RawMutex::INIT,
+        }
+    }
+}
+
+thread_local! {
+    static LOCKED: Cell<usize> = const { Cell::new(0) };
+    /// What `cluster_size` says on this thread.
+    pub(super) static SHARDS: Cell<usize> = const { Cell::new(1) };
+    pub(super) static NO_TRACEBACKS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Server for Fake {
+    fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
+        // Waits for the lock as a real server would.
+        if !self.lock_held() {
+            self.lock.lock();
+            // SAFETY: locked by this thread just now.
+            unsafe { self.lock.unlock() };
+        }
+        let word = String::from_utf8_lossy(&args[0]).to_lowercase();
+        match (word.as_str(), &args[1..]) {
+            ("ping", []) => Ok(Reply::Simple(b"PONG".to_vec())),
+            ("incr", [key]) => {
+                let mut strings = self.strings.lock();
+                let n = strings.entry(key.clone()).or_insert(0);
+                *n += 1;
+                Ok(Reply::Int(*n))
+            }
+            ("set", [key, value]) => {
+                self.texts.lock().insert(key.clone(), value.clone());
+                Ok(Reply::Simple(b"OK".to_vec()))
+            }
+            ("get", [key]) => Ok(match (self.texts.lock().get(key), self.strings.lock().get(key)) {
+                (Some(text), _) => Reply::Bulk(text.clone()),
+                (None, Some(n)) => Reply::Bulk(n.to_string().into_bytes()),
+                _ => Reply::Null,
+            }),
+            ("echo", args) => Ok(Reply::Array(args.iter().map(|a| Reply::Bulk(a.clone())).collect())),
+            ("resp3", []) => Ok(Reply::Array(vec![
+                Reply::Map(vec![(Reply::Bulk(b"a\xff".to_vec()), Reply::Double(1.5))]),
+                Reply::Set(vec![Reply::Array(vec![Reply::Int(1)])]),
+                Reply::Bool(true),
+                Reply::BigNumber("36893488147419103232".into()),
+                Reply::Null,
+                Reply::Error("ERR x\r\n".into()),
+            ])),
+            ("wrong", []) => Ok(Reply::Error("WRONGTYPE Operation against a key\r\n".into())),
+            _ => Err(format!("ERR unknown command '{word}'")),
+        }
+    }
+
+    fn try_lock(&self) -> bool {
+        let locked = self.lock_held() || self.lock.try_lock();
+        LOCKED.with(|l| l.set(l.get() + usize::from(locked)));
+        locked
+    }
+
+    fn unlock(&self) {
+        LOCKED.with(|l| l.set(l.get().checked_sub(1).expect("unlock without lock")));
+        if !self.lock_held() {
+            // SAFETY: the count said that this thread holds the lock.
+            unsafe { self.lock.unlock() };
+        }
+    }
+
+    fn lock_held(&self) -> bool {
+        LOCKED.with(Cell::get) > 0
+    }
+
+    fn hashtag(&self) -> Option<String> {
+        Some("06S".into())
+    }
+
+    fn log(&self, level: LogLevel, message: &str) {
+        self.log.lock().push((level, message.to_owned()));
+    }
+
+    fn config_get(&self, key: &str) -> Option<String> {
+        (key == "FooBar").then(|| "v1".into())
+    }
+
+    fn cluster_size(&self) -> usize {
+        SHARDS.with(Cell::get)
+    }
+
+    fn traceback_enabled(&self) -> bool {
+        !NO_TRACEBACKS.with(Cell::get)
+    }
+
+    fn profile_enabled(&self) -> bool {
+        false
+    }
+
+    fn start_run(&self, request: RunRequest) -> Result<String, String> {
+        assert!(request.nested);
+        let mut started = self.started.lock();
+        started.push(request);
+        Ok(format!("{}-{}", "0".repeat(40), started.len()))
+    }
+}
+
+static FAKE: OnceLock<Arc<Fake>> = OnceLock::new();
+
+/// Starts the interpreter with the fake server, once per test process.
+pub(super) fn start() -> &'static Fake {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let fake = FAKE.get_or_init(Arc::default).clone();
+        initialize(InitOptions { override_allocators: true, site_dirs: Vec::new() }, fake).unwrap();
+    });
+    FAKE.get().unwrap()
+}

@@ -1,0 +1,59 @@
+//! RG.PYEXECUTE: runs a script.
+
+use rand::RngExt;
+
+use super::{options, wrong_arity};
+use crate::{
+    mesh,
+    module::module,
+    redis::{blocked::BlockedClient, register::Call},
+    scripts,
+};
+
+/// RG.PYEXECUTE <script> [options ...]
+pub fn pyexecute(call: &mut Call) {
+    if !call.context_flags().may_block() {
+        return call.reply().error("Can not run gears inside a multi exec, lua, or when blocking is not allowed");
+    }
+    if wrong_arity(call, 2..) {
+        return;
+    }
+    let options = match options::parse(&call.args[2..]).and_then(refuse_later_work) {
+        Ok(options) => options,
+        Err(text) => return call.reply().error(&text),
+    };
+    mesh::refresh_topology_if_old(call.guard());
+    let code = std::mem::take(&mut call.args[1]);
+    let client = BlockedClient::block(call, None);
+    module().scripts.submit(scripts::Call {
+        code,
+        id: options.id.unwrap_or_else(random_id),
+        description: options.description,
+        unblocking: options.unblocking,
+        client,
+    });
+}
+
+/// Sessions outlive their script only with registrations, which this version does not have: there is never one to
+/// replace.
+fn refuse_later_work(options: options::Options) -> Result<options::Options, String> {
+    if let Some(old) = &options.replace_with {
+        return Err(format!(
+            "Can not replace with {old}, session does not exists. (REPLACE_WITH is not supported yet: sessions need \
+             registrations)"
+        ));
+    }
+    if options.upgrade {
+        return Err("ERR UPGRADE is not supported yet: sessions need registrations".into());
+    }
+    if options.force_reinstall || !options.requirements.is_empty() {
+        return Err("ERR REQUIREMENTS are not supported yet: install packages into the server's Python".into());
+    }
+    Ok(options)
+}
+
+/// 40 hex digits.
+fn random_id() -> String {
+    let mut rng = rand::rng();
+    (0..5).map(|_| format!("{:08x}", rng.random::<u32>())).collect()
+}

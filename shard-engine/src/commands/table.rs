@@ -1,0 +1,163 @@
+//! The table of commands: name, handler, documentation.
+
+use super::{
+    abort, cluster, config, drop, dumpexecutions, getexecution, getresults, pyexecute, python,
+};
+use crate::redis::{
+    lock::ServerLock,
+    register::{Argument, CommandSpec, create},
+};
+
+/// Registers every command.
+pub fn register(guard: &ServerLock) -> Result<(), String> {
+    COMMANDS.iter().try_for_each(|command| create(guard, command))
+}
+
+const ID: Argument = Argument::text("execution_id");
+
+static COMMANDS: &[CommandSpec] = &[
+    CommandSpec {
+        name: "rg.pyexecute",
+        handler: pyexecute::pyexecute,
+        summary: "Runs a Python script; answers the results and errors of its run(), or OK.",
+        complexity: "That of the script and of the execution it starts.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[
+            Argument::text("script"),
+            Argument::flag("unblocking", "UNBLOCKING"),
+            Argument::option("id", "ID"),
+            Argument::option("description", "DESCRIPTION"),
+            Argument::flag("upgrade", "UPGRADE"),
+            Argument::option("replace_with", "REPLACE_WITH"),
+            Argument::flag("force_reinstall_requirements", "FORCE_REINSTALL_REQUIREMENTS"),
+            Argument::options("requirement", "REQUIREMENTS"),
+        ],
+    },
+    CommandSpec {
+        name: "rg.dumpexecutions",
+        handler: dumpexecutions::dumpexecutions,
+        summary: "Lists the executions that this shard knows.",
+        complexity: "O(N) where N is the number of executions.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.getexecution",
+        handler: getexecution::getexecution,
+        summary: "Shows status, counts, durations and steps of an execution, here or on all shards.",
+        complexity: "O(N) where N is the number of errors and steps.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[ID, Argument::choice("scope", &["SHARD", "CLUSTER"])],
+    },
+    CommandSpec {
+        name: "rg.getresults",
+        handler: getresults::getresults,
+        summary: "Gives results and errors of a finished execution that this shard holds.",
+        complexity: "O(N) where N is the number of results and errors.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[ID],
+    },
+    CommandSpec {
+        name: "rg.getresultsblocking",
+        handler: getresults::getresultsblocking,
+        summary: "Waits until an execution is finished, then gives its results and errors.",
+        complexity: "O(N) where N is the number of results and errors.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[ID],
+    },
+    CommandSpec {
+        name: "rg.abortexecution",
+        handler: abort::abortexecution,
+        summary: "Ends an execution on all shards; running Python code is interrupted.",
+        complexity: "O(N) where N is the number of shards.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[ID],
+    },
+    CommandSpec {
+        name: "rg.dropexecution",
+        handler: drop::dropexecution,
+        summary: "Forgets a finished execution on all shards.",
+        complexity: "O(N) where N is the number of results.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[ID],
+    },
+    CommandSpec {
+        name: "rg.configget",
+        handler: config::configget,
+        summary: "Reads configuration values of this shard.",
+        complexity: "O(N) where N is the number of keys.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[Argument::texts("key")],
+    },
+    CommandSpec {
+        name: "rg.configset",
+        handler: config::configset,
+        summary: "Sets configuration values of this shard; unknown names are kept for scripts.",
+        complexity: "O(N) where N is the number of pairs.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[Argument::texts("key_and_value")],
+    },
+    CommandSpec {
+        name: "rg.infocluster",
+        handler: cluster::infocluster,
+        summary: "Shows the shards of the cluster as this one sees them.",
+        complexity: "O(N) where N is the number of shards.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.refreshcluster",
+        handler: cluster::refreshcluster,
+        summary: "Reads the cluster's topology now; it is followed without this command as well.",
+        complexity: "O(N) where N is the number of slot ranges.",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.pystats",
+        handler: python::pystats,
+        summary: "Shows how much memory the Python interpreter has allocated.",
+        complexity: "O(1)",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.dumpplugins",
+        handler: python::dumpplugins,
+        summary: "Lists the language plugins.",
+        complexity: "O(1)",
+        since: "1.2.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.pyfreeinterpreter",
+        handler: python::pyfreeinterpreter,
+        summary: "Does nothing; kept for old clients.",
+        complexity: "O(1)",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.pyexecuteremote",
+        handler: python::pyexecuteremote,
+        summary: "Does nothing; kept for old clients.",
+        complexity: "O(1)",
+        since: "1.0.0",
+        arity: -1,
+        args: &[],
+    },
+];

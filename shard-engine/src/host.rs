@@ -1,0 +1,132 @@
+//! What the coordinator's engine asks of this server: readers, runners, the clock, answers for other shards.
+
+use std::{any::Any, sync::Arc, time::Instant};
+
+use oxigears_coordinator::{
+    engine::{Engine, Host, Interrupt, JobRequest},
+    message::ExecutionId,
+    plan::{Local, Reader},
+    stage::{Input, Job, Source, SourceState},
+    view::ExecutionView,
+};
+use oxigears_python_api as python;
+use oxigears_python_api::{ExecContext, Functions};
+
+use crate::{mesh, module::module, readers, redis::log};
+
+/// Questions that shards ask each other.
+pub mod question {
+    /// RG.GETEXECUTION: the encoded view; empty if the execution is not known.
+    pub const VIEW: &str = "view";
+    /// RG.ABORTEXECUTION: answered when the execution has left its thread.
+    pub const ABORT: &str = "abort";
+    /// RG.DROPEXECUTION.
+    pub const DROP: &str = "drop";
+}
+
+/// The engine's surroundings.
+pub struct EngineHost {
+    start: Instant,
+}
+
+impl EngineHost {
+    /// Starts the clock.
+    pub fn new() -> EngineHost {
+        EngineHost { start: Instant::now() }
+    }
+}
+
+/// Stops the Python code of one execution.
+struct PythonInterrupt(Arc<python::Interrupt>);
+
+impl Interrupt for PythonInterrupt {
+    fn request(&self) {
+        self.0.request();
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+/// A reader that could not be opened: one error record.
+struct FailedSource(Option<String>);
+
+impl Source for FailedSource {
+    fn next_batch(&mut self) -> SourceState {
+        self.0.take().map_or(SourceState::End, SourceState::Error)
+    }
+}
+
+impl Host for EngineHost {
+    fn new_interrupt(&self) -> Arc<dyn Interrupt> {
+        Arc::new(PythonInterrupt(Arc::new(python::Interrupt::new())))
+    }
+
+    fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
+        let functions = match request.local.as_ref().and_then(|any| any.downcast_ref::<Functions>()) {
+            Some(functions) => functions.clone(),
+            None => python::load_functions(request.plan)?,
+        };
+        let interrupt = request.interrupt.clone().as_any().downcast::<PythonInterrupt>();
+        let interrupt = interrupt.map_err(|_| "the execution has a foreign interrupt")?.0.clone();
+        let context = ExecContext {
+            interrupt,
+            participants: request.participants,
+            profile: module().config.profile_executions(),
+            is_initiator: request.is_initiator,
+            errors_are_own: request.is_initiator,
+        };
+        let runners = python::compile(request.plan, request.stages, &functions, context)?;
+        let input = if request.reads { open_input(&request, &functions) } else { Input::Nothing };
+        Ok(Job { input, runners })
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn idle_limit_ms(&self) -> u64 {
+        module().config.execution_max_idle_ms()
+    }
+
+    fn max_executions(&self) -> i64 {
+        module().config.max_executions()
+    }
+
+    fn refresh_topology(&self) {
+        mesh::refresh_topology_from_thread();
+    }
+
+    fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
+        let id = ExecutionId::parse(argument).ok_or("execution does not exist")?;
+        match what {
+            question::VIEW => Ok(engine.find(&id).map_or_else(Vec::new, |e| ExecutionView::of(&e).encode())),
+            question::ABORT => engine.abort_here(&id).map(|()| Vec::new()),
+            question::DROP => {
+                engine.forget(&id);
+                Ok(Vec::new())
+            }
+            unknown => Err(format!("shard {} does not know the question {unknown}", engine.topology().me)),
+        }
+    }
+
+    fn log_warning(&self, text: &str) {
+        log::warning(text);
+    }
+}
+
+fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
+    if matches!(request.plan.reader, Reader::Python { .. }) {
+        return Input::Runner;
+    }
+    let first = request.stages.first().and_then(|s| s.locals.first());
+    let env = readers::ReaderEnv {
+        count_only: matches!(first, Some(Local::CountRecords)),
+        epoch: request.epoch,
+        check: mesh::check_ownership,
+        shard_id: module().shard_id_for_scripts(),
+    };
+    let opened = python::resolve_reader(request.plan, functions).and_then(|reader| readers::open(&reader, &env));
+    Input::Source(opened.unwrap_or_else(|text| Box::new(FailedSource(Some(text)))))
+}

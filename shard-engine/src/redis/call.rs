@@ -1,0 +1,364 @@
+//! Running commands of the server. Always on database 0, whatever database a client selected.
+
+use std::{
+    cell::Cell,
+    ffi::{CString, c_char},
+    ptr::{NonNull, null, null_mut},
+};
+
+use redis_module::raw;
+use thiserror::Error;
+
+pub use super::value::Reply;
+use super::{
+    context::server_flags,
+    ffi::{OwnedString, api, bytes_at},
+    lock::ServerLock,
+    version::at_least,
+};
+
+/// Nesting depth of a reply that is taken.
+const REPLY_DEPTH: usize = 512;
+
+/// How a command is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Flags<'a> {
+    /// Writes go to replicas and the AOF.
+    pub replicate: bool,
+    /// Check the rights of this ACL user; `None` runs with all rights.
+    pub user: Option<&'a str>,
+    /// Refuse commands that may use more memory once `maxmemory` is reached.
+    pub respect_memory_limit: bool,
+    /// Refuse commands that write if ordinary clients may not write here: on a read-only replica.
+    pub respect_read_only: bool,
+    /// Ask for RESP3 replies.
+    pub resp3: bool,
+}
+
+impl Flags<'_> {
+    /// A command of a script: what it writes is replicated; a read-only replica is not written to. Memory limits do
+    /// not count, as the server frees memory only between the commands of its clients.
+    pub fn from_script() -> Flags<'static> {
+        Flags {
+            replicate: true,
+            respect_read_only: true,
+            ..Flags::default()
+        }
+    }
+}
+
+/// Why a command gave no reply. The texts begin with a code word, like the server's own.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+#[allow(missing_docs)]
+pub enum CallError {
+    #[error("ERR no command was given")]
+    Empty,
+    #[error("ERR unknown command '{0}'")]
+    UnknownCommand(String),
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    WrongArity(String),
+    #[error(
+        "ERR key of command '{0}' belongs to another shard (Operation not permitted here); repartition by the key first"
+    )]
+    OtherShard(String),
+    #[error("CLUSTERDOWN command '{0}' can not run while the cluster is down")]
+    ClusterDown(String),
+    #[error("NOPERM user '{0}' does not exist any more")]
+    NoSuchUser(String),
+    #[error("NOPERM user '{user}' may not run the command '{command}' with these arguments")]
+    NotAllowed { user: String, command: String },
+    #[error("ERR the server can not check the rights of user '{0}': version 7.0 or newer is needed")]
+    NoUserSupport(String),
+    #[error("READONLY You can't write against a read only replica.")]
+    ReadOnly,
+    #[error("ERR the reply of '{0}' is nested too deeply")]
+    TooDeep(String),
+    #[error("ERR failed executing command '{command}': {reason}")]
+    System { command: String, reason: String },
+    /// The error that the command answered.
+    #[error("{0}")]
+    Answered(String),
+}
+
+thread_local! {
+    static NESTED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// This thread is inside a command that `call` runs: nothing may block.
+pub fn in_nested_call() -> bool {
+    NESTED.get() > 0
+}
+
+/// Counts nested calls, also when a panic passes.
+struct Nested;
+
+impl Nested {
+    fn enter() -> Nested {
+        NESTED.set(NESTED.get() + 1);
+        Nested
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        NESTED.set(NESTED.get() - 1);
+    }
+}
+
+/// Runs `args` (name first). An error of the command is `Err`; errors inside an array are elements.
+pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
+    let (name, rest) = args.split_first().ok_or(CallError::Empty)?;
+    let shown = String::from_utf8_lossy(name.as_ref()).into_owned();
+    // The server has no command with NUL in its name.
+    let Ok(command) = CString::new(name.as_ref()) else {
+        return Err(CallError::UnknownCommand(shown));
+    };
+    let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
+    let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
+    let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
+    let format = format_of(flags, flags.respect_read_only && server_flags(guard).read_only);
+    let _nested = Nested::enter();
+    set_errno(0);
+    // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.
+    let reply = unsafe {
+        api!(RedisModule_Call)(guard.ctx(), command.as_ptr(), format.as_ptr(), pointers.as_mut_ptr(), pointers.len())
+    };
+    let errno = errno();
+    let Some(reply) = CallReply::adopt(reply) else {
+        return Err(refusal(errno, shown, flags));
+    };
+    match reply.read(0) {
+        None => Err(CallError::TooDeep(shown)),
+        Some(Reply::Error(text)) => Err(clear_error(text, shown)),
+        Some(value) => Ok(value),
+    }
+}
+
+/// Older servers know fewer modifiers and refuse formats with others.
+fn format_of(flags: Flags<'_>, deny_writes: bool) -> CString {
+    let modern = at_least(7, 0);
+    let mut format = Vec::with_capacity(8);
+    let mut add = |wanted: bool, modifier: u8| {
+        if wanted {
+            format.push(modifier);
+        }
+    };
+    add(flags.replicate, b'!');
+    add(flags.user.is_some(), b'C');
+    add(flags.resp3, b'3');
+    add(flags.respect_memory_limit && modern, b'M');
+    add(deny_writes && modern, b'W');
+    add(modern, b'E');
+    add(true, b'v');
+    CString::new(format).unwrap_or_default()
+}
+
+/// The server refused without a reply (before 7.0): only the error number tells why.
+fn refusal(errno: i32, command: String, flags: Flags<'_>) -> CallError {
+    match errno {
+        libc::ENOENT => CallError::UnknownCommand(command),
+        libc::EINVAL => CallError::WrongArity(command),
+        libc::EPERM => CallError::OtherShard(command),
+        libc::ENETDOWN | libc::EROFS => CallError::ClusterDown(command),
+        libc::EACCES | libc::ENOTSUP if flags.user.is_some() => CallError::NotAllowed {
+            user: flags.user.unwrap_or_default().to_owned(),
+            command,
+        },
+        0 => CallError::System {
+            command,
+            reason: "the server gave no reason".into(),
+        },
+        number => CallError::System {
+            command,
+            reason: std::io::Error::from_raw_os_error(number).to_string(),
+        },
+    }
+}
+
+/// Error replies are the server's own texts, but for those that tell a script's author too little or too much.
+fn clear_error(text: String, command: String) -> CallError {
+    if text.starts_with("ERR unknown command") {
+        CallError::UnknownCommand(command)
+    } else if text.contains("non local key in a cluster node") {
+        CallError::OtherShard(command)
+    } else if text.contains("was called while write is not allowed") {
+        CallError::ReadOnly
+    } else {
+        CallError::Answered(text)
+    }
+}
+
+fn set_errno(value: i32) {
+    // SAFETY: the location is this thread's own.
+    unsafe { *libc::__errno_location() = value }
+}
+
+fn errno() -> i32 {
+    // SAFETY: the location is this thread's own.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets the user of the shared context while a command runs, then the one before.
+struct ContextUser<'a> {
+    guard: &'a ServerLock,
+    user: NonNull<raw::RedisModuleUser>,
+    before: *const raw::RedisModuleUser,
+}
+
+impl<'a> ContextUser<'a> {
+    fn set(guard: &'a ServerLock, name: &str) -> Result<ContextUser<'a>, CallError> {
+        // SAFETY: the pointers are filled at load and not changed after.
+        let functions = unsafe {
+            raw::RedisModule_GetModuleUserFromUserName
+                .zip(raw::RedisModule_SetContextUser)
+                .zip(raw::RedisModule_FreeModuleUser)
+        };
+        let Some(((find, set), _)) = functions else {
+            return Err(CallError::NoUserSupport(name.to_owned()));
+        };
+        let key = OwnedString::new(name.as_bytes());
+        // SAFETY: the string is alive, the lock is held.
+        let user = NonNull::new(unsafe { find(key.as_ptr()) }).ok_or_else(|| CallError::NoSuchUser(name.to_owned()))?;
+        let before = CONTEXT_USER.replace(user.as_ptr());
+        // SAFETY: the user lives until `drop`, which takes it off the context again.
+        unsafe { set(guard.ctx(), user.as_ptr()) };
+        Ok(ContextUser { guard, user, before })
+    }
+}
+
+thread_local! {
+    // Calls nest only on the thread that holds the lock, so its own memory of the user is the context's.
+    static CONTEXT_USER: Cell<*const raw::RedisModuleUser> = const { Cell::new(null()) };
+}
+
+impl Drop for ContextUser<'_> {
+    fn drop(&mut self) {
+        CONTEXT_USER.set(self.before);
+        // SAFETY: the outer user, if any, outlives this call; ours is not referred to after it is taken off.
+        unsafe {
+            api!(RedisModule_SetContextUser)(self.guard.ctx(), self.before);
+            api!(RedisModule_FreeModuleUser)(self.user.as_ptr());
+        }
+    }
+}
+
+/// A reply that we own.
+struct CallReply(NonNull<raw::RedisModuleCallReply>);
+
+impl CallReply {
+    fn adopt(reply: *mut raw::RedisModuleCallReply) -> Option<CallReply> {
+        NonNull::new(reply).map(CallReply)
+    }
+
+    fn read(&self, depth: usize) -> Option<Reply> {
+        // SAFETY: the reply is ours and alive.
+        unsafe { read_reply(self.0.as_ptr(), depth) }
+    }
+}
+
+impl Drop for CallReply {
+    fn drop(&mut self) {
+        // SAFETY: it is the outermost reply, and nothing borrows from it any more.
+        unsafe { api!(RedisModule_FreeCallReply)(self.0.as_ptr()) }
+    }
+}
+
+type Ptr = *mut raw::RedisModuleCallReply;
+
+/// Copies a reply; `None` if it is nested too deeply.
+///
+/// # Safety
+/// `reply` is null or a live reply or element of one.
+unsafe fn read_reply(reply: Ptr, depth: usize) -> Option<Reply> {
+    if reply.is_null() {
+        return Some(Reply::Null);
+    }
+    if depth > REPLY_DEPTH {
+        return None;
+    }
+    // SAFETY: the reply is alive (as the caller says), and so are the elements taken from it.
+    unsafe {
+        let kind = api!(RedisModule_CallReplyType)(reply) as isize;
+        Some(match kind {
+            raw::REDISMODULE_REPLY_STRING => {
+                let bytes = reply_string(reply).to_vec();
+                if proto_tag(reply) == Some(b'+') {
+                    Reply::Simple(bytes)
+                } else {
+                    Reply::Bulk(bytes)
+                }
+            }
+            raw::REDISMODULE_REPLY_ERROR => {
+                let text = String::from_utf8_lossy(reply_string(reply)).into_owned();
+                Reply::Error(text.trim_start_matches('-').trim_end_matches(['\r', '\n']).to_owned())
+            }
+            raw::REDISMODULE_REPLY_INTEGER => Reply::Int(api!(RedisModule_CallReplyInteger)(reply)),
+            raw::REDISMODULE_REPLY_ARRAY => {
+                Reply::Array(read_items(reply, depth, |r, i| api!(RedisModule_CallReplyArrayElement)(r, i))?)
+            }
+            raw::REDISMODULE_REPLY_SET => {
+                Reply::Set(read_items(reply, depth, |r, i| api!(RedisModule_CallReplySetElement)(r, i))?)
+            }
+            raw::REDISMODULE_REPLY_MAP => Reply::Map(read_pairs(reply, depth)?),
+            raw::REDISMODULE_REPLY_BOOL => Reply::Bool(api!(RedisModule_CallReplyBool)(reply) != 0),
+            raw::REDISMODULE_REPLY_DOUBLE => Reply::Double(api!(RedisModule_CallReplyDouble)(reply)),
+            raw::REDISMODULE_REPLY_BIG_NUMBER => {
+                let mut len = 0;
+                let text = api!(RedisModule_CallReplyBigNumber)(reply, &mut len);
+                Reply::BigNumber(String::from_utf8_lossy(bytes_at(text, len)).into_owned())
+            }
+            raw::REDISMODULE_REPLY_VERBATIM_STRING => {
+                let mut len = 0;
+                let mut format: *const c_char = null();
+                let text = api!(RedisModule_CallReplyVerbatim)(reply, &mut len, &mut format);
+                Reply::Bulk(bytes_at(text, len).to_vec())
+            }
+            _ => Reply::Null,
+        })
+    }
+}
+
+/// # Safety
+/// `reply` is a live reply of kind string or error.
+unsafe fn reply_string<'a>(reply: Ptr) -> &'a [u8] {
+    let mut len = 0;
+    // SAFETY: the caller says so; the bytes live as long as the reply.
+    unsafe { bytes_at(api!(RedisModule_CallReplyStringPtr)(reply, &mut len), len) }
+}
+
+/// First byte of the reply as it came: tells simple strings from bulk ones.
+///
+/// # Safety
+/// `reply` is a live reply.
+unsafe fn proto_tag(reply: Ptr) -> Option<u8> {
+    let mut len = 0;
+    // SAFETY: the caller says so.
+    let proto = unsafe { bytes_at(api!(RedisModule_CallReplyProto)(reply, &mut len), len) };
+    proto.first().copied()
+}
+
+/// # Safety
+/// `reply` is a live reply with elements that `element` gives.
+unsafe fn read_items(reply: Ptr, depth: usize, element: impl Fn(Ptr, usize) -> Ptr) -> Option<Vec<Reply>> {
+    // SAFETY: the caller says so.
+    let len = unsafe { api!(RedisModule_CallReplyLength)(reply) };
+    // SAFETY: elements live as long as the reply.
+    (0..len).map(|i| unsafe { read_reply(element(reply, i), depth + 1) }).collect()
+}
+
+/// # Safety
+/// `reply` is a live reply of kind map.
+unsafe fn read_pairs(reply: Ptr, depth: usize) -> Option<Vec<(Reply, Reply)>> {
+    // SAFETY: the caller says so.
+    let len = unsafe { api!(RedisModule_CallReplyLength)(reply) };
+    (0..len)
+        .map(|i| {
+            let (mut key, mut value): (Ptr, Ptr) = (null_mut(), null_mut());
+            // SAFETY: elements live as long as the reply; both places are ours.
+            unsafe {
+                api!(RedisModule_CallReplyMapElement)(reply, i, &mut key, &mut value);
+                Some((read_reply(key, depth + 1)?, read_reply(value, depth + 1)?))
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,145 @@
+//! The cluster as this server sees it: who is in it, who owns what, messages on the cluster bus, and server settings.
+
+use std::ffi::{CString, c_char};
+
+use oxigears_coordinator::topology::{NodeId, Slot, Topology};
+use redis_module::raw;
+
+pub use super::bus::{on_bus_message, send_bus_message};
+use super::{
+    call::{Flags, call},
+    context::server_flags,
+    ffi::{api, bytes_at, lossy},
+    lock::ServerLock,
+    log,
+    slots::{read_migrating, read_slots},
+};
+
+/// Length of a node id. The server gives ids without a NUL behind them, yet takes only C strings.
+pub(super) const ID_BYTES: usize = raw::REDISMODULE_NODE_ID_LEN as usize;
+/// Room for the text of an IP address, as in the server (46), and to spare.
+const IP_BYTES: usize = 64;
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Its IP address.
+    pub host: String,
+    /// Its Redis port.
+    pub port: u16,
+    /// It is this server.
+    pub myself: bool,
+    /// It is a master.
+    pub master: bool,
+    /// Most masters say that it does not answer.
+    pub failed: bool,
+}
+
+/// This server's node id; forty `0` outside a cluster.
+pub fn my_id(guard: &ServerLock) -> NodeId {
+    if !server_flags(guard).cluster {
+        return NodeId::single();
+    }
+    // SAFETY: the lock is held; the server gives forty bytes.
+    let id = unsafe { bytes_at(api!(RedisModule_GetMyClusterID)(), ID_BYTES) };
+    std::str::from_utf8(id).map_or_else(|_| NodeId::single(), NodeId::new)
+}
+
+/// The server is in cluster mode.
+pub fn is_enabled(guard: &ServerLock) -> bool {
+    server_flags(guard).cluster
+}
+
+/// The server is a replica.
+pub fn is_replica(guard: &ServerLock) -> bool {
+    server_flags(guard).replica
+}
+
+/// The other nodes that this server knows, replicas included; empty outside a cluster.
+pub fn members(guard: &ServerLock) -> Vec<Member> {
+    let mut count = 0usize;
+    // SAFETY: the lock is held.
+    let list = unsafe { api!(RedisModule_GetClusterNodesList)(guard.ctx(), &mut count) };
+    if list.is_null() {
+        return Vec::new();
+    }
+    let ids: Vec<CString> = (0..count)
+        .filter_map(|i| {
+            // SAFETY: the list has `count` pointers to forty bytes each.
+            CString::new(unsafe { bytes_at(*list.add(i), ID_BYTES) }).ok()
+        })
+        .collect();
+    // SAFETY: the ids have been copied.
+    unsafe { api!(RedisModule_FreeClusterNodesList)(list) };
+    ids.iter().filter_map(|id| node(guard, id)).filter(|node| !node.myself).collect()
+}
+
+/// What the server knows of one node.
+fn node(guard: &ServerLock, id: &CString) -> Option<Member> {
+    let mut ip = [0 as c_char; IP_BYTES];
+    let (mut port, mut flags) = (0, 0);
+    // SAFETY: the id is a C string; the server writes at most 46 bytes of address, and no master id into null.
+    let outcome = unsafe {
+        api!(RedisModule_GetClusterNodeInfo)(
+            guard.ctx(),
+            id.as_ptr(),
+            ip.as_mut_ptr(),
+            std::ptr::null_mut(),
+            &mut port,
+            &mut flags,
+        )
+    };
+    if outcome != raw::REDISMODULE_OK as i32 {
+        return None;
+    }
+    ip[IP_BYTES - 1] = 0;
+    let has = |flag: u32| flags as u32 & flag != 0;
+    Some(Member {
+        id: NodeId::new(id.to_str().ok()?),
+        // SAFETY: the last byte is NUL.
+        host: unsafe { lossy(ip.as_ptr()) },
+        port: u16::try_from(port).unwrap_or(0),
+        myself: has(raw::REDISMODULE_NODE_MYSELF),
+        master: has(raw::REDISMODULE_NODE_MASTER),
+        failed: has(raw::REDISMODULE_NODE_FAIL),
+    })
+}
+
+/// Who owns which slots now; `Topology::single` outside a cluster. `None` if the server does not tell, which is logged.
+pub fn topology(guard: &ServerLock) -> Option<Topology> {
+    read_topology(guard)
+        .inspect_err(|reason| log::warning(&format!("the cluster's slots can not be read: {reason}")))
+        .ok()
+}
+
+fn read_topology(guard: &ServerLock) -> Result<Topology, String> {
+    if !is_enabled(guard) {
+        return Ok(Topology::single());
+    }
+    let reply = call(guard, &["CLUSTER", "SLOTS"], Flags::default()).map_err(|e| e.to_string())?;
+    let address_of = |id: &str| {
+        let node = node(guard, &CString::new(id).ok()?)?;
+        Some(node.host).filter(|host| !host.is_empty())
+    };
+    let shards = read_slots(&reply, address_of).map_err(|e| e.to_string())?;
+    Ok(Topology::new(my_id(guard), shards))
+}
+
+/// A slot that this server migrates or imports now.
+pub fn migrating_slot(guard: &ServerLock) -> Option<Slot> {
+    if !is_enabled(guard) {
+        return None;
+    }
+    let reply = call(guard, &["CLUSTER", "NODES"], Flags::default()).ok()?;
+    read_migrating(reply.text()?)
+}
+
+/// A setting of the server; `None` if it does not know it.
+pub fn server_config(guard: &ServerLock, name: &str) -> Option<String> {
+    let reply = call(guard, &["CONFIG", "GET", name], Flags::default()).ok()?;
+    let pairs = reply.pairs();
+    let (_, value) = pairs.iter().find(|(key, _)| key.text() == Some(name))?;
+    value.text().map(str::to_owned)
+}

@@ -1,0 +1,65 @@
+//! The flags of a context: where a command runs and what the server is.
+
+use redis_module::raw;
+
+use super::{ffi::api, lock::ServerLock};
+
+/// Flags of a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags {
+    /// Inside MULTI/EXEC.
+    pub multi: bool,
+    /// Inside a script.
+    pub lua: bool,
+    /// Blocking is refused: by the server, or because a function runs the command.
+    pub deny_blocking: bool,
+    /// The dataset is being loaded.
+    pub loading: bool,
+    /// The server is a replica.
+    pub replica: bool,
+    /// Ordinary clients may not write: a replica that is read-only.
+    pub read_only: bool,
+    /// The server is in cluster mode.
+    pub cluster: bool,
+    /// The command came over the replication link or from the AOF.
+    pub replicated: bool,
+    /// More memory is used than `maxmemory` allows.
+    pub out_of_memory: bool,
+    /// The client speaks RESP3.
+    pub resp3: bool,
+}
+
+impl Flags {
+    /// Flags of `ctx`.
+    ///
+    /// # Safety
+    /// `ctx` is alive and the server lock is held.
+    pub(super) unsafe fn of(ctx: *mut raw::RedisModuleCtx) -> Flags {
+        // SAFETY: the caller says so.
+        let flags = unsafe { api!(RedisModule_GetContextFlags)(ctx) } as u32;
+        let has = |flag: u32| flags & flag != 0;
+        Flags {
+            multi: has(raw::REDISMODULE_CTX_FLAGS_MULTI),
+            lua: has(raw::REDISMODULE_CTX_FLAGS_LUA),
+            deny_blocking: has(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING),
+            loading: has(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING),
+            replica: has(raw::REDISMODULE_CTX_FLAGS_SLAVE),
+            read_only: has(raw::REDISMODULE_CTX_FLAGS_READONLY),
+            cluster: has(raw::REDISMODULE_CTX_FLAGS_CLUSTER),
+            replicated: has(raw::REDISMODULE_CTX_FLAGS_REPLICATED),
+            out_of_memory: has(raw::REDISMODULE_CTX_FLAGS_OOM),
+            resp3: has(raw::REDISMODULE_CTX_FLAGS_RESP3),
+        }
+    }
+
+    /// A client can be parked here.
+    pub fn may_block(self) -> bool {
+        !(self.multi || self.lua || self.deny_blocking)
+    }
+}
+
+/// What the server is: cluster, replica, loading. Says nothing of a client.
+pub fn server_flags(guard: &ServerLock) -> Flags {
+    // SAFETY: the guard proves that the lock is held and the context alive.
+    unsafe { Flags::of(guard.ctx()) }
+}

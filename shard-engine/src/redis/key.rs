@@ -1,0 +1,267 @@
+//! One open key, for reading.
+
+use std::{marker::PhantomData, ops::ControlFlow};
+
+use redis_module::raw;
+
+use super::{
+    ffi::{OwnedString, api, bytes_at},
+    lock::ServerLock,
+    version::at_least,
+};
+
+/// Readers leave no trace: neither access times nor hit counters nor events of missed keys (as far as the server
+/// knows the flags).
+const QUIET: u32 = raw::REDISMODULE_OPEN_KEY_NOTOUCH
+    | raw::REDISMODULE_OPEN_KEY_NONOTIFY
+    | raw::REDISMODULE_OPEN_KEY_NOSTATS;
+
+/// What a key holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Empty,
+    String,
+    List,
+    Hash,
+    Set,
+    SortedSet,
+    Module,
+    Stream,
+    Unknown,
+}
+
+/// Id of a stream entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct StreamId {
+    /// Milliseconds.
+    pub ms: u64,
+    /// Sequence number.
+    pub seq: u64,
+}
+
+impl std::fmt::Display for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+/// An open key; lives no longer than the lock is held.
+pub struct Key<'a> {
+    key: *mut raw::RedisModuleKey,
+    /// Opened by us, so closed by us.
+    name: Option<OwnedString>,
+    _lock: PhantomData<&'a ServerLock>,
+}
+
+impl<'a> Key<'a> {
+    /// Opens a key of database 0; `None` if there is none (an expired key is none).
+    pub fn open(guard: &'a ServerLock, name: &[u8]) -> Option<Key<'a>> {
+        let name = OwnedString::new(name);
+        let mode = raw::REDISMODULE_READ | QUIET;
+        // SAFETY: lock and name are ours; the name outlives the open key.
+        let key = unsafe { api!(RedisModule_OpenKey)(guard.ctx(), name.as_ptr(), mode as i32) };
+        (!key.is_null()).then_some(Key {
+            key,
+            name: Some(name),
+            _lock: PhantomData,
+        })
+    }
+
+    /// A key that the server has opened; `None` for null.
+    ///
+    /// # Safety
+    /// `key` is null or open during `'a`, under the lock.
+    pub(super) unsafe fn borrowed(key: *mut raw::RedisModuleKey) -> Option<Key<'a>> {
+        (!key.is_null()).then_some(Key {
+            key,
+            name: None,
+            _lock: PhantomData,
+        })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut raw::RedisModuleKey {
+        self.key
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> Kind {
+        // SAFETY: the key is open; so for all calls of this type.
+        match unsafe { api!(RedisModule_KeyType)(self.key) } as isize {
+            raw::REDISMODULE_KEYTYPE_EMPTY => Kind::Empty,
+            raw::REDISMODULE_KEYTYPE_STRING => Kind::String,
+            raw::REDISMODULE_KEYTYPE_LIST => Kind::List,
+            raw::REDISMODULE_KEYTYPE_HASH => Kind::Hash,
+            raw::REDISMODULE_KEYTYPE_SET => Kind::Set,
+            raw::REDISMODULE_KEYTYPE_ZSET => Kind::SortedSet,
+            raw::REDISMODULE_KEYTYPE_MODULE => Kind::Module,
+            raw::REDISMODULE_KEYTYPE_STREAM => Kind::Stream,
+            _ => Kind::Unknown,
+        }
+    }
+
+    /// Bytes of a string, elements of a collection.
+    pub fn len(&self) -> usize {
+        // SAFETY: see `kind`.
+        unsafe { api!(RedisModule_ValueLength)(self.key) }
+    }
+
+    /// Holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its time is over, though it has not been deleted yet.
+    pub fn is_expired(&self) -> bool {
+        // SAFETY: see `kind`.
+        unsafe { api!(RedisModule_GetExpire)(self.key) == 0 }
+    }
+
+    /// The bytes of a string, in place.
+    pub fn string(&self) -> &[u8] {
+        let mut len = 0;
+        // SAFETY: see `kind`; the server gives pointer and length of the value, unchanged while the lock is held.
+        unsafe { bytes_at(api!(RedisModule_StringDMA)(self.key, &mut len, raw::REDISMODULE_READ as i32), len) }
+    }
+
+    /// Element `index` of a list, counted from the front; `None` beyond the end. In order this is fast.
+    pub fn list_element(&self, index: usize) -> Option<Bytes> {
+        // SAFETY: see `kind`; the server gives a string that we own.
+        let string = unsafe { api!(RedisModule_ListGet)(self.key, index as _) };
+        OwnedString::adopt(string).map(Bytes)
+    }
+
+    /// The server gives list elements one by one.
+    pub fn has_list_access() -> bool {
+        at_least(7, 0)
+    }
+
+    /// Calls `visitor` with member and score of a sorted set, in order of score.
+    pub fn sorted_members(&self, mut visitor: impl FnMut(&[u8], f64) -> ControlFlow<()>) {
+        let (min, max) = (f64::NEG_INFINITY, f64::INFINITY);
+        // SAFETY: see `kind`; the server refuses keys that hold something else.
+        let started = unsafe { api!(RedisModule_ZsetFirstInScoreRange)(self.key, min, max, 0, 0) };
+        if started != raw::REDISMODULE_OK as i32 {
+            return;
+        }
+        let _stop = Stop(|| {
+            // SAFETY: ends the iteration that was begun above.
+            unsafe { api!(RedisModule_ZsetRangeStop)(self.key) };
+        });
+        // SAFETY: see `kind`; all inside the iteration.
+        while unsafe { api!(RedisModule_ZsetRangeEndReached)(self.key) } == 0 {
+            let mut score = 0.0;
+            // SAFETY: as above; the server gives a string that we own.
+            let member = OwnedString::adopt(unsafe { api!(RedisModule_ZsetRangeCurrentElement)(self.key, &mut score) });
+            let Some(member) = member else { break };
+            if visitor(member.bytes(), score).is_break() {
+                break;
+            }
+            // SAFETY: as above.
+            unsafe { api!(RedisModule_ZsetRangeNext)(self.key) };
+        }
+    }
+
+    /// Calls `visitor` with the entries of a stream whose id is greater than `after`, in order. The number of fields is
+    /// known before the fields.
+    pub fn stream_entries(
+        &self,
+        after: Option<StreamId>,
+        mut visitor: impl FnMut(StreamId, Fields<'_>) -> ControlFlow<()>,
+    ) {
+        let from = after.unwrap_or_default();
+        let mut from = raw::RedisModuleStreamID {
+            ms: from.ms,
+            seq: from.seq,
+        };
+        // The smallest id is no entry's.
+        let flags = raw::REDISMODULE_STREAM_ITERATOR_EXCLUSIVE as i32;
+        // SAFETY: see `kind`; nothing follows the greatest id, which the server refuses.
+        let started = unsafe {
+            api!(RedisModule_StreamIteratorStart)(self.key, flags, &mut from, std::ptr::null_mut())
+        };
+        if started != raw::REDISMODULE_OK as i32 {
+            return;
+        }
+        let _stop = Stop(|| {
+            // SAFETY: ends the iteration that was begun above.
+            unsafe { api!(RedisModule_StreamIteratorStop)(self.key) };
+        });
+        let mut id = raw::RedisModuleStreamID { ms: 0, seq: 0 };
+        let mut count = 0;
+        // SAFETY: see `kind`; all inside the iteration.
+        while unsafe { api!(RedisModule_StreamIteratorNextID)(self.key, &mut id, &mut count) } == raw::REDISMODULE_OK as i32
+        {
+            let fields = Fields {
+                key: self.key,
+                count: count as usize,
+                _key: PhantomData,
+            };
+            let id = StreamId {
+                ms: id.ms,
+                seq: id.seq,
+            };
+            if visitor(id, fields).is_break() {
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Key<'_> {
+    fn drop(&mut self) {
+        if self.name.is_some() {
+            // SAFETY: we opened it; the name is freed after.
+            unsafe { api!(RedisModule_CloseKey)(self.key) }
+        }
+    }
+}
+
+/// Runs at the end of its scope, also when a visitor panics.
+struct Stop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Stop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Bytes that the server copied for us.
+pub struct Bytes(OwnedString);
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// The fields of a stream entry, read once, in order.
+pub struct Fields<'a> {
+    key: *mut raw::RedisModuleKey,
+    count: usize,
+    _key: PhantomData<&'a ()>,
+}
+
+impl Iterator for Fields<'_> {
+    type Item = (Bytes, Bytes);
+
+    fn next(&mut self) -> Option<(Bytes, Bytes)> {
+        self.count = self.count.checked_sub(1)?;
+        let (mut field, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the iteration stands at this entry; the server gives strings that we own.
+        let outcome = unsafe { api!(RedisModule_StreamIteratorNextField)(self.key, &mut field, &mut value) };
+        if outcome != raw::REDISMODULE_OK as i32 {
+            self.count = 0;
+            return None;
+        }
+        OwnedString::adopt(field).map(Bytes).zip(OwnedString::adopt(value).map(Bytes))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.count, Some(self.count))
+    }
+}
+
+impl ExactSizeIterator for Fields<'_> {}

@@ -1,0 +1,34 @@
+//! Small safe wrappers over the Redis module API, and the only place that calls it.
+//!
+//! * `load`: the doors that the server calls at load and unload
+//! * `lock`: the server lock as a token; a function that needs the lock takes it
+//! * `call`, `value`: running commands of the server
+//! * `register`, `command_info`: our own commands
+//! * `blocked`, `reply`, `records`: answering clients
+//! * `keyspace`, `key`: scanning and reading keys
+//! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
+//! * `timer`, `events`, `info`, `log`, `version`, `context`: the rest
+//!
+//! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
+
+pub mod blocked;
+mod bus;
+pub mod call;
+pub mod cluster;
+mod command_info;
+pub mod context;
+pub mod events;
+mod ffi;
+pub mod info;
+pub mod key;
+pub mod keyspace;
+mod load;
+pub mod lock;
+pub mod log;
+mod records;
+pub mod register;
+pub mod reply;
+mod slots;
+pub mod timer;
+mod value;
+pub mod version;

@@ -1,0 +1,117 @@
+"""How the server lists the module and its commands."""
+
+import pytest
+from wire import Simple, Wire
+
+# Name -> whether it takes arguments.
+COMMANDS = {
+    "rg.pyexecute": True,
+    "rg.getexecution": True,
+    "rg.getresults": True,
+    "rg.getresultsblocking": True,
+    "rg.dumpexecutions": False,
+    "rg.abortexecution": True,
+    "rg.dropexecution": True,
+    "rg.configget": True,
+    "rg.configset": True,
+    "rg.infocluster": False,
+    "rg.refreshcluster": False,
+    "rg.pystats": False,
+    "rg.dumpplugins": False,
+    "rg.pyfreeinterpreter": False,
+    "rg.pyexecuteremote": False,
+}
+
+
+def listed_module(wire):
+    (module,) = [dict(zip(row[::2], row[1::2], strict=True)) for row in wire.ok("MODULE", "LIST") if row[1] == b"rg"]
+    return module
+
+
+def text(value):
+    return value.text if isinstance(value, Simple) else value.decode()
+
+
+def test_module_list(wire):
+    assert listed_module(wire)[b"ver"] == 10213
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_info(wire, name):
+    (row,) = wire.ok("COMMAND", "INFO", name)
+    assert row is not None, "the command is missing"
+    assert row[0].decode().lower() == name
+    assert row[1] == -1
+    # The server itself adds `module`.
+    assert {text(flag) for flag in row[2]} - {"module"} == {"readonly"}
+    assert row[3:6] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_names_are_case_insensitive(wire, name):
+    (lower,), (upper,) = wire.ok("COMMAND", "INFO", name), wire.ok("COMMAND", "INFO", name.upper())
+    assert lower == upper
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_docs(wire, name):
+    found, fields = wire.ok("COMMAND", "DOCS", name)
+    assert found.decode().lower() == name
+    docs = {text(key): value for key, value in zip(fields[::2], fields[1::2], strict=True)}
+    assert len(docs["summary"]) > 10
+    assert docs["group"] == b"module"
+    if COMMANDS[name]:
+        for argument in docs["arguments"]:
+            described = {text(key): value for key, value in zip(argument[::2], argument[1::2], strict=True)}
+            assert described["name"] and described["type"]
+    else:
+        assert not docs.get("arguments")
+
+
+def test_options_of_pyexecute_are_documented(wire):
+    _, fields = wire.ok("COMMAND", "DOCS", "rg.pyexecute")
+    told = repr(fields).upper()
+    for word in ("SCRIPT", "UNBLOCKING", "ID", "DESCRIPTION", "UPGRADE", "REPLACE_WITH", "REQUIREMENTS"):
+        assert word in told
+    _, fields = wire.ok("COMMAND", "DOCS", "rg.getexecution")
+    assert "SHARD" in repr(fields).upper() and "CLUSTER" in repr(fields).upper()
+
+
+def test_no_command_is_without_docs(wire):
+    """Whatever else the module registers."""
+    names = [name for name in wire.ok("COMMAND", "LIST", "FILTERBY", "MODULE", "rg")]
+    assert {name.decode().lower() for name in names} >= set(COMMANDS)
+    for name in names:
+        _, fields = wire.ok("COMMAND", "DOCS", name)
+        assert b"summary" in fields, name
+
+
+def test_keyless_commands_are_served_by_every_node(wires):
+    for wire in wires:
+        assert wire.call("RG.PYEXECUTE", "x = 1") == Simple("OK")
+        assert isinstance(wire.ok("RG.DUMPEXECUTIONS"), list)
+
+
+def test_unload_is_refused_with_a_reason(fresh):
+    server = fresh(server_args=("--enable-module-command", "yes"))
+    with Wire(server.port) as wire:
+        seen = len(server.log())
+        assert "unload" in wire.error("MODULE", "UNLOAD", "rg").lower()
+        said = [line for line in server.log()[seen:].splitlines() if "unload" in line.lower()]
+        assert any("rg" in line or "OxiGears" in line for line in said), said
+        assert any(len(line.split()) > 10 for line in said), "the log must say why"
+        assert listed_module(wire)[b"ver"] == 10213
+        assert wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').run()") == [[b"1"], []]
+
+
+def test_access_rights(wire, server):
+    """Module commands are granted by name; without the right nothing runs."""
+    wire.ok("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+get", "+rg.dumpexecutions")
+    try:
+        with Wire(server.port) as other:
+            other.ok("AUTH", "reader", "pw")
+            assert isinstance(other.ok("RG.DUMPEXECUTIONS"), list)
+            assert other.error("RG.PYEXECUTE", "execute('set', 'ran', '1')").startswith("NOPERM")
+        assert wire.ok("EXISTS", "ran") == 0
+    finally:
+        wire.ok("ACL", "DELUSER", "reader")
