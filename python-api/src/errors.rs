@@ -17,7 +17,13 @@ pub(crate) fn gears_error(py: Python<'_>, text: impl Into<String>) -> PyErr {
 /// The text of an exception: bare for `flat_error`; else the list of traceback lines, if wanted and there; else
 /// class and value.
 pub fn error_text(py: Python<'_>, error: PyErr) -> String {
-    describe(py, error.value(py).as_ptr())
+    let value = error.value(py);
+    if let Some(traceback) = error.traceback(py) {
+        // PyO3 keeps them apart; a failure leaves a text without traceback.
+        // SAFETY: both are alive and of the right kinds; the GIL is held.
+        unsafe { ffi::PyException_SetTraceback(value.as_ptr(), traceback.as_ptr()) };
+    }
+    describe(py, value.as_ptr())
 }
 
 /// Sets an exception for `take_error_text`.

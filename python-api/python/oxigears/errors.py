@@ -4,8 +4,8 @@ import sys
 import traceback
 import types
 
-# Characters of a traceback list that are kept; the engine's own limit counts bytes of the final text.
-_KEPT_CHARACTERS = 60_000
+# Bytes of a traceback list that are kept; a little below the engine's own limit for texts.
+_KEPT_BYTES = 60_000
 
 
 class error(Exception):
@@ -52,24 +52,31 @@ def _text_of(value):
         return f"<{type(value).__name__} str() failed>"
 
 
+def _size(line):
+    return len(repr(line).encode("utf-8", "replace")) + len(", ")
+
+
 def _fit(lines):
     """Cuts a traceback so that the list form stays complete: clients parse it."""
-    if sum(map(len, lines)) <= _KEPT_CHARACTERS:
+    if sum(map(len, lines)) < _KEPT_BYTES // 10 or sum(map(_size, lines)) <= _KEPT_BYTES:
         return lines
-    longest = _KEPT_CHARACTERS // 4
-    lines = [line if len(line) <= longest else _shorten(line, longest) for line in lines]
-    if sum(map(len, lines)) <= _KEPT_CHARACTERS:
-        return lines
-    head, tail, room = [], [], _KEPT_CHARACTERS // 2
-    front, back = 0, len(lines) - 1
+    lines = [line if _size(line) <= _KEPT_BYTES // 4 else _shorten(line) for line in lines]
+    head, tail, room = [], [], _KEPT_BYTES
+    front, back = 0, len(lines)
     while front < back and room > 0:
-        head.append(lines[front])
-        tail.append(lines[back])
-        room -= max(len(lines[front]), len(lines[back]))
-        front, back = front + 1, back - 1
-    cut = len(lines) - len(head) - len(tail)
-    return head + [f"  ... {cut} lines cut ...\n"] + tail[::-1]
+        # From both ends; the last line, which says what happened, first.
+        if len(tail) <= len(head):
+            back -= 1
+            tail.append(lines[back])
+            room -= _size(lines[back])
+        else:
+            head.append(lines[front])
+            room -= _size(lines[front])
+            front += 1
+    cut = [f"  ... {back - front} lines cut ...\n"] if front < back else []
+    return head + cut + tail[::-1]
 
 
-def _shorten(line, length):
-    return f"{line[: length - 40]}... ({len(line)} characters, cut)\n"
+def _shorten(line):
+    # A character takes ten bytes in its longest escaped form.
+    return f"{line[: _KEPT_BYTES // 50]}... ({len(line)} characters, cut)\n"

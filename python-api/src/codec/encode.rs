@@ -175,6 +175,9 @@ impl Encoder {
         // SAFETY: PyDict_Next checks its position against the dict as it is now; key and value are held.
         unsafe {
             let count = ffi::PyDict_Size(dict);
+            if count == 4 && depth == 0 && self.key_record(out, dict)? {
+                return Ok(());
+            }
             put_head(out, tag::DICT, count as usize);
             let (mut position, mut written) = (0, 0);
             let (mut key, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -186,6 +189,46 @@ impl Encoder {
             }
             unchanged(written, count, ffi::PyDict_Size(dict))
         }
+    }
+
+    /// Writes a record of KeysReader in its short form, which is decoded fastest; false, with nothing written, if
+    /// the dict is none. Such records hold the interned words, so comparing pointers is enough.
+    ///
+    /// # Safety
+    /// As `encode`; `dict` is a dict of four.
+    unsafe fn key_record(&self, out: &mut Vec<u8>, dict: *mut ffi::PyObject) -> Result<bool, Stop> {
+        let words = &runtime().words;
+        let names = [&words.event, &words.key, &words.kind, &words.value];
+        let mut values = [std::ptr::null_mut(); 4];
+        let (mut position, mut key) = (0, std::ptr::null_mut());
+        // SAFETY: no Python code runs before the values are held; the key is a str when it is read as one.
+        unsafe {
+            for (name, value) in names.iter().zip(&mut values) {
+                if ffi::PyDict_Next(dict, &mut position, &mut key, value) == 0 || key != name.as_ptr() {
+                    return Ok(false);
+                }
+            }
+            let [event, key, kind, value] = values;
+            let Some(type_code) = words.types.iter().position(|word| word.as_ptr() == kind) else {
+                return Ok(false);
+            };
+            if event != ffi::Py_None() || ffi::PyUnicode_CheckExact(key) == 0 {
+                return Ok(false);
+            }
+            let mut len = 0;
+            let start = ffi::PyUnicode_AsUTF8AndSize(key, &mut len);
+            if start.is_null() {
+                // Lone surrogates; the long form takes them.
+                ffi::PyErr_Clear();
+                return Ok(false);
+            }
+            out.push(tag::KEY_RECORD);
+            put_bytes(out, std::slice::from_raw_parts(start.cast(), len as usize));
+            out.push(type_code as u8);
+            let value = Obj::from_borrowed(value);
+            self.value(out, value.as_ptr(), 1)?;
+        }
+        Ok(true)
     }
 
     /// # Safety

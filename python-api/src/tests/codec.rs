@@ -234,15 +234,17 @@ fn bent_batches_are_error_records() {
 fn containers_that_change_while_they_are_written_are_errors() {
     let script = with_source(
         "1",
-        "class Evil:\n    def __reduce__(self):\n        box.append(1)\n        return (int, ())\nbox = []\n\
-         def fill(x):\n    box[:] = [Evil()]\n    return box\nPR.map(fill).repartition(lambda x: 'k').run(src)",
+        "class Evil:\n    def __init__(self, box): self.box = box\n    def __reduce__(self):\n        \
+         self.box.append(1)\n        return (int, ())\n\
+         def fill(x):\n    box = []\n    box.append(Evil(box))\n    return box\n\
+         PR.map(fill).repartition(lambda x: 'k').run(src)",
     );
     let outcome = on_worker(move || {
         fake::SHARDS.with(|s| s.set(2));
         execute(&request(&script).unwrap(), 2, Vec::new())
     });
     assert_eq!(outcome.results, [""; 0]);
-    assert!(outcome.errors.iter().all(|e| e.contains("changed its size")), "{:?}", outcome.errors);
+    assert!(outcome.errors.len() == 2 && outcome.errors.iter().all(|e| e.contains("changed its size")), "{:?}", outcome.errors);
 }
 
 #[test]

@@ -53,8 +53,8 @@ fn odd_exceptions_have_texts() {
     assert!(long.contains("cut") && long.ends_with("']"), "the list stays complete: {}", &long[long.len() - 80..]);
     let flat = first_error("PR.map(lambda x: flat_error('é' * 1_000_000)).run(src)");
     assert!(flat.len() <= oxigears_coordinator::limits::ERROR_TEXT_BYTES && flat.ends_with("(cut)"));
-    let many = "def a(n): return b(n)\ndef b(n): return c(n)\ndef c(n): return a(n + 1)\n";
-    let deep = first_error(&format!("{many}PR.map(a).run(src)"));
+    let (a, b) = ("a".repeat(300), "b".repeat(300));
+    let deep = first_error(&format!("def {a}(n): return {b}(n)\ndef {b}(n): return {a}(n + 1)\nPR.map({a}).run(src)"));
     assert!(deep.contains("lines cut") && deep.contains("RecursionError"), "{deep}");
 }
 

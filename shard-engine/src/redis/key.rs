@@ -1,6 +1,6 @@
 //! One open key, for reading.
 
-use std::{marker::PhantomData, ops::ControlFlow};
+use std::{marker::PhantomData, ops::ControlFlow, ptr::null_mut};
 
 use redis_module::raw;
 
@@ -162,49 +162,72 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Calls `visitor` with the entries of a stream whose id is greater than `after`, in order. The number of fields is
-    /// known before the fields.
+    /// Id of the last entry of a stream; `None` if it has none.
+    pub fn last_stream_id(&self) -> Option<StreamId> {
+        let _stop = self.start_stream(raw::REDISMODULE_STREAM_ITERATOR_REVERSE, None, None)?;
+        self.next_stream_id().map(|(id, _)| id)
+    }
+
+    /// Calls `visitor` with the entries of a stream whose id is greater than `after` and at most `until`, in order.
     pub fn stream_entries(
         &self,
         after: Option<StreamId>,
-        mut visitor: impl FnMut(StreamId, Fields<'_>) -> ControlFlow<()>,
+        until: Option<StreamId>,
+        mut visitor: impl FnMut(StreamId, &mut Fields<'_>) -> ControlFlow<()>,
     ) {
-        let from = after.unwrap_or_default();
-        let mut from = raw::RedisModuleStreamID {
-            ms: from.ms,
-            seq: from.seq,
-        };
-        // The smallest id is no entry's.
-        let flags = raw::REDISMODULE_STREAM_ITERATOR_EXCLUSIVE as i32;
-        // SAFETY: see `kind`; nothing follows the greatest id, which the server refuses.
-        let started = unsafe {
-            api!(RedisModule_StreamIteratorStart)(self.key, flags, &mut from, std::ptr::null_mut())
-        };
-        if started != raw::REDISMODULE_OK as i32 {
+        let flags = if after.is_some() { raw::REDISMODULE_STREAM_ITERATOR_EXCLUSIVE } else { 0 };
+        let Some(_stop) = self.start_stream(flags, after, until) else {
             return;
-        }
-        let _stop = Stop(|| {
-            // SAFETY: ends the iteration that was begun above.
-            unsafe { api!(RedisModule_StreamIteratorStop)(self.key) };
-        });
-        let mut id = raw::RedisModuleStreamID { ms: 0, seq: 0 };
-        let mut count = 0;
-        // SAFETY: see `kind`; all inside the iteration.
-        while unsafe { api!(RedisModule_StreamIteratorNextID)(self.key, &mut id, &mut count) } == raw::REDISMODULE_OK as i32
-        {
-            let fields = Fields {
+        };
+        while let Some((id, count)) = self.next_stream_id() {
+            let mut fields = Fields {
                 key: self.key,
-                count: count as usize,
+                count,
                 _key: PhantomData,
             };
-            let id = StreamId {
-                ms: id.ms,
-                seq: id.seq,
-            };
-            if visitor(id, fields).is_break() {
+            let flow = visitor(id, &mut fields);
+            // The iteration goes on behind the last field.
+            fields.for_each(drop);
+            if flow.is_break() {
                 break;
             }
         }
+    }
+
+    /// Begins an iteration that ends when the result is dropped. `None` if the range is empty: nothing follows the
+    /// greatest id.
+    fn start_stream(
+        &self,
+        flags: u32,
+        from: Option<StreamId>,
+        until: Option<StreamId>,
+    ) -> Option<Stop<impl FnMut() + use<>>> {
+        let raw_id = |id: StreamId| raw::RedisModuleStreamID {
+            ms: id.ms,
+            seq: id.seq,
+        };
+        let (mut from, mut until) = (from.map(raw_id), until.map(raw_id));
+        let pointer = |id: &mut Option<raw::RedisModuleStreamID>| id.as_mut().map_or(null_mut(), |id| &raw mut *id);
+        let (from, until) = (pointer(&mut from), pointer(&mut until));
+        let key = self.key;
+        // SAFETY: see `kind`; the ids are null or alive during the call.
+        let started = unsafe { api!(RedisModule_StreamIteratorStart)(key, flags as i32, from, until) };
+        (started == raw::REDISMODULE_OK as i32).then_some(Stop(move || {
+            // SAFETY: ends the iteration that was begun above, while the key is still open.
+            unsafe { api!(RedisModule_StreamIteratorStop)(key) };
+        }))
+    }
+
+    /// The next entry of the iteration at hand and the number of its fields.
+    fn next_stream_id(&self) -> Option<(StreamId, usize)> {
+        let (mut id, mut count) = (raw::RedisModuleStreamID { ms: 0, seq: 0 }, 0);
+        // SAFETY: see `kind`; both places are ours.
+        let outcome = unsafe { api!(RedisModule_StreamIteratorNextID)(self.key, &mut id, &mut count) };
+        let id = StreamId {
+            ms: id.ms,
+            seq: id.seq,
+        };
+        (outcome == raw::REDISMODULE_OK as i32).then_some((id, count as usize))
     }
 }
 
@@ -249,7 +272,7 @@ impl Iterator for Fields<'_> {
 
     fn next(&mut self) -> Option<(Bytes, Bytes)> {
         self.count = self.count.checked_sub(1)?;
-        let (mut field, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut field, mut value) = (null_mut(), null_mut());
         // SAFETY: the iteration stands at this entry; the server gives strings that we own.
         let outcome = unsafe { api!(RedisModule_StreamIteratorNextField)(self.key, &mut field, &mut value) };
         if outcome != raw::REDISMODULE_OK as i32 {

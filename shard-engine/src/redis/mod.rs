@@ -30,5 +30,5 @@ pub mod register;
 pub mod reply;
 mod slots;
 pub mod timer;
-mod value;
+pub mod value;
 pub mod version;
