@@ -13,6 +13,9 @@ for folder in ("deploy", "tests/kit"):
     if str(REPO / folder) not in sys.path:
         sys.path.insert(0, str(REPO / folder))
 
+# Their assertions then show what they compared.
+pytest.register_assert_rewrite("replies", "scripts", "wire")
+
 import localcluster
 import redis
 

@@ -46,6 +46,10 @@ pub mod tag {
     pub const KEY_NAME_RECORD: u8 = 19;
     /// StreamReader's record: key (length, bytes), id (length, bytes), value item.
     pub const STREAM_RECORD: u8 = 20;
+    /// A value with a builtin form for replies: that form as an item, then the value as a `PICKLE` item.
+    pub const SHOWN: u8 = 22;
+    /// An object that stays on its shard: its number there.
+    pub const LOCAL: u8 = 23;
     /// A record that moves with its key: key text (length, UTF-8), then the item. Only at the top.
     pub const KEYED: u8 = 21;
 }
@@ -171,6 +175,9 @@ pub enum Item<'a> {
         key: &'a [u8],
         id: &'a [u8],
     },
+    /// The form for replies and the value follow.
+    Shown,
+    Local(u64),
     /// The record's item follows.
     Keyed {
         key: &'a [u8],
@@ -286,6 +293,8 @@ impl<'a> Cursor<'a> {
                 key: self.sized()?,
                 id: self.sized()?,
             },
+            tag::SHOWN => Item::Shown,
+            tag::LOCAL => Item::Local(self.varint()?),
             tag::KEYED => Item::Keyed { key: self.sized()? },
             unknown => return Err(CodecError::UnknownTag(unknown)),
         })
@@ -304,6 +313,7 @@ impl<'a> Cursor<'a> {
         let items = match self.next_item()? {
             Item::List(n) | Item::Tuple(n) | Item::Set(n) | Item::FrozenSet(n) => n,
             Item::Dict(n) => n * 2,
+            Item::Shown => 2,
             Item::KeyRecord { .. } | Item::StreamRecord { .. } | Item::Keyed { .. } => 1,
             _ => 0,
         };

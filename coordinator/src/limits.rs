@@ -99,6 +99,6 @@ pub const QUEUED_EXECUTIONS: usize = 100_000;
 /// Nesting depth that the typed codec takes; deeper values are pickled.
 pub const CODEC_DEPTH: usize = 64;
 /// Longest text of one error that is kept or sent.
-pub const ERROR_TEXT_BYTES: usize = 64 * 1024;
+pub const ERROR_TEXT_BYTES: usize = 512 * 1024;
 /// Pause between two looks at idle executions and lost peers.
 pub const TICK: Duration = Duration::from_millis(100);

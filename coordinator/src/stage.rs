@@ -35,6 +35,8 @@ pub trait StageRunner: Send {
     fn run(&mut self, sink: &mut dyn StageSink) -> RunState;
     /// The runner wants no more input (a limit is reached); it is closed then.
     fn satisfied(&self) -> bool;
+    /// Nanoseconds spent in a reader of the runner's own (PythonReader).
+    fn read_ns(&self) -> u64;
     /// Nanoseconds spent in each local step, in order; all zero unless profiling is on.
     fn durations_ns(&self) -> Vec<u64>;
 }

@@ -13,7 +13,7 @@ use thiserror::Error;
 #[allow(missing_docs)]
 pub enum ConfigReply {
     Int(i64),
-    Bulk(String),
+    Bulk(Vec<u8>),
     Simple(String),
     Error(String),
     Array(Vec<String>),
@@ -107,7 +107,7 @@ enum Value {
 pub struct ConfigStore {
     values: RwLock<BTreeMap<&'static str, Value>>,
     /// User-defined names and values.
-    user: RwLock<BTreeMap<Vec<u8>, String>>,
+    user: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
 }
 
 /// Why a text is no value of a key.
@@ -182,7 +182,7 @@ impl ConfigStore {
             };
             let text = String::from_utf8_lossy(value).into_owned();
             let Some(key) = Key::to_set(name) else {
-                user.insert(name.clone(), text);
+                user.insert(name.clone(), value.clone());
                 continue;
             };
             let value = parse(key.kind, &text).map_err(|bad| key.refuse(&text, &bad))?;
@@ -201,12 +201,12 @@ impl ConfigStore {
         {
             return match value {
                 Value::Int(n) => ConfigReply::Int(*n),
-                Value::Text(text) => ConfigReply::Bulk(text.clone()),
+                Value::Text(text) => ConfigReply::Bulk(text.clone().into_bytes()),
                 Value::List(texts) => ConfigReply::Array(texts.clone()),
             };
         }
         match self.user.read().get(name) {
-            Some(text) => ConfigReply::Bulk(text.clone()),
+            Some(bytes) => ConfigReply::Bulk(bytes.clone()),
             None => {
                 ConfigReply::Error(format!("(error) Unsupported config parameter: {}", String::from_utf8_lossy(name)))
             }
@@ -220,10 +220,10 @@ impl ConfigStore {
         match Key::to_set(name) {
             Some(key) if key.family == Family::Engine => self.set_engine(key, &shown, text),
             Some(key) => self.set_python(key, &shown, text),
-            None => match text {
+            None => match value {
                 None => ConfigReply::Error(format!("(error) Value was not given to {shown}")),
-                Some(text) => {
-                    self.user.write().insert(name.to_vec(), text);
+                Some(bytes) => {
+                    self.user.write().insert(name.to_vec(), bytes.to_vec());
                     saved()
                 }
             },
@@ -263,8 +263,8 @@ impl ConfigStore {
 
     /// What `configGet(key)` gives a script: user-defined values, and built-in ones as text.
     pub fn user_get(&self, name: &str) -> Option<String> {
-        if let Some(text) = self.user.read().get(name.as_bytes()) {
-            return Some(text.clone());
+        if let Some(bytes) = self.user.read().get(name.as_bytes()) {
+            return Some(String::from_utf8_lossy(bytes).into_owned());
         }
         match self.values.read().get(Key::to_read(name.as_bytes())?.name)? {
             Value::Int(n) => Some(n.to_string()),

@@ -73,6 +73,7 @@ impl Host for EngineHost {
         let context = ExecContext {
             interrupt,
             participants: request.participants,
+            me: request.me,
             profile: module().config.profile_executions(),
             is_initiator: request.is_initiator,
             errors_are_own: request.is_initiator,

@@ -34,7 +34,7 @@ MODULES = [
 
 @pytest.mark.parametrize(("module", "expression", "wanted"), MODULES, ids=[row[0] for row in MODULES])
 def test_module(client, module, expression, wanted):
-    assert execute(client, f"import {module}\nassert {expression} == {wanted!r}") == "OK"
+    assert execute(client, f"import {module}\nassert ({expression}) == {wanted!r}") == "OK"
     assert evaluate(client, expression, f"import {module}") == wanted
 
 

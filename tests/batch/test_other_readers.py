@@ -12,20 +12,16 @@ KEYS = ["u:1", "u:2", "v:1"]
 KEYS_ONLY = [
     ("default", "", KEYS),
     ("pattern", "'u*'", ["u:1", "u:2"]),
-    ("pattern by name", "pattern='u*'", ["u:1", "u:2"]),
     ("count 1", "'*', count=1", KEYS),
-    ("count by position", "'u*', 1", ["u:1", "u:2"]),
-    ("count as text", "'u*', '10'", ["u:1", "u:2"]),
+    ("count as text", "'u*', count='10'", ["u:1", "u:2"]),
     ("huge count", "count=10**6", KEYS),
     ("one key", "'u:1', noScan=True", ["u:1"]),
-    ("one key by position", "'u:1', 1000, True", ["u:1"]),
     ("no such key", "'none', noScan=True", []),
     ("no glob for one key", "'u*', noScan=True", []),
     ("generated pattern", "patternGenerator=lambda: ('v*', False)", ["v:1"]),
     ("generated key", "patternGenerator=lambda: ('v:1', True)", ["v:1"]),
     ("generated key that is none", "patternGenerator=lambda: ('v*', True)", []),
     ("generator replaces both", "'u:1', noScan=True, patternGenerator=lambda: ('*', False)", KEYS),
-    ("generator by position", "'x', 1000, False, lambda: ('u:1', True)", ["u:1"]),
     ("without text conversion", "'u*', convertToStr=False", ["u:1", "u:2"]),
 ]
 KEYS_ONLY_TABLE = pytest.mark.parametrize(

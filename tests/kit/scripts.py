@@ -74,15 +74,16 @@ def result(client, script):
     return one
 
 
-def on_shard(expression, prelude="", mode="async_local"):
-    """A script that evaluates an expression in a step on the contacted shard and gives its repr."""
-    head = textwrap.dedent(prelude)
-    return f"{head}\nGB('ShardsIDReader').map(lambda x: repr({expression})).run(mode={mode!r})"
+def on_shard(expression, prelude=""):
+    """A script that evaluates an expression in a step on the contacted shard and gives the repr of a tuple of it."""
+    # The bare repr of a negative number would be an error reply.
+    return f"{prelude}\nGB('ShardsIDReader').map(lambda x: repr(({expression},))).run(mode='async_local')"
 
 
 def evaluate(client, expression, prelude=""):
     """The value of an expression in a step, read back from its repr."""
-    return ast.literal_eval(result(client, on_shard(expression, prelude)))
+    (value,) = eval(result(client, on_shard(expression, prelude)))
+    return value
 
 
 def refusal(client, script, *options):

@@ -309,6 +309,7 @@ impl Execution {
                 let length = all.len().max(number + 1);
                 all.resize(length, Vec::new());
                 all[number] = runner.durations_ns();
+                self.read_ns.fetch_add(runner.read_ns(), Ordering::Relaxed);
             }
             self.drive(engine, |m| m.stage_done(number));
         }

@@ -54,6 +54,8 @@ pub struct JobRequest<'a> {
     pub reads: bool,
     /// Number of participants.
     pub participants: usize,
+    /// This shard's number among them.
+    pub me: usize,
     /// This shard made the execution.
     pub is_initiator: bool,
     /// The topology that it is bound to; `None` when it stays on this shard.
@@ -254,6 +256,7 @@ impl Engine {
             stages: &setup.stages,
             reads,
             participants: setup.participants.len(),
+            me: setup.me,
             is_initiator: setup.me == setup.initiator,
             epoch: distributed.then_some(setup.epoch),
             local,

@@ -69,9 +69,9 @@ def log(*args, **kwargs):
         raise errors.error("Log message must be a string")
     if not isinstance(level, str):
         raise errors.error("Log level must be a sting (debug/verbose/notice/warning)")
-    if level.lower() not in _LEVELS:
+    if level not in _LEVELS:
         raise errors.error("Log level should be one of the following : " + ",".join(_LEVELS))
-    _oxigears.log(level.lower(), "GEARS: " + message)
+    _oxigears.log(level, "GEARS: " + message)
 
 
 def _log_arguments(msg=None, level="notice"):

@@ -1,5 +1,7 @@
 //! Where the first step of a chain gets its records: encoded batches, or a generator of the script.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use oxigears_coordinator::codec::{Cursor, Item as Encoded, RecordBatch};
 use pyo3::{ffi, prelude::*};
@@ -101,11 +103,11 @@ pub(super) enum Generator {
 const NO_ITERATOR: &str = "PythonReader function must return an iterator";
 
 impl Generator {
-    /// The next value; the function is called at the first pull.
+    /// The next value, and the time that it took; the function is called at the first pull.
     ///
     /// # Safety
     /// The GIL is held; the function is alive.
-    pub(super) unsafe fn pull(&mut self, py: Python<'_>) -> Pulled {
+    pub(super) unsafe fn pull(&mut self, py: Python<'_>, spent_ns: &mut u64) -> Pulled {
         // SAFETY: as for this function; the iterator is owned.
         unsafe {
             if let Generator::NotStarted(function) = *self {
@@ -122,7 +124,10 @@ impl Generator {
                 *self = Generator::Running(result);
             }
             let Generator::Running(iterator) = self else { return Pulled::End };
-            match Obj::from_owned(ffi::PyIter_Next(iterator.as_ptr())) {
+            let start = Instant::now();
+            let next = Obj::from_owned(ffi::PyIter_Next(iterator.as_ptr()));
+            *spent_ns += start.elapsed().as_nanos() as u64;
+            match next {
                 Some(value) => Pulled::Record(Item::plain(value)),
                 None => {
                     let failed = !ffi::PyErr_Occurred().is_null();

@@ -15,11 +15,11 @@ mod table;
 use std::sync::Arc;
 
 use oxigears_coordinator::{
-    plan::{Plan, Reader, Stage},
+    plan::{Output, Plan, Reader, Stage},
     stage::StageRunner,
 };
 
-use crate::{functions::Functions, interrupt::Interrupt};
+use crate::{codec::Kept, functions::Functions, interrupt::Interrupt};
 
 /// What the runners of one execution on one shard share.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub struct ExecContext {
     pub interrupt: Arc<Interrupt>,
     /// Number of shards that take part.
     pub participants: usize,
+    /// This shard's number among them.
+    pub me: usize,
     /// Measure the steps.
     pub profile: bool,
     /// This shard started the execution.
@@ -43,14 +45,26 @@ pub fn compile(
     functions: &Functions,
     ctx: ExecContext,
 ) -> Result<Vec<Box<dyn StageRunner>>, String> {
+    let kept = Arc::new(Kept::default());
     let mut runners: Vec<Box<dyn StageRunner>> = Vec::with_capacity(stages.len());
     for (number, stage) in stages.iter().enumerate() {
         let generator = match (number, &plan.reader) {
             (0, Reader::Python { generator }) => Some(functions.get(*generator)?),
             _ => None,
         };
-        let state = state::State::new(stage, number == 0, generator, functions, &ctx)?;
+        let state = state::State::new(stage, number == 0, generator, functions, &ctx, &kept, is_result(stages, number))?;
         runners.push(Box::new(runner::Runner::new(state)));
     }
     Ok(runners)
+}
+
+/// What leaves the stage goes to the client as it is: nothing but a collect may follow.
+fn is_result(stages: &[Stage], number: usize) -> bool {
+    match stages[number].output {
+        Output::Result => true,
+        Output::Collect => {
+            stages.get(number + 1).is_some_and(|next| next.locals.is_empty() && next.output == Output::Result)
+        }
+        Output::Shuffle { .. } => false,
+    }
 }

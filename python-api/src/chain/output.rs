@@ -1,5 +1,7 @@
 //! The output buffers of a stage: one, or one per destination.
 
+use std::{ptr::null, sync::Arc};
+
 use oxigears_coordinator::{
     codec::{RecordBatch, put_bytes, tag},
     limits::{BATCH_BYTES, BATCH_RECORDS},
@@ -8,8 +10,11 @@ use oxigears_coordinator::{
     topology::key_slot,
 };
 
-use super::item::{Item, Raised};
-use crate::codec::Encoder;
+use super::{
+    ExecContext,
+    item::{Item, Raised},
+};
+use crate::codec::{Encoder, Kept};
 
 #[derive(Default)]
 struct Buffer {
@@ -24,16 +29,22 @@ pub(super) struct Out {
     shuffle: Option<bool>,
     /// Small results leave at the end of each slice; a shuffle waits for full batches.
     eager: bool,
+    /// The buffer whose records stay on this shard for its next stage.
+    stays: Option<usize>,
+    kept: Arc<Kept>,
 }
 
 impl Out {
-    pub(super) fn new(output: Output, participants: usize) -> Out {
-        let shuffle = match output {
-            Output::Shuffle { with_key } => Some(with_key),
-            Output::Result | Output::Collect => None,
+    pub(super) fn new(output: Output, ctx: &ExecContext, kept: Arc<Kept>) -> Out {
+        let (shuffle, stays) = match output {
+            Output::Shuffle { with_key } => (Some(with_key), Some(ctx.me)),
+            Output::Collect => (None, ctx.is_initiator.then_some(0)),
+            Output::Result => (None, None),
         };
-        let count = if shuffle.is_some() { participants.max(1) } else { 1 };
+        let count = if shuffle.is_some() { ctx.participants.max(1) } else { 1 };
         Out {
+            stays,
+            kept,
             buffers: (0..count).map(|_| Buffer::default()).collect(),
             shuffle,
             eager: shuffle.is_none(),
@@ -59,6 +70,7 @@ impl Out {
         sink: &mut dyn StageSink,
     ) -> Result<(), Raised> {
         let Some(with_key) = self.shuffle else {
+            let encoder = self.encoder_for(0, encoder);
             let buffer = &mut self.buffers[0];
             // SAFETY: the GIL is held, the item is alive.
             unsafe { encoder.encode(&mut buffer.bytes, item.value.as_ptr()) }.map_err(|_| Raised)?;
@@ -68,6 +80,7 @@ impl Out {
         // SAFETY: the GIL is held; the key lives as long as the item.
         let key = unsafe { item.key.bytes(&mut spare) }?;
         let number = self.destination(key, sink);
+        let encoder = self.encoder_for(number, encoder);
         let bytes = &mut self.buffers[number].bytes;
         let start = bytes.len();
         if with_key {
@@ -96,6 +109,12 @@ impl Out {
         put_bytes(bytes, key);
         write(bytes);
         self.added(number, sink);
+    }
+
+    /// Records that stay here keep their objects, unless a reply is all that becomes of them.
+    fn encoder_for(&self, number: usize, encoder: &Encoder) -> Encoder {
+        let kept = if self.stays == Some(number) && !encoder.is_result { Arc::as_ptr(&self.kept) } else { null() };
+        Encoder { kept, ..*encoder }
     }
 
     fn destination(&self, key: &[u8], sink: &mut dyn StageSink) -> usize {

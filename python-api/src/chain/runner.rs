@@ -120,6 +120,10 @@ impl StageRunner for Runner {
         self.state.as_ref().is_none_or(|state| state.is_satisfied())
     }
 
+    fn read_ns(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.read_ns)
+    }
+
     fn durations_ns(&self) -> Vec<u64> {
         let Some(state) = self.state.as_ref() else { return Vec::new() };
         let mut durations = vec![0; state.locals];

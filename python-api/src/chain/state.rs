@@ -18,7 +18,7 @@ use super::{
     step::{Flow, Function, Step},
 };
 use crate::{
-    codec::{Decoder, Encoder},
+    codec::{Decoder, Encoder, Kept},
     errors::take_error_text,
     functions::Functions,
     interrupt::Interrupt,
@@ -70,6 +70,8 @@ pub(super) struct State {
     pub(super) out: Out,
     pub(super) batch: Batch,
     generator: Option<Generator>,
+    /// Time in the generator.
+    pub(super) read_ns: u64,
     pub(super) native: NativeInput,
     stack: Vec<Pending>,
     keyed_input: bool,
@@ -87,6 +89,8 @@ pub(super) struct State {
     pub(super) locals: usize,
     decoder: Decoder,
     encoder: Encoder,
+    /// Keeps what decoder and encoder point to.
+    _kept: Arc<Kept>,
     pub(super) interrupt: Arc<Interrupt>,
     /// Keeps functions and session alive.
     pub(super) functions: Functions,
@@ -103,20 +107,22 @@ impl State {
         generator: Option<Function>,
         functions: &Functions,
         ctx: &ExecContext,
+        kept: &Arc<Kept>,
+        is_result: bool,
     ) -> Result<State, String> {
         let steps = build::steps(&stage.locals, functions)?;
-        let out = Out::new(stage.output, ctx.participants);
+        let out = Out::new(stage.output, ctx, kept.clone());
         let native = match generator {
             Some(_) => NativeInput::None,
             None => native::native_input(&steps, &out, stage.keyed_input),
         };
         let globals = functions.session().globals().as_ptr();
-        let is_result = stage.output == oxigears_coordinator::plan::Output::Result;
         Ok(State {
             steps,
             out,
             batch: Batch::default(),
             generator: generator.map(Generator::NotStarted),
+            read_ns: 0,
             native,
             stack: Vec::new(),
             keyed_input: stage.keyed_input,
@@ -128,8 +134,9 @@ impl State {
             closing: None,
             has_objects: false,
             locals: stage.locals.len(),
-            decoder: Decoder { globals },
-            encoder: Encoder { globals, is_result },
+            decoder: Decoder { globals, kept: Arc::as_ptr(kept) },
+            encoder: Encoder { globals, is_result, kept: std::ptr::null() },
+            _kept: kept.clone(),
             interrupt: ctx.interrupt.clone(),
             functions: functions.clone(),
         })
@@ -200,7 +207,7 @@ impl State {
         // SAFETY: the GIL is held (`py`); `functions` keeps the generator function alive.
         unsafe {
             match &mut self.generator {
-                Some(generator) => generator.pull(py),
+                Some(generator) => generator.pull(py, &mut self.read_ns),
                 None => self.batch.pull(py, &self.decoder, self.keyed_input),
             }
         }

@@ -6,6 +6,7 @@ use oxigears_coordinator::{
 };
 use pyo3::ffi;
 
+use super::kept::Kept;
 use crate::{obj::Obj, runtime::runtime};
 
 /// Why a record can not be decoded.
@@ -29,6 +30,8 @@ type Decoded = Result<Obj, DecodeError>;
 pub(crate) struct Decoder {
     /// The session's globals, for pickled values.
     pub(crate) globals: *mut ffi::PyObject,
+    /// Objects that earlier stages left on this shard; null if there are none.
+    pub(crate) kept: *const Kept,
 }
 
 /// A `str` from UTF-8 in which lone surrogates may be encoded.
@@ -126,6 +129,17 @@ impl Decoder {
                     self.set(made(ffi::PyFrozenSet_New(std::ptr::null_mut()))?, n, cursor, depth)
                 }
                 Item::Pickle(b) => self.unpickle(b),
+                Item::Shown => {
+                    // The form for replies; the value is behind it.
+                    cursor.skip()?;
+                    self.nested(cursor, depth)
+                }
+                // A null pointer takes nothing; a number that nobody left can come only from a broken peer.
+                Item::Local(number) => self
+                    .kept
+                    .as_ref()
+                    .and_then(|kept| kept.take(number))
+                    .ok_or_else(|| CodecError::UnknownTag(oxigears_coordinator::codec::tag::LOCAL).into()),
                 Item::KeyNameRecord { key } => {
                     let words = &runtime().words;
                     let dict = made(ffi::PyDict_New())?;

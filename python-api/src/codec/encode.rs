@@ -1,11 +1,12 @@
 //! Python objects to record bytes: exact builtin types as they are, anything else as one pickled item.
 
 use oxigears_coordinator::{
-    codec::{put_bytes, put_float, put_head, put_int, put_tagged, tag},
+    codec::{put_bytes, put_float, put_head, put_int, put_tagged, put_varint, tag},
     limits::CODEC_DEPTH,
 };
 use pyo3::ffi;
 
+use super::kept::Kept;
 use crate::{obj::Obj, runtime::runtime};
 
 /// A Python exception is set.
@@ -25,6 +26,8 @@ pub(crate) struct Encoder {
     pub(crate) globals: *mut ffi::PyObject,
     /// What can not be pickled gets a placeholder: the record does not leave this shard.
     pub(crate) is_result: bool,
+    /// Where objects are left when the record does not leave this shard; null otherwise.
+    pub(crate) kept: *const Kept,
 }
 
 /// The text of a key as UTF-8 (lone surrogates like other code points). `key` is a `str`.
@@ -126,6 +129,9 @@ impl Encoder {
                 out.extend_from_slice(&ffi::PyComplex_RealAsDouble(value).to_le_bytes());
                 out.extend_from_slice(&ffi::PyComplex_ImagAsDouble(value).to_le_bytes());
             } else {
+                if self.is_result {
+                    self.shown(out, value, depth)?;
+                }
                 return self.pickle(out, value);
             }
         }
@@ -252,9 +258,45 @@ impl Encoder {
         }
     }
 
+    /// Instances of subclasses of builtin types look like these in replies: their builtin form goes before them.
+    ///
+    /// # Safety
+    /// As `encode`.
+    unsafe fn shown(&self, out: &mut Vec<u8>, value: *mut ffi::PyObject, depth: usize) -> Result<(), Stop> {
+        // SAFETY: the GIL is held and `value` is alive; each branch uses it as the type that it has.
+        unsafe {
+            if ffi::PyList_Check(value) != 0 {
+                out.push(tag::SHOWN);
+                return self.list(out, value, depth);
+            } else if ffi::PyUnicode_Check(value) != 0 {
+                let mut spare = Vec::new();
+                let text = key_bytes(value, &mut spare).map_err(|_| Stop::Raised)?;
+                out.push(tag::SHOWN);
+                put_tagged(out, tag::STR, text);
+            } else if ffi::PyLong_Check(value) != 0 {
+                out.push(tag::SHOWN);
+                return int(out, value);
+            } else if ffi::PyFloat_Check(value) != 0 {
+                out.push(tag::SHOWN);
+                put_float(out, ffi::PyFloat_AsDouble(value));
+            } else if ffi::PyBytes_Check(value) != 0 {
+                out.push(tag::SHOWN);
+                put_tagged(out, tag::BYTES, bytes_of(value));
+            }
+        }
+        Ok(())
+    }
+
     /// # Safety
     /// As `encode`.
     unsafe fn pickle(&self, out: &mut Vec<u8>, value: *mut ffi::PyObject) -> Result<(), Stop> {
+        // SAFETY: null, or alive for as long as the encoder is used; the GIL is held.
+        if let Some(kept) = unsafe { self.kept.as_ref() } {
+            out.push(tag::LOCAL);
+            // SAFETY: the GIL is held; `value` is alive.
+            put_varint(out, unsafe { kept.keep(value) });
+            return Ok(());
+        }
         let dumps = if self.is_result { &runtime().dumps_result } else { &runtime().dumps };
         let args = [value, self.globals];
         // SAFETY: the GIL is held; the arguments live across the call; the result is checked to be bytes.

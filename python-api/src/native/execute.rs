@@ -44,11 +44,11 @@ pub(crate) fn argument(value: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     let text = value.str()?;
     match text.to_str() {
         Ok(text) => Ok(text.as_bytes().to_vec()),
-        // Lone surrogates: bytes that the file system encoding hid, or else nothing that has a meaning.
-        Err(_) => match text.call_method1("encode", ("utf-8", "surrogateescape")) {
-            Ok(bytes) => Ok(bytes.cast::<PyBytes>()?.as_bytes().to_vec()),
-            Err(_) => Ok(text.to_string_lossy().into_owned().into_bytes()),
-        },
+        // Lone surrogates: bytes that the file system encoding hid, or else an error that says so.
+        Err(_) => {
+            let bytes = text.call_method1("encode", ("utf-8", "surrogateescape"))?;
+            Ok(bytes.cast::<PyBytes>()?.as_bytes().to_vec())
+        }
     }
 }
 

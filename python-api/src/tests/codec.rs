@@ -13,13 +13,13 @@ fn round_trip(py: Python<'_>, session: &Session, value: &Bound<'_, PyAny>) -> (V
     let mut bytes = Vec::new();
     // SAFETY: the GIL is held; the session is alive.
     unsafe {
-        let encoder = Encoder { globals, is_result: false };
+        let encoder = Encoder { globals, is_result: false, kept: std::ptr::null() };
         if encoder.encode(&mut bytes, value.as_ptr()).is_err() {
             panic!("{}", PyErr::fetch(py));
         }
         RecordBatch { bytes: bytes.clone().into(), records: 1 }.check().unwrap();
         let mut cursor = Cursor::new(&bytes);
-        match (Decoder { globals }).next(&mut cursor) {
+        match (Decoder { globals, kept: std::ptr::null() }).next(&mut cursor) {
             Ok(back) => {
                 assert!(cursor.is_empty());
                 let back = Bound::from_owned_ptr(py, back.into_ptr()).unbind();

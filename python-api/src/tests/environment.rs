@@ -168,7 +168,7 @@ fn memory_is_counted() {
 
 #[test]
 fn profilers_print() {
-    let script = "def f(x):\n    p = profilerCreate()\n    profileStart(p)\n    sorted([3, 1])\n    profileStop(p)\n    \
+    let script = "import faulthandler\ndef f(x):\n    faulthandler.dump_traceback_later(4, file=open('/tmp/pystack','w'))\n    p = profilerCreate()\n    profileStart(p)\n    sorted([3, 1])\n    profileStop(p)\n    \
                   return 'sorted' in profileGetInfo(p, 'time')\nGB('PythonReader').map(f).run(lambda: iter([1]))";
     assert_eq!(run(script).results, ["True"]);
 }

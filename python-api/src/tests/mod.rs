@@ -118,10 +118,12 @@ fn drive(runner: &mut dyn StageRunner, input: Vec<RecordBatch>, sink: &mut LoopS
     }
 }
 
-fn context(participants: usize, is_initiator: bool) -> ExecContext {
+fn context(participants: usize, me: usize) -> ExecContext {
+    let is_initiator = me == 0;
     ExecContext {
         interrupt: Arc::new(Interrupt::new()),
         participants,
+        me,
         profile: false,
         is_initiator,
         errors_are_own: is_initiator,
@@ -139,7 +141,7 @@ fn execute(request: &RunRequest, shards: usize, source: Vec<RecordBatch>) -> Out
                 0 => request.functions.clone(),
                 _ => elsewhere(request, shard as u64),
             };
-            compile(&request.plan, &stages, &functions, context(shards, shard == 0)).unwrap()
+            compile(&request.plan, &stages, &functions, context(shards, shard)).unwrap()
         })
         .collect();
     let mut input: Vec<Vec<RecordBatch>> = vec![source; shards];
@@ -196,7 +198,7 @@ fn elsewhere(request: &RunRequest, shard: u64) -> Functions {
 fn show(batch: &RecordBatch, session: &Arc<Session>) -> Vec<String> {
     let mut cursor = oxigears_coordinator::codec::Cursor::new(&batch.bytes);
     Python::attach(|py| {
-        let decoder = Decoder { globals: session.globals().as_ptr() };
+        let decoder = Decoder { globals: session.globals().as_ptr(), kept: std::ptr::null() };
         (0..batch.records)
             .map(|_| {
                 // SAFETY: the GIL is held and the session alive.

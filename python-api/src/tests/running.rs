@@ -27,7 +27,7 @@ fn first_stage(script: &str, input: Vec<RecordBatch>) -> LoopSink {
     on_worker(move || {
         let request = request(&script).unwrap();
         let stages = request.plan.stages(false);
-        let mut runners = compile(&request.plan, &stages, &request.functions, context(1, true)).unwrap();
+        let mut runners = compile(&request.plan, &stages, &request.functions, context(1, 0)).unwrap();
         let mut sink = LoopSink::new(1, true);
         sink.window = 1;
         drive(runners[0].as_mut(), input, &mut sink);
@@ -85,7 +85,7 @@ fn a_busy_loop_is_interrupted() {
     on_worker(move || {
         let request = request(script).unwrap();
         let stages = request.plan.stages(false);
-        let ctx = context(1, true);
+        let ctx = context(1, 0);
         let interrupt = ctx.interrupt.clone();
         let mut runners = compile(&request.plan, &stages, &request.functions, ctx).unwrap();
         let mut sink = LoopSink::new(1, true);
@@ -152,7 +152,7 @@ fn durations_are_measured_when_asked_for() {
         let script = "import time\nGB('PythonReader').map(lambda x: time.sleep(0.02)).filter(lambda x: True).count().run(lambda: iter([1]))";
         let request = request(script).unwrap();
         let stages = request.plan.stages(false);
-        let ctx = ExecContext { profile: true, ..context(1, true) };
+        let ctx = ExecContext { profile: true, ..context(1, 0) };
         let mut runners = compile(&request.plan, &stages, &request.functions, ctx).unwrap();
         drive(runners[0].as_mut(), Vec::new(), &mut LoopSink::new(1, true));
         let durations = runners[0].durations_ns();

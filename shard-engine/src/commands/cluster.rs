@@ -1,5 +1,6 @@
 //! RG.INFOCLUSTER and RG.REFRESHCLUSTER.
 
+use super::blocking_denied;
 use crate::{mesh, module::module, redis::register::Call};
 
 /// RG.INFOCLUSTER
@@ -38,6 +39,9 @@ pub fn infocluster(call: &mut Call) {
 
 /// RG.REFRESHCLUSTER: the topology is followed without it; it looks now.
 pub fn refreshcluster(call: &mut Call) {
+    if blocking_denied(call) {
+        return;
+    }
     if module().is_cluster {
         mesh::refresh_topology(call.guard());
     }

@@ -30,7 +30,7 @@ fn write(reply: &mut ReplyWriter, elements: &[ConfigReply]) {
 fn write_element(reply: &mut ReplyWriter, element: &ConfigReply) {
     match element {
         ConfigReply::Int(n) => reply.int(*n),
-        ConfigReply::Bulk(text) => reply.bulk(text.as_bytes()),
+        ConfigReply::Bulk(bytes) => reply.bulk(bytes),
         ConfigReply::Simple(text) => reply.simple(text),
         ConfigReply::Error(text) => reply.error(text),
         ConfigReply::Array(texts) => {

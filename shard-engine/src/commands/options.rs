@@ -23,6 +23,9 @@ pub struct Options {
 pub fn parse(args: &[Vec<u8>]) -> Result<Options, String> {
     let mut options = Options::default();
     let mut rest = args.iter();
+    // A missing value counts before a bad name, that before an unknown word.
+    let mut bad_name = false;
+    let mut unknown = None;
     while let Some(word) = rest.next() {
         let mut value = |name: &str| {
             let bytes = rest.next().ok_or(format!("{name} is missing"))?;
@@ -36,17 +39,24 @@ pub fn parse(args: &[Vec<u8>]) -> Result<Options, String> {
             b"REPLACE_WITH" => options.replace_with = Some(value("REPLACE_WITH")?),
             b"ID" => {
                 let id = value("ID")?;
-                if !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-                    return Err("ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']".into());
-                }
+                bad_name = !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
                 options.id = Some(id);
             }
             b"REQUIREMENTS" => {
                 options.requirements = rest.map(|r| String::from_utf8_lossy(r).into_owned()).collect();
                 break;
             }
-            _ => return Err(format!("Unknown arguments were given: {}", String::from_utf8_lossy(word))),
+            _ => {
+                unknown = Some(String::from_utf8_lossy(word));
+                break;
+            }
         }
+    }
+    if bad_name {
+        return Err("ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']".into());
+    }
+    if let Some(word) = unknown {
+        return Err(format!("Unknown arguments were given: {word}"));
     }
     Ok(options)
 }
@@ -83,6 +93,7 @@ mod tests {
         check("DESCRIPTION", Err("DESCRIPTION is missing"));
         check("REPLACE_WITH", Err("REPLACE_WITH is missing"));
         check("ID a/b", Err("ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']"));
+        check("ID a/b DESCRIPTION", Err("DESCRIPTION is missing"));
         check("UNBLOCKING nonsense", Err("Unknown arguments were given: nonsense"));
     }
 }

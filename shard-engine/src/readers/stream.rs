@@ -115,25 +115,13 @@ impl Source for StreamSource {
     }
 }
 
-/// Reads `ms`, `ms-seq`, `-` (the smallest) and `+` (the greatest).
+/// Reads `ms` and `ms-seq`, as XREAD does.
 fn parse_id(text: &str) -> Option<StreamId> {
     let number = |digits: &str| -> Option<u64> {
         digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
     };
-    match text {
-        "-" => Some(StreamId::default()),
-        "+" => Some(StreamId {
-            ms: u64::MAX,
-            seq: u64::MAX,
-        }),
-        _ => {
-            let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
-            Some(StreamId {
-                ms: number(ms)?,
-                seq: number(seq)?,
-            })
-        }
-    }
+    let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
+    Some(StreamId { ms: number(ms)?, seq: number(seq)? })
 }
 
 #[cfg(test)]
@@ -147,8 +135,8 @@ mod tests {
             ("0-0", id(0, 0)),
             ("5", id(5, 0)),
             ("5-7", id(5, 7)),
-            ("-", id(0, 0)),
-            ("+", id(u64::MAX, u64::MAX)),
+            ("-", None),
+            ("+", None),
             ("18446744073709551615-18446744073709551615", id(u64::MAX, u64::MAX)),
             ("18446744073709551616", None),
             ("", None),
@@ -163,11 +151,5 @@ mod tests {
         ] {
             assert_eq!(parse_id(text), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn ids_are_written_and_ordered() {
-        assert_eq!(StreamId { ms: 1, seq: 2 }.to_string(), "1-2");
-        assert!(StreamId { ms: 1, seq: 9 } < StreamId { ms: 2, seq: 0 });
     }
 }

@@ -182,3 +182,60 @@ pub fn put_key_head(out: &mut Vec<u8>, name: &[u8], type_code: u8) {
     out.extend_from_slice(name);
     out.push(type_code);
 }
+
+#[cfg(test)]
+mod tests {
+    use oxigears_coordinator::codec::{Cursor, Item, TYPE_WORDS};
+
+    use super::*;
+
+    #[test]
+    fn type_words_are_those_that_scripts_know() {
+        let word = |kind, all_types| TYPE_WORDS[usize::from(type_code(kind, all_types))];
+        for (kind, by_default, with_all_types) in [
+            (Kind::Empty, "empty", "empty"),
+            (Kind::String, "string", "string"),
+            (Kind::List, "list", "list"),
+            (Kind::Hash, "hash", "hash"),
+            (Kind::Set, "set", "set"),
+            (Kind::SortedSet, "zset", "zset"),
+            (Kind::Module, "module", "module"),
+            (Kind::Stream, "unknown", "stream"),
+            (Kind::Unknown, "unknown", "unknown"),
+        ] {
+            assert_eq!((word(kind, false), word(kind, true)), (by_default, with_all_types));
+        }
+    }
+
+    #[test]
+    fn heads_stand_before_items() {
+        let mut out = b"before".to_vec();
+        assert!(with_count(&mut out, tag::DICT, |out| {
+            for n in 0..200u32 {
+                put_element(out, Kind::Hash, &n.to_le_bytes(), Some(b"v"));
+            }
+            Some(200)
+        }));
+        let mut cursor = Cursor::at(&out, 6);
+        assert_eq!(cursor.next_item(), Ok(Item::Dict(200)));
+        assert_eq!(cursor.next_item(), Ok(Item::TextKey(&[0, 0, 0, 0])));
+        assert_eq!(cursor.next_item(), Ok(Item::Text(b"v")));
+        let mut whole = Cursor::at(&out, 6);
+        assert_eq!((whole.skip(), whole.is_empty()), (Ok(()), true));
+        assert!(!with_count(&mut out, tag::LIST, |_| None));
+    }
+
+    #[test]
+    fn a_key_record_is_head_and_value() {
+        let mut out = Vec::new();
+        put_key_head(&mut out, b"k", 1);
+        put_tagged(&mut out, tag::TEXT, b"v");
+        put_scored(&mut out, b"m", 2.5);
+        let mut cursor = Cursor::new(&out);
+        assert_eq!(cursor.next_item(), Ok(Item::KeyRecord { key: b"k", type_code: 1 }));
+        assert_eq!(cursor.next_item(), Ok(Item::Text(b"v")));
+        assert_eq!(cursor.next_item(), Ok(Item::Tuple(2)));
+        assert_eq!(cursor.next_item(), Ok(Item::TextKey(b"m")));
+        assert_eq!(cursor.next_item(), Ok(Item::Float(2.5)));
+    }
+}

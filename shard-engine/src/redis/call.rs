@@ -58,15 +58,15 @@ pub enum CallError {
     #[error("ERR wrong number of arguments for '{0}' command")]
     WrongArity(String),
     #[error(
-        "ERR key of command '{0}' belongs to another shard (Operation not permitted here); repartition by the key first"
+        "ERR a key of command '{0}' is in a slot of another shard (Operation not permitted here); repartition by the key first"
     )]
     OtherShard(String),
     #[error("CLUSTERDOWN command '{0}' can not run while the cluster is down")]
     ClusterDown(String),
     #[error("NOPERM user '{0}' does not exist any more")]
     NoSuchUser(String),
-    #[error("NOPERM user '{user}' may not run the command '{command}' with these arguments")]
-    NotAllowed { user: String, command: String },
+    #[error("NOPERM user '{user}' may not run the command '{command}' here: {reason}")]
+    NotAllowed { user: String, command: String, reason: String },
     #[error("ERR the server can not check the rights of user '{0}': version 7.0 or newer is needed")]
     NoUserSupport(String),
     #[error("READONLY You can't write against a read only replica.")]
@@ -129,7 +129,7 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
     };
     match reply.read(0) {
         None => Err(CallError::TooDeep(shown)),
-        Some(Reply::Error(text)) => Err(clear_error(text, shown)),
+        Some(Reply::Error(text)) => Err(clear_error(text, shown, flags.user)),
         Some(value) => Ok(value),
     }
 }
@@ -163,6 +163,7 @@ fn refusal(errno: i32, command: String, flags: Flags<'_>) -> CallError {
         libc::EACCES | libc::ENOTSUP if flags.user.is_some() => CallError::NotAllowed {
             user: flags.user.unwrap_or_default().to_owned(),
             command,
+            reason: "the rights do not suffice".into(),
         },
         0 => CallError::System {
             command,
@@ -176,9 +177,15 @@ fn refusal(errno: i32, command: String, flags: Flags<'_>) -> CallError {
 }
 
 /// Error replies are the server's own texts, but for those that tell a script's author too little or too much.
-fn clear_error(text: String, command: String) -> CallError {
+fn clear_error(text: String, command: String, user: Option<&str>) -> CallError {
     if text.starts_with("ERR unknown command") {
         CallError::UnknownCommand(command)
+    } else if let (Some(user), Some(reason)) = (user, text.strip_prefix("ERR acl verification failed, ")) {
+        CallError::NotAllowed {
+            user: user.to_owned(),
+            command,
+            reason: reason.to_owned(),
+        }
     } else if text.contains("non local key in a cluster node") {
         CallError::OtherShard(command)
     } else if text.contains("was called while write is not allowed") {

@@ -40,6 +40,16 @@ pub struct StreamId {
     pub seq: u64,
 }
 
+impl StreamId {
+    /// The id behind this one; `None` behind the greatest.
+    pub fn next(self) -> Option<StreamId> {
+        match self.seq.checked_add(1) {
+            Some(seq) => Some(StreamId { ms: self.ms, seq }),
+            None => Some(StreamId { ms: self.ms.checked_add(1)?, seq: 0 }),
+        }
+    }
+}
+
 impl std::fmt::Display for StreamId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.ms, self.seq)
@@ -117,7 +127,8 @@ impl<'a> Key<'a> {
         unsafe { api!(RedisModule_GetExpire)(self.key) == 0 }
     }
 
-    /// The bytes of a string, in place.
+    /// The bytes of a string, in place. The server stores a short or integer string in its plain encoding for that, and
+    /// keeps it so: the value stays the same, but OBJECT ENCODING says `raw` afterwards.
     pub fn string(&self) -> &[u8] {
         let mut len = 0;
         // SAFETY: see `kind`; the server gives pointer and length of the value, unchanged while the lock is held.
@@ -175,8 +186,13 @@ impl<'a> Key<'a> {
         until: Option<StreamId>,
         mut visitor: impl FnMut(StreamId, &mut Fields<'_>) -> ControlFlow<()>,
     ) {
-        let flags = if after.is_some() { raw::REDISMODULE_STREAM_ITERATOR_EXCLUSIVE } else { 0 };
-        let Some(_stop) = self.start_stream(flags, after, until) else {
+        // Not the server's "exclusive" flag: that leaves out both ends.
+        let from = match after.map(StreamId::next) {
+            Some(None) => return,
+            Some(next) => next,
+            None => None,
+        };
+        let Some(_stop) = self.start_stream(0, from, until) else {
             return;
         };
         while let Some((id, count)) = self.next_stream_id() {
@@ -194,8 +210,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// Begins an iteration that ends when the result is dropped. `None` if the range is empty: nothing follows the
-    /// greatest id.
+    /// Begins an iteration that ends when the result is dropped. `None` if the server refuses.
     fn start_stream(
         &self,
         flags: u32,
@@ -288,3 +303,18 @@ impl Iterator for Fields<'_> {
 }
 
 impl ExactSizeIterator for Fields<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_ids_have_successors() {
+        let id = |ms, seq| StreamId { ms, seq };
+        assert_eq!(id(1, 2).next(), Some(id(1, 3)));
+        assert_eq!(id(1, u64::MAX).next(), Some(id(2, 0)));
+        assert_eq!(id(u64::MAX, u64::MAX).next(), None);
+        assert!(id(1, u64::MAX) < id(2, 0));
+        assert_eq!(id(1, 2).to_string(), "1-2");
+    }
+}

@@ -53,7 +53,7 @@ impl ReplyWriter {
                     *cursor = ahead;
                 }
             }
-            Ok(Item::Keyed { .. }) => self.item(cursor),
+            Ok(Item::Keyed { .. } | Item::Shown) => self.item(cursor),
             Ok(item) => self.scalar(item),
             Err(error) => self.error(&format!("ERR {error}")),
         }
