@@ -39,7 +39,11 @@ const OWN: &[Source] = &[
 const FALLBACK: &[Source] = &[
     source!("cloudpickle", true, "vendor/cloudpickle/__init__.py"),
     source!("cloudpickle.cloudpickle", false, "vendor/cloudpickle/cloudpickle.py"),
-    source!("cloudpickle.cloudpickle_fast", false, "vendor/cloudpickle/cloudpickle_fast.py"),
+    source!(
+        "cloudpickle.cloudpickle_fast",
+        false,
+        "vendor/cloudpickle/cloudpickle_fast.py"
+    ),
 ];
 
 /// Makes the environment of scripts.

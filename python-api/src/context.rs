@@ -34,7 +34,12 @@ pub(crate) struct Entered(Option<Context>);
 
 /// Python code of `session` starts to run on this thread.
 pub(crate) fn enter(place: Place, session: &Arc<Session>) -> Entered {
-    let context = Context { place, session: Some(session.clone()), registered: true, request: None };
+    let context = Context {
+        place,
+        session: Some(session.clone()),
+        registered: true,
+        request: None,
+    };
     Entered(Some(CONTEXT.with(|c| c.replace(context))))
 }
 

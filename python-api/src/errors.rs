@@ -58,12 +58,18 @@ fn describe(py: Python<'_>, value: *mut ffi::PyObject) -> String {
     let value = unsafe { Bound::from_borrowed_ptr(py, value) };
     // A forced stop may hit the description itself; it comes back every millisecond, so a few tries suffice.
     for _ in 0..5 {
-        let text = runtime().describe.bind(py).call1((&value, server().traceback_enabled()));
+        let text = runtime()
+            .describe
+            .bind(py)
+            .call1((&value, server().traceback_enabled()));
         if let Ok(text) = text.and_then(|t| Ok(t.cast_into::<PyString>()?)) {
             return cut(text.to_string_lossy().into_owned());
         }
     }
-    let class = value.get_type().name().map_or_else(|_| "?".to_owned(), |n| n.to_string_lossy().into_owned());
+    let class = value
+        .get_type()
+        .name()
+        .map_or_else(|_| "?".to_owned(), |n| n.to_string_lossy().into_owned());
     format!("Error type: <class '{class}'>, Value: (the exception can not be shown)")
 }
 

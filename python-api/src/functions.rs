@@ -52,14 +52,21 @@ impl Functions {
     pub(crate) fn get(&self, function: FnId) -> Result<*mut ffi::PyObject, String> {
         match self.0.objects.get(function as usize) {
             Some(object) => Ok(object.as_ptr()),
-            None => Err(format!("the plan names function {function}, which its table does not have")),
+            None => Err(format!(
+                "the plan names function {function}, which its table does not have"
+            )),
         }
     }
 }
 
 impl std::fmt::Debug for Functions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Functions({} of session {})", self.0.objects.len(), self.0.session.id())
+        write!(
+            f,
+            "Functions({} of session {})",
+            self.0.objects.len(),
+            self.0.session.id()
+        )
     }
 }
 
@@ -111,9 +118,17 @@ pub fn load_functions(plan: &Plan) -> Result<Functions, String> {
             .loads
             .bind(py)
             .call1((PyBytes::new(py, pickled), session.globals()))
-            .and_then(|list| list.cast::<PyList>()?.iter().map(|o| Ok(o.unbind())).collect::<PyResult<Vec<_>>>())
+            .and_then(|list| {
+                list.cast::<PyList>()?
+                    .iter()
+                    .map(|o| Ok(o.unbind()))
+                    .collect::<PyResult<Vec<_>>>()
+            })
             .map_err(|e| {
-                format!("the plan's functions can not be loaded on this shard: {}", errors::error_text(py, e))
+                format!(
+                    "the plan's functions can not be loaded on this shard: {}",
+                    errors::error_text(py, e)
+                )
             })?;
         if objects.len() != plan.function_names.len() {
             return Err("the plan's functions and their names differ in number".to_owned());
@@ -124,7 +139,12 @@ pub fn load_functions(plan: &Plan) -> Result<Functions, String> {
 
 /// Asks a pattern generator for this shard's pattern; other readers stay as they are.
 pub fn resolve_reader(plan: &Plan, functions: &Functions) -> Result<Reader, String> {
-    let Reader::KeysOnly { generator: Some(generator), count, .. } = &plan.reader else {
+    let Reader::KeysOnly {
+        generator: Some(generator),
+        count,
+        ..
+    } = &plan.reader
+    else {
         return Ok(plan.reader.clone());
     };
     let function = functions.get(*generator)?;
@@ -139,6 +159,11 @@ pub fn resolve_reader(plan: &Plan, functions: &Functions) -> Result<Reader, Stri
         let resolved = resolve().map_err(|e| errors::error_text(py, e));
         crate::lock::leave_atomic();
         let (pattern, no_scan) = resolved?;
-        Ok(Reader::KeysOnly { pattern, no_scan, count: count.clone(), generator: None })
+        Ok(Reader::KeysOnly {
+            pattern,
+            no_scan,
+            count: count.clone(),
+            generator: None,
+        })
     })
 }

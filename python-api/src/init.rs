@@ -55,8 +55,7 @@ fn publish_symbols() -> Result<(), String> {
         CStr::from_ptr(info.dli_fname).to_owned()
     };
     // SAFETY: RTLD_NOLOAD only changes the flags of an object that is loaded already; no initialisers run.
-    let handle =
-        unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL | libc::RTLD_NOLOAD) };
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL | libc::RTLD_NOLOAD) };
     if handle.is_null() {
         // A program that has libpython linked in statically publishes its symbols itself.
         return match path.to_string_lossy().contains("libpython") {

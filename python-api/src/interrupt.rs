@@ -10,8 +10,15 @@ use crate::runtime::runtime;
 /// Knows the thread that runs Python of one execution.
 #[derive(Default)]
 pub struct Interrupt {
-    /// Python's id of the thread. Changed only with the GIL held, so a holder of the GIL sees it stable.
-    running: Mutex<Option<c_long>>,
+    /// Changed only with the GIL held, so a holder of the GIL sees it stable.
+    running: Mutex<Option<Runner>>,
+}
+
+struct Runner {
+    /// Python's id of the thread.
+    thread: c_long,
+    /// The exception was asked for; it may not have been raised yet.
+    requested: bool,
 }
 
 impl Interrupt {
@@ -27,35 +34,40 @@ impl Interrupt {
             return;
         }
         Python::attach(|_| {
-            let running = self.running.lock();
-            if let Some(thread) = *running {
+            if let Some(runner) = self.running.lock().as_mut() {
+                runner.requested = true;
                 // SAFETY: the GIL is held; the exception class lives as long as the process.
-                unsafe { ffi::PyThreadState_SetAsyncExc(thread, runtime().force_stopped.as_ptr()) };
+                unsafe { ffi::PyThreadState_SetAsyncExc(runner.thread, runtime().force_stopped.as_ptr()) };
             }
         });
     }
 
     /// Marks this thread as the runner until the guard goes. The GIL must be held at both ends.
-    pub(crate) fn enter<'py>(&self, _py: Python<'py>) -> Running<'_, 'py> {
+    pub(crate) fn enter<'py>(&self, py: Python<'py>) -> Running<'_, 'py> {
         // SAFETY: no preconditions.
         let thread = unsafe { ffi::PyThread_get_thread_ident() } as c_long;
-        *self.running.lock() = Some(thread);
-        Running { interrupt: self, thread, _py }
+        *self.running.lock() = Some(Runner {
+            thread,
+            requested: false,
+        });
+        Running { interrupt: self, py }
     }
 }
 
 /// The time in which the exception may be raised.
 pub(crate) struct Running<'a, 'py> {
     interrupt: &'a Interrupt,
-    thread: c_long,
-    _py: Python<'py>,
+    py: Python<'py>,
 }
 
 impl Drop for Running<'_, '_> {
     fn drop(&mut self) {
-        *self.interrupt.running.lock() = None;
-        // SAFETY: the GIL is held (`_py`). Clears an exception that was requested but not raised yet, so that it
-        // does not hit what this thread runs next.
-        unsafe { ffi::PyThreadState_SetAsyncExc(self.thread, std::ptr::null_mut()) };
+        let ended = self.interrupt.running.lock().take();
+        if ended.is_some_and(|runner| runner.requested) {
+            // A request that was not raised yet must not hit what this thread runs next. It is let out here:
+            // taking it back (PyThreadState_SetAsyncExc with NULL) would leave the interpreter's flag for it set,
+            // and all code slow, for ever.
+            let _ = runtime().do_nothing.call0(self.py);
+        }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Runtime {
     pub(crate) deepcopy: Py<PyAny>,
     /// `sort_records(list, ascending)`
     pub(crate) sort_records: Py<PyAny>,
+    /// `do_nothing()`
+    pub(crate) do_nothing: Py<PyAny>,
     /// `reraise(exception)`
     pub(crate) reraise: Py<PyAny>,
     pub(crate) collect_garbage: Py<PyAny>,
@@ -73,7 +75,11 @@ pub(crate) fn set(py: Python<'_>) -> PyResult<()> {
         key_record.set_item(word(py, name), py.None())?;
     }
     let runtime = Runtime {
-        base_environment: get("oxigears.environment", "base_environment")?.bind(py).cast::<PyDict>()?.clone().unbind(),
+        base_environment: get("oxigears.environment", "base_environment")?
+            .bind(py)
+            .cast::<PyDict>()?
+            .clone()
+            .unbind(),
         gears_error: get("oxigears.errors", "error")?,
         force_stopped: get("oxigears.errors", "forcestopped")?,
         describe: get("oxigears.errors", "describe")?,
@@ -82,6 +88,7 @@ pub(crate) fn set(py: Python<'_>) -> PyResult<()> {
         loads: get("oxigears.pickling", "loads")?,
         dumps_functions: get("oxigears.pickling", "dumps_functions")?,
         sort_records: get("oxigears.operations", "sort_records")?,
+        do_nothing: get("oxigears.operations", "do_nothing")?,
         reraise: get("oxigears.operations", "reraise")?,
         deepcopy: get("copy", "deepcopy")?,
         collect_garbage: get("gc", "collect")?,

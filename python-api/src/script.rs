@@ -45,5 +45,9 @@ pub fn run_script(session: &Arc<Session>, code: &[u8]) -> Result<ScriptOutcome, 
 /// Bytes, not text: so that a coding cookie, a byte order mark and NUL bytes get the interpreter's own answers.
 fn compile<'py>(py: Python<'py>, code: &[u8]) -> PyResult<Bound<'py, PyCode>> {
     let arguments = (PyBytes::new(py, code), "<string>", "exec", 0, true);
-    Ok(py.import("builtins")?.getattr("compile")?.call1(arguments)?.cast_into::<PyCode>()?)
+    Ok(py
+        .import("builtins")?
+        .getattr("compile")?
+        .call1(arguments)?
+        .cast_into::<PyCode>()?)
 }

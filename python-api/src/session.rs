@@ -24,7 +24,10 @@ pub struct Session {
 }
 
 /// All living sessions, so that functions that arrive later join the globals that are there.
-static SESSIONS: Mutex<Option<HashMap<(String, u64), Weak<Session>>>> = Mutex::new(None);
+static SESSIONS: Mutex<Option<Sessions>> = Mutex::new(None);
+
+/// By id and nonce.
+type Sessions = HashMap<(String, u64), Weak<Session>>;
 
 /// Sessions that ended since the last garbage collection.
 static ENDED: AtomicUsize = AtomicUsize::new(0);
@@ -37,7 +40,10 @@ impl Session {
 
     /// The living session with this id and nonce, or a new one.
     pub(crate) fn find_or_create(id: &str, nonce: u64) -> Result<Arc<Session>, String> {
-        let known = SESSIONS.lock().as_ref().and_then(|all| all.get(&(id.to_owned(), nonce))?.upgrade());
+        let known = SESSIONS
+            .lock()
+            .as_ref()
+            .and_then(|all| all.get(&(id.to_owned(), nonce))?.upgrade());
         match known {
             Some(session) => Ok(session),
             None => Session::with_nonce(id, None, nonce),
@@ -119,7 +125,11 @@ pub(crate) fn collect_ended(py: Python<'_>) {
     let now = Instant::now();
     let mut last = LAST_COLLECTION.lock();
     if let Some((when, cost)) = *last {
-        let rest = if ended >= 64 { Duration::ZERO } else { Duration::from_secs(1) };
+        let rest = if ended >= 64 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(1)
+        };
         if now.duration_since(when) < rest.max(cost * 20) {
             return;
         }

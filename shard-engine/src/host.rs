@@ -3,7 +3,7 @@
 use std::{any::Any, sync::Arc, time::Instant};
 
 use oxigears_coordinator::{
-    engine::{Engine, Host, Interrupt, JobRequest},
+    engine::{Engine, Host, Interrupt, JobRequest, question},
     message::ExecutionId,
     plan::{Local, Reader},
     stage::{Input, Job, Source, SourceState},
@@ -13,16 +13,6 @@ use oxigears_python_api as python;
 use oxigears_python_api::{ExecContext, Functions};
 
 use crate::{mesh, module::module, readers, redis::log};
-
-/// Questions that shards ask each other.
-pub mod question {
-    /// RG.GETEXECUTION: the encoded view; empty if the execution is not known.
-    pub const VIEW: &str = "view";
-    /// RG.ABORTEXECUTION: answered when the execution has left its thread.
-    pub const ABORT: &str = "abort";
-    /// RG.DROPEXECUTION.
-    pub const DROP: &str = "drop";
-}
 
 /// The engine's surroundings.
 pub struct EngineHost {

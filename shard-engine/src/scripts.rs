@@ -9,7 +9,6 @@ use oxigears_python_api::{RunRequest, Session, run_script};
 
 use crate::{
     commands::write_pair,
-    host::question,
     module::module,
     redis::{blocked::BlockedClient, log},
 };
@@ -84,11 +83,6 @@ fn start(request: RunRequest, client: BlockedClient, unblocking: bool) {
 fn answer(execution: &Arc<Execution>, client: BlockedClient) {
     let engine = &module().engine;
     let outcome = execution.take_outcome();
-    engine.forget(&execution.id);
-    if execution.is_distributed() {
-        let id = bytes::Bytes::copy_from_slice(execution.id.as_str().as_bytes());
-        // Nobody waits: a shard that is gone has dropped it anyway.
-        engine.ask(engine.other_shards(), question::DROP, id, Box::new(|_| {}));
-    }
+    engine.forget_everywhere(execution);
     client.reply(|reply| write_pair(reply, &outcome));
 }

@@ -16,6 +16,10 @@ def finished(client, identifier):
     return pair
 
 
+def listed(client):
+    return {row[1] for row in client.execute_command("RG.DUMPEXECUTIONS")}
+
+
 # --- what is answered --------------------------------------------------------------------------------------------
 
 
@@ -108,7 +112,7 @@ GB('ShardsIDReader').foreach(f).run()
 """
     assert results(client, script) == ["1"]
     wait_until(lambda: client.get("nested") == b"1", "the nested run")
-    wait_until(lambda: client.execute_command("RG.DUMPEXECUTIONS") == [], "the nested run going away")
+    wait_until(lambda: listed(client) == set(), "the nested run going away")
 
 
 def test_a_step_on_every_shard_starts_local_runs(cluster, shards):
@@ -138,6 +142,8 @@ GB('ShardsIDReader').foreach(f).run()
         return [one.get(key) for one in shards for key in one.keys("n{*}")] == [b"3"] * 3
 
     wait_until(counted, "three nested runs on each shard")
+    for one in shards:
+        wait_until(lambda one=one: listed(one) == set(), "the nested runs going away")
 
 
 def test_the_outer_run_does_not_wait_for_the_inner(client):
@@ -181,7 +187,7 @@ def f(x):
 GB('ShardsIDReader').map(f).run()
 """
     assert results(client, script) == ["fine"]
-    wait_until(lambda: client.execute_command("RG.DUMPEXECUTIONS") == [], "the nested run going away")
+    wait_until(lambda: listed(client) == set(), "the nested run going away")
 
 
 def test_a_nested_run_with_bad_arguments_is_an_error_of_the_step(client):
@@ -263,13 +269,14 @@ def test_many_runs_at_once(cluster, shards):
 
 
 def test_runs_in_a_row_leave_nothing(client):
+    before = listed(client)
     for i in range(100):
         assert result(client, f"{IDS}.map(lambda x: {i}).run()") == str(i)
-    assert client.execute_command("RG.DUMPEXECUTIONS") == []
+    assert listed(client) == before
 
 
 def test_runs_in_a_row_leave_nothing_on_a_cluster(shards):
+    before = [listed(one) for one in shards]
     for i in range(60):
         check(shards[i % 3], f"{IDS}.repartition(lambda x: x).map(lambda x: {i}).run()", [str(i)] * 3)
-    for one in shards:
-        wait_until(lambda one=one: one.execute_command("RG.DUMPEXECUTIONS") == [], "the executions going away")
+    wait_until(lambda: [listed(one) for one in shards] == before, "the executions going away")

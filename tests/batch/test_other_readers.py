@@ -220,7 +220,7 @@ FAILING = [
     ("before the first value", "def src():\n    raise ValueError('early')\n    yield", [], "ValueError: early"),
     ("in the middle", "def src():\n    yield 1\n    raise ValueError('middle')", ["1"], "ValueError: middle"),
     ("when called", "def src():\n    raise KeyError('called')", [], "KeyError: 'called'"),
-    ("by StopIteration", "def src():\n    yield 1\n    raise StopIteration", ["1"], "RuntimeError: generator raised"),
+    ("by StopIteration", "def src():\n    yield 1\n    raise StopIteration", ["1"], "generator raised StopIteration"),
     ("by exit", "import sys\ndef src():\n    yield 1\n    sys.exit(4)", ["1"], "SystemExit: 4"),
     ("by GeneratorExit", "def src():\n    yield 1\n    raise GeneratorExit()", ["1"], "GeneratorExit"),
     ("by a flat error", "def src():\n    yield 1\n    flat_error('flat')", ["1"], "flat"),

@@ -172,11 +172,27 @@ impl Execution {
     fn over(self: &Arc<Self>, engine: &Arc<Engine>) {
         self.stopping.store(true, Ordering::Release);
         self.free_job(engine);
+        self.log_failure(engine);
         let waiters = std::mem::take(&mut *self.waiters.lock());
         for waiter in waiters {
             waiter(self);
         }
         engine.execution_over(self);
+    }
+
+    /// Operators look for these lines.
+    fn log_failure(&self, engine: &Arc<Engine>) {
+        let reason = match self.phase() {
+            Phase::Aborted => self.with_outcome(|o| o.errors.last().cloned()),
+            _ => None,
+        };
+        match reason {
+            Some(text) if text.starts_with("Execution max idle reached") => {
+                engine.host.log_warning(&format!("Execution max idle reached, ep_id={} ({text})", self.id));
+            }
+            Some(text) => engine.host.log_warning(&format!("execution {} failed: {text}", self.id)),
+            None => {}
+        }
     }
 
     /// Lets a worker thread look at it.

@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Engine, Execution};
+use bytes::Bytes;
+
+use super::{Engine, Execution, question};
 use crate::message::ExecutionId;
 
 /// A line of RG.DUMPEXECUTIONS.
@@ -60,7 +62,9 @@ impl Engine {
     }
 
     pub(super) fn execution_over(&self, execution: &Arc<Execution>) {
-        if execution.nested || execution.drop_when_over.load(Ordering::Acquire) {
+        if execution.nested {
+            self.forget_everywhere(execution);
+        } else if execution.drop_when_over.load(Ordering::Acquire) {
             let gone = self.lists.lock().forget(&execution.id);
             drop(gone);
         }
@@ -78,6 +82,16 @@ impl Engine {
         execution.drop_when_over.store(true, Ordering::Release);
         if execution.phase().is_over() {
             lists.forget(id);
+        }
+    }
+
+    /// Drops an execution here and on the other shards. Nobody waits for these: they drop it now or when their part is
+    /// over, and a shard that is gone has dropped it anyway.
+    pub fn forget_everywhere(&self, execution: &Arc<Execution>) {
+        self.forget(&execution.id);
+        if execution.is_distributed() {
+            let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
+            self.ask(self.other_shards(), question::DROP, id, Box::new(|_| {}));
         }
     }
 

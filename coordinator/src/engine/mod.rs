@@ -24,7 +24,7 @@ pub use self::{
     execution::{Execution, Waiter},
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
-    queries::Gathered,
+    queries::{Gathered, question},
 };
 use self::{lists::Lists, queries::Queries};
 use crate::{

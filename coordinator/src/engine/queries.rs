@@ -14,6 +14,16 @@ use parking_lot::Mutex;
 use super::Engine;
 use crate::{limits, message::Message, topology::NodeId};
 
+/// The questions; their argument is an execution's id.
+pub mod question {
+    /// RG.GETEXECUTION: the encoded view; empty if the execution is not known.
+    pub const VIEW: &str = "view";
+    /// RG.ABORTEXECUTION: answered when the execution has left its thread.
+    pub const ABORT: &str = "abort";
+    /// RG.DROPEXECUTION.
+    pub const DROP: &str = "drop";
+}
+
 /// Answers by shard.
 pub type Gathered = Vec<(NodeId, Result<Bytes, String>)>;
 
@@ -126,7 +136,7 @@ impl Engine {
     }
 
     /// The other shards of the cluster.
-    pub fn other_shards(self: &Arc<Self>) -> Vec<NodeId> {
+    pub fn other_shards(&self) -> Vec<NodeId> {
         let topology = self.topology();
         if !topology.is_cluster() {
             return Vec::new();

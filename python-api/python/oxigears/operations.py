@@ -9,3 +9,7 @@ def sort_records(records, ascending):
 def reraise(exception):
     """Gives an exception that came from native code a traceback."""
     raise exception
+
+
+def do_nothing():
+    """Runs bytecode, which lets a pending forced stop out."""

@@ -155,7 +155,9 @@ unsafe fn average(sum: &mut Sum, count: &mut i64, pair: bool) -> Drained {
         let objects = std::mem::replace(sum, Sum::Nothing)
             .object()
             .and_then(|sum| Ok((sum, Obj::from_owned(ffi::PyLong_FromLongLong(records)).ok_or(Raised)?)));
-        let Ok((sum, records)) = objects else { return Drained::Some(Flow::Broken) };
+        let Ok((sum, records)) = objects else {
+            return Drained::Some(Flow::Broken);
+        };
         let result = if pair {
             ffi::PyTuple_Pack(2, sum.as_ptr(), records.as_ptr())
         } else {

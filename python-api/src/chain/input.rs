@@ -38,7 +38,11 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new(batch: RecordBatch) -> Batch {
-        Batch { bytes: batch.bytes, at: 0, left: batch.records }
+        Batch {
+            bytes: batch.bytes,
+            at: 0,
+            left: batch.records,
+        }
     }
 
     /// Reads the next record.
@@ -85,9 +89,10 @@ unsafe fn read(cursor: &mut Cursor<'_>, decoder: &Decoder, keyed: bool) -> Resul
             return Ok(Item::plain(decoder.next(cursor)?));
         }
         match cursor.next_item()? {
-            Encoded::Keyed { key } => {
-                Ok(Item { key: Key::Raw(key.as_ptr(), key.len()), value: decoder.next(cursor)? })
-            }
+            Encoded::Keyed { key } => Ok(Item {
+                key: Key::Raw(key.as_ptr(), key.len()),
+                value: decoder.next(cursor)?,
+            }),
             other => Ok(Item::plain(decoder.item(other, cursor, 0)?)),
         }
     }
@@ -123,7 +128,9 @@ impl Generator {
                 }
                 *self = Generator::Running(result);
             }
-            let Generator::Running(iterator) = self else { return Pulled::End };
+            let Generator::Running(iterator) = self else {
+                return Pulled::End;
+            };
             let start = Instant::now();
             let next = Obj::from_owned(ffi::PyIter_Next(iterator.as_ptr()));
             *spent_ns += start.elapsed().as_nanos() as u64;

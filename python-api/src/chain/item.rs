@@ -34,7 +34,10 @@ impl Item {
     }
 
     pub(super) fn keyed(key: &[u8], value: Obj) -> Item {
-        Item { key: Key::Raw(key.as_ptr(), key.len()), value }
+        Item {
+            key: Key::Raw(key.as_ptr(), key.len()),
+            value,
+        }
     }
 }
 
@@ -65,8 +68,8 @@ impl Key {
             Key::None => Ok(unsafe { Obj::none() }),
             // SAFETY: owned by this key.
             Key::Text(text) => Ok(unsafe { Obj::from_borrowed(text.as_ptr()) }),
-            // SAFETY: alive, see the variant.
             Key::Raw(start, len) => {
+                // SAFETY: alive, see the variant; the GIL is held.
                 unsafe { new_text(std::slice::from_raw_parts(*start, *len)) }.ok_or(Raised)
             }
         }

@@ -27,12 +27,18 @@ impl Kind {
                     settle(kept, result, Flow::Broken)
                 }
                 Kind::ReduceTable { reducer, table } => reduce(table, *reducer, None, &item, Flow::Failed),
-                Kind::CombineTable { zero, comb, table } => {
-                    reduce(table, *comb, Some(*zero), &item, Flow::Broken)
-                }
-                Kind::FoldTable { extractor, zero, seq, table } => match extract(*extractor, &item.value) {
+                Kind::CombineTable { zero, comb, table } => reduce(table, *comb, Some(*zero), &item, Flow::Broken),
+                Kind::FoldTable {
+                    extractor,
+                    zero,
+                    seq,
+                    table,
+                } => match extract(*extractor, &item.value) {
                     Ok(key) => {
-                        let keyed = Item { key: Key::Text(key), value: item.value };
+                        let keyed = Item {
+                            key: Key::Text(key),
+                            value: item.value,
+                        };
                         reduce(table, *seq, Some(*zero), &keyed, Flow::Broken)
                     }
                     Err(Flow::Failed) => Flow::Broken,
@@ -231,9 +237,10 @@ unsafe fn add(sum: &mut Sum, value: &Obj, count: &mut i64, records: i64) -> Flow
         let added = match std::mem::replace(sum, Sum::Nothing) {
             Sum::Nothing if is_float => Sum::Float(0.0 + ffi::PyFloat_AS_DOUBLE(value.as_ptr())),
             Sum::Float(x) if is_float => Sum::Float(x + ffi::PyFloat_AS_DOUBLE(value.as_ptr())),
-            before => match before.object().and_then(|before| {
-                Obj::from_owned(ffi::PyNumber_Add(before.as_ptr(), value.as_ptr())).ok_or(Raised)
-            }) {
+            before => match before
+                .object()
+                .and_then(|before| Obj::from_owned(ffi::PyNumber_Add(before.as_ptr(), value.as_ptr())).ok_or(Raised))
+            {
                 Ok(after) => Sum::Object(after),
                 Err(_) => {
                     *count = 0;

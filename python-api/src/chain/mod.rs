@@ -52,7 +52,15 @@ pub fn compile(
             (0, Reader::Python { generator }) => Some(functions.get(*generator)?),
             _ => None,
         };
-        let state = state::State::new(stage, number == 0, generator, functions, &ctx, &kept, is_result(stages, number))?;
+        let state = state::State::new(
+            stage,
+            number == 0,
+            generator,
+            functions,
+            &ctx,
+            &kept,
+            is_result(stages, number),
+        )?;
         runners.push(Box::new(runner::Runner::new(state)));
     }
     Ok(runners)
@@ -62,9 +70,9 @@ pub fn compile(
 fn is_result(stages: &[Stage], number: usize) -> bool {
     match stages[number].output {
         Output::Result => true,
-        Output::Collect => {
-            stages.get(number + 1).is_some_and(|next| next.locals.is_empty() && next.output == Output::Result)
-        }
+        Output::Collect => stages
+            .get(number + 1)
+            .is_some_and(|next| next.locals.is_empty() && next.output == Output::Result),
         Output::Shuffle { .. } => false,
     }
 }

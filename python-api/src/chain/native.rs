@@ -58,18 +58,12 @@ pub(super) fn tail(steps: &[Step], i: usize, out: &Out) -> Option<Tail> {
     let after: Vec<&Kind> = steps.get(i + 1..)?.iter().map(|s| &s.kind).collect();
     match (&steps[i].kind, after.as_slice()) {
         (Kind::CountTable { .. } | Kind::SumTable { .. }, []) if out.is_keyed_shuffle() => Some(Tail::Keyed),
-        (Kind::CountTable { .. } | Kind::SumTable { .. }, [Kind::KeyedToDict]) if out.is_plain() => {
-            Some(Tail::Dict)
-        }
-        (Kind::CountTable { .. } | Kind::SumTable { .. }, [Kind::KeyedToDict, Kind::ToStr])
-            if out.is_plain() =>
-        {
+        (Kind::CountTable { .. } | Kind::SumTable { .. }, [Kind::KeyedToDict]) if out.is_plain() => Some(Tail::Dict),
+        (Kind::CountTable { .. } | Kind::SumTable { .. }, [Kind::KeyedToDict, Kind::ToStr]) if out.is_plain() => {
             Some(Tail::DictText)
         }
         (Kind::CountRecords { .. } | Kind::SumCounts { .. }, []) if out.is_plain() => Some(Tail::Int),
-        (Kind::CountRecords { .. } | Kind::SumCounts { .. }, [Kind::ToStr]) if out.is_plain() => {
-            Some(Tail::IntText)
-        }
+        (Kind::CountRecords { .. } | Kind::SumCounts { .. }, [Kind::ToStr]) if out.is_plain() => Some(Tail::IntText),
         _ => None,
     }
 }
@@ -193,7 +187,10 @@ fn put_dict(bytes: &mut Vec<u8>, key: &[u8], n: i64) {
 
 /// Python's `repr` of the text is the text itself in single quotes.
 fn is_plain(key: &[u8]) -> bool {
-    if key.iter().all(|&b| (0x20..0x7f).contains(&b) && b != b'\'' && b != b'\\') {
+    if key
+        .iter()
+        .all(|&b| (0x20..0x7f).contains(&b) && b != b'\'' && b != b'\\')
+    {
         return true;
     }
     // Letters of the common scripts: printable in every version of Unicode that Python had.
@@ -227,4 +224,3 @@ fn python_repr(out: &mut Vec<u8>, key: &[u8]) {
     // Only without memory, or for bytes that are no text: never valid Python, but never silent either.
     out.extend_from_slice(format!("{:?}", String::from_utf8_lossy(key)).as_bytes());
 }
-

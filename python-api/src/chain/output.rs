@@ -74,7 +74,8 @@ impl Out {
             let buffer = &mut self.buffers[0];
             // SAFETY: the GIL is held, the item is alive.
             unsafe { encoder.encode(&mut buffer.bytes, item.value.as_ptr()) }.map_err(|_| Raised)?;
-            return Ok(self.added(0, sink));
+            self.added(0, sink);
+            return Ok(());
         };
         let mut spare = Vec::new();
         // SAFETY: the GIL is held; the key lives as long as the item.
@@ -92,7 +93,8 @@ impl Out {
             bytes.truncate(start);
             return Err(Raised);
         }
-        Ok(self.added(number, sink))
+        self.added(number, sink);
+        Ok(())
     }
 
     /// Writes a record of a plain output natively.
@@ -113,7 +115,11 @@ impl Out {
 
     /// Records that stay here keep their objects, unless a reply is all that becomes of them.
     fn encoder_for(&self, number: usize, encoder: &Encoder) -> Encoder {
-        let kept = if self.stays == Some(number) && !encoder.is_result { Arc::as_ptr(&self.kept) } else { null() };
+        let kept = if self.stays == Some(number) && !encoder.is_result {
+            Arc::as_ptr(&self.kept)
+        } else {
+            null()
+        };
         Encoder { kept, ..*encoder }
     }
 
@@ -139,8 +145,15 @@ impl Out {
         // The next batch is probably about as large.
         let room = buffer.bytes.len().min(BATCH_BYTES);
         let bytes = std::mem::replace(&mut buffer.bytes, Vec::with_capacity(room));
-        let batch = RecordBatch { bytes: bytes.into(), records: std::mem::take(&mut buffer.records) };
-        let route = if self.shuffle.is_some() { Route::Participant(number) } else { Route::Default };
+        let batch = RecordBatch {
+            bytes: bytes.into(),
+            records: std::mem::take(&mut buffer.records),
+        };
+        let route = if self.shuffle.is_some() {
+            Route::Participant(number)
+        } else {
+            Route::Default
+        };
         sink.emit(route, batch);
     }
 

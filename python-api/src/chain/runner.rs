@@ -27,7 +27,10 @@ pub(super) struct Runner {
 
 impl Runner {
     pub(super) fn new(state: State) -> Runner {
-        Runner { state: Some(Box::new(state)), whole: None }
+        Runner {
+            state: Some(Box::new(state)),
+            whole: None,
+        }
     }
 
     /// Works natively; `None` if Python is needed.
@@ -56,14 +59,19 @@ impl Runner {
     }
 
     fn run_python(&mut self, sink: &mut dyn StageSink) -> RunState {
-        let Some(state) = self.state.as_mut() else { return RunState::Done };
+        let Some(state) = self.state.as_mut() else {
+            return RunState::Done;
+        };
         Python::attach(|py| {
             let interrupt = state.interrupt.clone();
             let _entered = context::enter(Place::Step, state.functions.session());
             let _running = interrupt.enter(py);
             let result = state.run_slice(py, sink);
             if lock::leave_atomic() {
-                server().log(LogLevel::Warning, "a step left its atomic block open; the server lock was given back");
+                server().log(
+                    LogLevel::Warning,
+                    "a step left its atomic block open; the server lock was given back",
+                );
             }
             result
         })
@@ -83,7 +91,10 @@ fn write(state: &mut State, mut closing: Closing, tail: Tail, sink: &mut dyn Sta
     }
     match written {
         Written::All => {
-            state.closing = Some(Closing { step: state.steps.len(), at: 0 });
+            state.closing = Some(Closing {
+                step: state.steps.len(),
+                at: 0,
+            });
             state.finish(sink)
         }
         Written::Part | Written::NeedsPython => {
@@ -125,7 +136,9 @@ impl StageRunner for Runner {
     }
 
     fn durations_ns(&self) -> Vec<u64> {
-        let Some(state) = self.state.as_ref() else { return Vec::new() };
+        let Some(state) = self.state.as_ref() else {
+            return Vec::new();
+        };
         let mut durations = vec![0; state.locals];
         for step in &state.steps {
             durations[step.local] += step.spent_ns;

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oxigears_coordinator::{plan::Stage, stage::{RunState, StageSink}};
+use oxigears_coordinator::{
+    plan::{Output, Stage},
+    stage::{RunState, StageSink},
+};
 use pyo3::{ffi, prelude::*};
 
 use super::{
@@ -53,14 +56,17 @@ pub(super) struct Slice {
 
 impl Slice {
     pub(super) fn new() -> Slice {
-        Slice { end: Instant::now() + SLICE, count: 0 }
+        Slice {
+            end: Instant::now() + SLICE,
+            count: 0,
+        }
     }
 
     /// Called once per record or emission.
     #[inline]
     pub(super) fn is_over(&mut self, sink: &dyn StageSink, every: u32) -> bool {
         self.count = self.count.wrapping_add(1);
-        self.count % every == 0 && (sink.full() || sink.aborted() || Instant::now() >= self.end)
+        self.count.is_multiple_of(every) && (sink.full() || sink.aborted() || Instant::now() >= self.end)
     }
 }
 
@@ -134,8 +140,16 @@ impl State {
             closing: None,
             has_objects: false,
             locals: stage.locals.len(),
-            decoder: Decoder { globals, kept: Arc::as_ptr(kept) },
-            encoder: Encoder { globals, is_result, kept: std::ptr::null() },
+            decoder: Decoder {
+                globals,
+                kept: Arc::as_ptr(kept),
+            },
+            encoder: Encoder {
+                globals,
+                is_result,
+                opaque: is_result && (stage.output == Output::Result || ctx.is_initiator),
+                kept: std::ptr::null(),
+            },
             _kept: kept.clone(),
             interrupt: ctx.interrupt.clone(),
             functions: functions.clone(),
@@ -271,7 +285,11 @@ impl State {
         match flow {
             Flow::Next(item) => self.push(py, i + 1, item, sink),
             Flow::Gone => {}
-            Flow::List(list) => self.stack.push(Pending { list, at: 0, next: i + 1 }),
+            Flow::List(list) => self.stack.push(Pending {
+                list,
+                at: 0,
+                next: i + 1,
+            }),
             Flow::Failed => sink.error(take_error_text(py)),
             Flow::Broken => {
                 add_traceback(py);
@@ -290,7 +308,10 @@ impl State {
     /// One emission of the step that is being closed.
     fn emit_next(&mut self, py: Python<'_>, mut closing: Closing, sink: &mut dyn StageSink) {
         if closing.step < self.floor {
-            closing = Closing { step: self.floor, at: 0 };
+            closing = Closing {
+                step: self.floor,
+                at: 0,
+            };
         }
         let Some(step) = self.steps.get_mut(closing.step) else {
             self.closing = Some(closing);
@@ -307,7 +328,12 @@ impl State {
                 self.closing = Some(closing);
                 self.settle(py, closing.step, flow, sink);
             }
-            Drained::Empty => self.closing = Some(Closing { step: closing.step + 1, at: 0 }),
+            Drained::Empty => {
+                self.closing = Some(Closing {
+                    step: closing.step + 1,
+                    at: 0,
+                })
+            }
         }
     }
 
@@ -321,7 +347,10 @@ impl State {
     pub(super) fn closing_from_floor(&self) -> Option<Closing> {
         let closing = self.closing?;
         match closing.step < self.floor {
-            true => Some(Closing { step: self.floor, at: 0 }),
+            true => Some(Closing {
+                step: self.floor,
+                at: 0,
+            }),
             false => Some(closing),
         }
     }

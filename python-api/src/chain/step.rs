@@ -57,27 +57,74 @@ pub(super) enum Kind {
     Filter(Function),
     ForEach(Function),
     FlatMap(Function),
-    Limit { end: u64, start: u64, seen: u64 },
+    Limit {
+        end: u64,
+        start: u64,
+        seen: u64,
+    },
     ExtractKey(Function),
     DropKey,
     KeyedToDict,
-    Accumulate { f: Function, kept: Option<Obj> },
-    Fold { zero: Function, f: Function, kept: Option<Obj> },
-    ReduceTable { reducer: Function, table: Accumulators },
+    Accumulate {
+        f: Function,
+        kept: Option<Obj>,
+    },
+    Fold {
+        zero: Function,
+        f: Function,
+        kept: Option<Obj>,
+    },
+    ReduceTable {
+        reducer: Function,
+        table: Accumulators,
+    },
     /// The accumulators are lists.
-    BatchTable { reducer: Function, table: Accumulators },
-    FoldTable { extractor: Function, zero: Function, seq: Function, table: Accumulators },
-    CombineTable { zero: Function, comb: Function, table: Accumulators },
-    CountTable { extractor: Option<Function>, table: KeyTable<i64> },
-    SumTable { table: KeyTable<i64> },
-    CountRecords { records: i64 },
-    SumCounts { sum: i64, any: bool },
+    BatchTable {
+        reducer: Function,
+        table: Accumulators,
+    },
+    FoldTable {
+        extractor: Function,
+        zero: Function,
+        seq: Function,
+        table: Accumulators,
+    },
+    CombineTable {
+        zero: Function,
+        comb: Function,
+        table: Accumulators,
+    },
+    CountTable {
+        extractor: Option<Function>,
+        table: KeyTable<i64>,
+    },
+    SumTable {
+        table: KeyTable<i64>,
+    },
+    CountRecords {
+        records: i64,
+    },
+    SumCounts {
+        sum: i64,
+        any: bool,
+    },
     /// A list.
-    SortAll { ascending: bool, kept: Option<Obj> },
+    SortAll {
+        ascending: bool,
+        kept: Option<Obj>,
+    },
     /// A dict, whose keys are the values in order of first appearance.
-    DistinctSet { kept: Option<Obj> },
-    AvgPartial { sum: Sum, count: i64 },
-    AvgFinal { sum: Sum, count: i64 },
+    DistinctSet {
+        kept: Option<Obj>,
+    },
+    AvgPartial {
+        sum: Sum,
+        count: i64,
+    },
+    AvgFinal {
+        sum: Sum,
+        count: i64,
+    },
 }
 
 /// One step.
@@ -131,7 +178,10 @@ impl Kind {
                     }
                 }
                 Kind::ExtractKey(f) => match extract(*f, &item.value) {
-                    Ok(key) => Flow::Next(Item { key: Key::Text(key), value: item.value }),
+                    Ok(key) => Flow::Next(Item {
+                        key: Key::Text(key),
+                        value: item.value,
+                    }),
                     Err(flow) => flow,
                 },
                 Kind::DropKey => Flow::Next(Item::plain(item.value)),

@@ -125,9 +125,7 @@ impl Decoder {
                 Item::Tuple(n) => self.tuple(n, cursor, depth),
                 Item::Dict(n) => self.dict(n, cursor, depth),
                 Item::Set(n) => self.set(made(ffi::PySet_New(std::ptr::null_mut()))?, n, cursor, depth),
-                Item::FrozenSet(n) => {
-                    self.set(made(ffi::PyFrozenSet_New(std::ptr::null_mut()))?, n, cursor, depth)
-                }
+                Item::FrozenSet(n) => self.set(made(ffi::PyFrozenSet_New(std::ptr::null_mut()))?, n, cursor, depth),
                 Item::Pickle(b) => self.unpickle(b),
                 Item::Shown => {
                     // The form for replies; the value is behind it.
@@ -261,9 +259,17 @@ impl Decoder {
     unsafe fn unpickle(&self, bytes: &[u8]) -> Decoded {
         // SAFETY: the GIL is held; the arguments live across the call.
         unsafe {
-            let data = made(ffi::PyBytes_FromStringAndSize(bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t))?;
+            let data = made(ffi::PyBytes_FromStringAndSize(
+                bytes.as_ptr().cast(),
+                bytes.len() as ffi::Py_ssize_t,
+            ))?;
             let args = [data.as_ptr(), self.globals];
-            made(ffi::PyObject_Vectorcall(runtime().loads.as_ptr(), args.as_ptr(), 2, std::ptr::null_mut()))
+            made(ffi::PyObject_Vectorcall(
+                runtime().loads.as_ptr(),
+                args.as_ptr(),
+                2,
+                std::ptr::null_mut(),
+            ))
         }
     }
 }

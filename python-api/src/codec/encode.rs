@@ -24,8 +24,10 @@ enum Stop {
 pub(crate) struct Encoder {
     /// The session's globals, for pickled values.
     pub(crate) globals: *mut ffi::PyObject,
-    /// What can not be pickled gets a placeholder: the record does not leave this shard.
+    /// A reply is all that becomes of the record.
     pub(crate) is_result: bool,
+    /// What can not be pickled gets a placeholder: the record does not leave this shard.
+    pub(crate) opaque: bool,
     /// Where objects are left when the record does not leave this shard; null otherwise.
     pub(crate) kept: *const Kept,
 }
@@ -35,10 +37,7 @@ pub(crate) struct Encoder {
 /// # Safety
 /// The GIL is held; `key` is a live `str` and stays alive while the bytes are used.
 #[inline]
-pub(crate) unsafe fn key_bytes<'a>(
-    key: *mut ffi::PyObject,
-    spare: &'a mut Vec<u8>,
-) -> Result<&'a [u8], Raised> {
+pub(crate) unsafe fn key_bytes(key: *mut ffi::PyObject, spare: &mut Vec<u8>) -> Result<&[u8], Raised> {
     let mut len = 0;
     // SAFETY: `key` is a str; the buffer belongs to it and lives as long (see the promise).
     unsafe {
@@ -50,8 +49,7 @@ pub(crate) unsafe fn key_bytes<'a>(
             return Err(Raised);
         }
         ffi::PyErr_Clear();
-        let encoded =
-            ffi::PyUnicode_AsEncodedString(key, c"utf-8".as_ptr(), c"surrogatepass".as_ptr());
+        let encoded = ffi::PyUnicode_AsEncodedString(key, c"utf-8".as_ptr(), c"surrogatepass".as_ptr());
         let encoded = Obj::from_owned(encoded).ok_or(Raised)?;
         spare.clear();
         spare.extend_from_slice(bytes_of(encoded.as_ptr()));
@@ -63,9 +61,7 @@ pub(crate) unsafe fn key_bytes<'a>(
 /// `bytes` is a live `bytes` object; the slice must not outlive it.
 unsafe fn bytes_of<'a>(bytes: *mut ffi::PyObject) -> &'a [u8] {
     // SAFETY: buffer and length belong to the object.
-    unsafe {
-        std::slice::from_raw_parts(ffi::PyBytes_AS_STRING(bytes).cast(), ffi::PyBytes_Size(bytes) as usize)
-    }
+    unsafe { std::slice::from_raw_parts(ffi::PyBytes_AS_STRING(bytes).cast(), ffi::PyBytes_Size(bytes) as usize) }
 }
 
 impl Encoder {
@@ -297,7 +293,11 @@ impl Encoder {
             put_varint(out, unsafe { kept.keep(value) });
             return Ok(());
         }
-        let dumps = if self.is_result { &runtime().dumps_result } else { &runtime().dumps };
+        let dumps = if self.opaque {
+            &runtime().dumps_result
+        } else {
+            &runtime().dumps
+        };
         let args = [value, self.globals];
         // SAFETY: the GIL is held; the arguments live across the call; the result is checked to be bytes.
         unsafe {
@@ -315,7 +315,11 @@ impl Encoder {
 }
 
 fn descend(depth: usize) -> Result<(), Stop> {
-    if depth >= CODEC_DEPTH { Err(Stop::TooDeep) } else { Ok(()) }
+    if depth >= CODEC_DEPTH {
+        Err(Stop::TooDeep)
+    } else {
+        Ok(())
+    }
 }
 
 /// # Safety

@@ -54,7 +54,10 @@ fn request(
     nested: bool,
 ) -> PyResult<RunRequest> {
     if steps.len() > PLAN_STEPS {
-        let text = format!("the pipeline has {} steps, at most {PLAN_STEPS} are allowed", steps.len());
+        let text = format!(
+            "the pipeline has {} steps, at most {PLAN_STEPS} are allowed",
+            steps.len()
+        );
         return Err(gears_error(py, text));
     }
     let mut table = Table::default();
@@ -80,7 +83,12 @@ fn request(
         session: session.id().to_owned(),
     };
     let functions = Functions::new(table.objects, session.clone());
-    Ok(RunRequest { plan, functions, session, nested })
+    Ok(RunRequest {
+        plan,
+        functions,
+        session,
+        nested,
+    })
 }
 
 /// Collects functions and start values under numbers.
@@ -125,8 +133,13 @@ impl Table {
                 count: arg(3)?.extract()?,
                 generator: self.optional(arg(4)?),
             },
-            "stream" => Reader::Stream { key: arg(1)?.extract()?, from_id: arg(2)?.extract()? },
-            "python" => Reader::Python { generator: self.add(arg(1)?) },
+            "stream" => Reader::Stream {
+                key: arg(1)?.extract()?,
+                from_id: arg(2)?.extract()?,
+            },
+            "python" => Reader::Python {
+                generator: self.add(arg(1)?),
+            },
             _ => Reader::ShardsId,
         })
     }
@@ -141,24 +154,51 @@ impl Table {
             "foreach" => Op::ForEach(arg(1)?),
             "flatmap" => Op::FlatMap(arg(1)?),
             "accumulate" => Op::Accumulate(arg(1)?),
-            "limit" => {
-                Op::Limit { length: step.get_item(1)?.extract()?, start: step.get_item(2)?.extract()? }
-            }
+            "limit" => Op::Limit {
+                length: step.get_item(1)?.extract()?,
+                start: step.get_item(2)?.extract()?,
+            },
             "collect" => Op::Collect,
             "repartition" => Op::Repartition(arg(1)?),
-            "localgroupby" => Op::LocalGroupBy { extractor: arg(1)?, reducer: arg(2)? },
-            "groupby" => Op::GroupBy { extractor: arg(1)?, reducer: arg(2)? },
-            "batchgroupby" => Op::BatchGroupBy { extractor: arg(1)?, reducer: arg(2)? },
-            "aggregate" => Op::Aggregate { zero: arg(1)?, seq: arg(2)?, comb: arg(3)? },
-            "aggregateby" => {
-                Op::AggregateBy { extractor: arg(1)?, zero: arg(2)?, seq: arg(3)?, comb: arg(4)? }
-            }
-            "localaggregateby" => Op::LocalAggregateBy { extractor: arg(1)?, zero: arg(2)?, seq: arg(3)? },
+            "localgroupby" => Op::LocalGroupBy {
+                extractor: arg(1)?,
+                reducer: arg(2)?,
+            },
+            "groupby" => Op::GroupBy {
+                extractor: arg(1)?,
+                reducer: arg(2)?,
+            },
+            "batchgroupby" => Op::BatchGroupBy {
+                extractor: arg(1)?,
+                reducer: arg(2)?,
+            },
+            "aggregate" => Op::Aggregate {
+                zero: arg(1)?,
+                seq: arg(2)?,
+                comb: arg(3)?,
+            },
+            "aggregateby" => Op::AggregateBy {
+                extractor: arg(1)?,
+                zero: arg(2)?,
+                seq: arg(3)?,
+                comb: arg(4)?,
+            },
+            "localaggregateby" => Op::LocalAggregateBy {
+                extractor: arg(1)?,
+                zero: arg(2)?,
+                seq: arg(3)?,
+            },
             "count" => Op::Count,
-            "countby" => Op::CountBy { extractor: self.optional(step.get_item(1)?) },
-            "sort" => Op::Sort { reverse: step.get_item(1)?.extract()? },
+            "countby" => Op::CountBy {
+                extractor: self.optional(step.get_item(1)?),
+            },
+            "sort" => Op::Sort {
+                reverse: step.get_item(1)?.extract()?,
+            },
             "distinct" => Op::Distinct,
-            "avg" => Op::Avg { extractor: self.optional(step.get_item(1)?) },
+            "avg" => Op::Avg {
+                extractor: self.optional(step.get_item(1)?),
+            },
             other => {
                 let text = format!("unknown step {other}");
                 return Err(gears_error(step.py(), text));

@@ -4,7 +4,9 @@ use super::*;
 use crate::Server;
 
 fn value(expression: &str) -> String {
-    let outcome = run(&format!("GB('PythonReader').map(lambda x: repr({expression})).run(lambda: iter([1]))"));
+    let outcome = run(&format!(
+        "GB('PythonReader').map(lambda x: repr({expression})).run(lambda: iter([1]))"
+    ));
     assert_eq!(outcome.errors, [""; 0], "{expression}");
     outcome.results.into_iter().next().unwrap()
 }
@@ -21,17 +23,26 @@ fn execute_maps_arguments_and_replies() {
             "['1', '2.5', 'b', 'c', 'None', 'True', '[1]', 'é']",
         ),
         ("execute('echo', b'\\xff', 'a\\0b')", "[bytearray(b'\\xff'), 'a\\x00b']"),
-        ("execute('resp3')", "[{b'a\\xff': 1.5}, {(1,)}, True, 36893488147419103232, None, 'ERR x']"),
+        (
+            "execute('resp3')",
+            "[{b'a\\xff': 1.5}, {(1,)}, True, 36893488147419103232, None, 'ERR x']",
+        ),
         ("hashtag()", "'06S'"),
         ("__name__", "'not_main'"),
         ("isInAtomicBlock()", "False"),
         ("isAsyncAllow()", "True"),
         ("str(getGearsSession())", "'PyExecutionSession'"),
-        ("(configGet('FooBar'), configGet('foobar'), gearsConfigGet('zz', 'd'))", "('v1', None, 'd')"),
+        (
+            "(configGet('FooBar'), configGet('foobar'), gearsConfigGet('zz', 'd'))",
+            "('v1', None, 'd')",
+        ),
         ("len(sys.argv)", "1"),
         ("__import__('cloudpickle').__version__", "'3.1.2'"),
         ("__import__('rg') is __import__('redisgears') is redisgears", "True"),
-        ("[str(e) for e in (redisgears.GearsError, rg.GearsFlatError, rg.GearsForceStopped)]", "[\"<class 'gears.error'>\", \"<class 'gears.flat_error'>\", \"<class 'gears.forcestopped'>\"]"),
+        (
+            "[str(e) for e in (redisgears.GearsError, rg.GearsFlatError, rg.GearsForceStopped)]",
+            "[\"<class 'gears.error'>\", \"<class 'gears.flat_error'>\", \"<class 'gears.forcestopped'>\"]",
+        ),
         ("__import__('__main__').__name__", "'__main__'"),
         ("type(__import__('ctypes').CDLL(None)).__name__", "'CDLL'"),
         ("__import__('ssl').OPENSSL_VERSION.split()[0]", "'OpenSSL'"),
@@ -67,7 +78,10 @@ fn sessions_do_not_see_each_other() {
     run("x = 5; GB('PythonReader').run(lambda: iter([1]))");
     assert!(failure("x").contains("name 'x' is not defined"));
     run("import math; math.foo = 7; GB('PythonReader').run(lambda: iter([1]))");
-    assert_eq!(run("import math; f = math.foo; GB('PythonReader').run(lambda: iter([f]))").results, ["7"]);
+    assert_eq!(
+        run("import math; f = math.foo; GB('PythonReader').run(lambda: iter([f]))").results,
+        ["7"]
+    );
 }
 
 #[test]
@@ -87,7 +101,7 @@ fn print_and_log_reach_the_server_log() {
         request(
             "import sys\nprint('one', 2)\nprint('a\\nb', end='')\nprint('', flush=True)\n\
              print('odd \\ud800 text')\nprint('to stderr', file=sys.stderr)\n\
-             log('hello'); log('warning', 'old order'); log('x', level='DEBUG'); Log('dep')",
+             log('hello'); log('warning', 'old order'); log('x', level='debug'); Log('dep')",
         );
         let log = fake.log.lock();
         let has = |level, text: &str| log.iter().any(|(l, t)| *l == level && t.starts_with(text));
@@ -151,7 +165,9 @@ fn callables_of_any_kind_are_accepted() {
         ("str", "1"),
         ("functools.partial(two, 'p')", "('p', 1)"),
     ] {
-        let outcome = run(&format!("{setup}GB('PythonReader').map({callable}).run(lambda: iter([1]))"));
+        let outcome = run(&format!(
+            "{setup}GB('PythonReader').map({callable}).run(lambda: iter([1]))"
+        ));
         assert_eq!(outcome.results, [expected], "{callable}: {:?}", outcome.errors);
     }
 }
@@ -168,7 +184,35 @@ fn memory_is_counted() {
 
 #[test]
 fn profilers_print() {
-    let script = "import faulthandler\ndef f(x):\n    faulthandler.dump_traceback_later(4, file=open('/tmp/pystack','w'))\n    p = profilerCreate()\n    profileStart(p)\n    sorted([3, 1])\n    profileStop(p)\n    \
+    let script = "def f(x):\n    p = profilerCreate()\n    profileStart(p)\n    sorted([3, 1])\n    profileStop(p)\n    \
                   return 'sorted' in profileGetInfo(p, 'time')\nGB('PythonReader').map(f).run(lambda: iter([1]))";
     assert_eq!(run(script).results, ["True"]);
+}
+
+/// Editors and type checkers see exactly the names that scripts see.
+#[test]
+fn stubs_name_what_scripts_see() {
+    for (stub, names) in [
+        (
+            include_str!("../../python/oxigears/__init__.pyi"),
+            "__import__('oxigears.environment', None, None, ['x']).__all__",
+        ),
+        (
+            include_str!("../../python/redisgears/__init__.pyi"),
+            "[n for n in vars(redisgears) if not n.startswith('__')]",
+        ),
+    ] {
+        let script = format!(
+            "import ast\nnames = set()\nfor node in ast.parse({stub:?}).body:\n    match node:\n        \
+             case ast.FunctionDef() | ast.ClassDef(): names.add(node.name)\n        \
+             case ast.Assign(): names.update(t.id for t in node.targets)\n        \
+             case ast.AnnAssign(): names.add(node.target.id)\n        \
+             case ast.Import(): names.update(a.asname for a in node.names if a.asname)\n        \
+             case ast.ImportFrom(): names.update(a.asname for a in node.names if a.asname)\n\
+             names = {{n for n in names if not n.startswith('_')}}\n\
+             odd = sorted(names ^ set({names}))\n\
+             GB('PythonReader').run(lambda: iter([odd]))"
+        );
+        assert_eq!(run(&script).results, ["[]"]);
+    }
 }

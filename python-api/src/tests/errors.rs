@@ -14,7 +14,10 @@ fn script_errors() {
         failure("raise Exception('foo')"),
         r#"['Traceback (most recent call last):\n', '  File "<string>", line 1, in <module>\n', 'Exception: foo\n']"#
     );
-    assert_eq!(failure("def f(:"), "Error type: <class 'SyntaxError'>, Value: invalid syntax (<string>, line 1)");
+    assert_eq!(
+        failure("def f(:"),
+        "Error type: <class 'SyntaxError'>, Value: invalid syntax (<string>, line 1)"
+    );
     assert_eq!(failure("raise redisgears.GearsFlatError('only this')"), "only this");
     assert_eq!(failure("flat_error({'a': 1})"), "{'a': 1}");
     assert!(failure("import sys; sys.exit(3)").ends_with(r"'SystemExit: 3\n']"));
@@ -33,8 +36,10 @@ fn step_errors() {
     );
     assert!(first_error("PR.map(lambda x: y).run(src)").starts_with("['Traceback (most recent call last):\\n', "));
     assert!(first_error("import sys\nPR.map(lambda x: sys.exit(2)).run(src)").contains("SystemExit: 2"));
-    assert!(first_error("PR.map(lambda x: execute('wrong')).run(src)")
-        .contains(r"gears.error: WRONGTYPE Operation against a key\n"));
+    assert!(
+        first_error("PR.map(lambda x: execute('wrong')).run(src)")
+            .contains(r"gears.error: WRONGTYPE Operation against a key\n")
+    );
     assert!(first_error("PR.map(lambda x: execute('nosuch')).run(src)").contains("ERR unknown command"));
 }
 
@@ -49,12 +54,22 @@ fn odd_exceptions_have_texts() {
     let surrogate = first_error("PR.map(lambda x: flat_error('a\\ud800b')).run(src)");
     assert!(surrogate.starts_with('a') && surrogate.ends_with('b'), "{surrogate}");
     let long = first_error("def fail(x): raise ValueError('x' * 10_000_000)\nPR.map(fail).run(src)");
-    assert!(long.len() <= oxigears_coordinator::limits::ERROR_TEXT_BYTES, "{}", long.len());
-    assert!(long.contains("cut") && long.ends_with("']"), "the list stays complete: {}", &long[long.len() - 80..]);
+    assert!(
+        long.len() <= oxigears_coordinator::limits::ERROR_TEXT_BYTES,
+        "{}",
+        long.len()
+    );
+    assert!(
+        long.contains("cut") && long.ends_with("']"),
+        "the list stays complete: {}",
+        &long[long.len() - 80..]
+    );
     let flat = first_error("PR.map(lambda x: flat_error('é' * 1_000_000)).run(src)");
     assert!(flat.len() <= oxigears_coordinator::limits::ERROR_TEXT_BYTES && flat.ends_with("(cut)"));
     let (a, b) = ("a".repeat(300), "b".repeat(300));
-    let deep = first_error(&format!("def {a}(n): return {b}(n)\ndef {b}(n): return {a}(n + 1)\nPR.map({a}).run(src)"));
+    let deep = first_error(&format!(
+        "def {a}(n): return {b}(n)\ndef {b}(n): return {a}(n + 1)\nPR.map({a}).run(src)"
+    ));
     assert!(deep.contains("lines cut") && deep.contains("RecursionError"), "{deep}");
 }
 
@@ -65,14 +80,20 @@ fn without_tracebacks() {
         fake::NO_TRACEBACKS.with(|n| n.set(true));
         execute(&request(&script).unwrap(), 1, Vec::new())
     });
-    assert_eq!(outcome.errors, ["Error type: <class 'NameError'>, Value: name 'y' is not defined"]);
+    assert_eq!(
+        outcome.errors,
+        ["Error type: <class 'NameError'>, Value: name 'y' is not defined"]
+    );
 }
 
 /// (script, fragment of its error)
 #[test]
 fn misuse_of_the_builder() {
     for (script, text) in [
-        ("GB().run(); GB().run()", "gears.error: Can not run more then 1 executions in a single script"),
+        (
+            "GB().run(); GB().run()",
+            "gears.error: Can not run more then 1 executions in a single script",
+        ),
         ("GB('nope')", "The given reader does not exists"),
         ("GB(1)", "reader argument must be a string"),
         ("GB('KeysReader', '*', 5)", "desc argument must be a string"),
@@ -87,10 +108,19 @@ fn misuse_of_the_builder() {
         ("GB().repartition(1)", "repartition argument must be a function"),
         ("GB().groupby(1)", "wrong number of args to groupby function"),
         ("GB().groupby(1, 2)", "groupby extractor argument must be a function"),
-        ("GB().groupby(lambda x: x, 2)", "groupby reducer argument must be a function"),
-        ("GB().localgroupby(lambda x: x, 2)", "groupby reducer argument must be a function"),
+        (
+            "GB().groupby(lambda x: x, 2)",
+            "groupby reducer argument must be a function",
+        ),
+        (
+            "GB().localgroupby(lambda x: x, 2)",
+            "groupby reducer argument must be a function",
+        ),
         ("GB().batchgroupby(1)", "wrong number of args to batchgroupby function"),
-        ("GB().batchgroupby(1, 2)", "batchgroupby extractor argument must be a function"),
+        (
+            "GB().batchgroupby(1, 2)",
+            "batchgroupby extractor argument must be a function",
+        ),
         ("GB().collect(1)", "wrong number of args to collect function"),
         ("GB().limit('a')", "limit argument must be a number"),
         ("GB().limit(1.5)", "limit argument must be a number"),
@@ -106,22 +136,43 @@ fn misuse_of_the_builder() {
         ("GB('PythonReader').run(5)", "pyreader argument must be a function"),
         ("GB('PythonReader').run()", "pyreader argument must be a function"),
         ("GB('PythonReader', None).run()", "python reader function is not given"),
-        ("GB('CommandReader').run()", "Given reader do not support run or not exists"),
-        ("GB('StreamReader').run('x', fromId=1)", "fromId argument must be a string"),
+        (
+            "GB('CommandReader').run()",
+            "Given reader do not support run or not exists",
+        ),
+        (
+            "GB('StreamReader').run('x', fromId=1)",
+            "fromId argument must be a string",
+        ),
         ("GB().register()", "is not supported yet"),
-        ("gearsFuture()", "Future object can only be created inside certain execution steps"),
+        (
+            "gearsFuture()",
+            "Future object can only be created inside certain execution steps",
+        ),
         ("gearsFuture(1)", "Future gets no arguments"),
         ("call_next()", "Can not get CommandHook ctx"),
         ("get_command()", "Can not get command ctx"),
         ("override_reply(1)", "Can not get command ctx"),
         ("override_reply()", "Override reply must get a single argument"),
         ("execute(b'get', 'x')", "the given command must be a string"),
-        ("with atomic():\n  with atomic(): pass", "gears.error: Already inside an atomic block"),
-        ("atomic().__exit__(None, None, None)", "gears.error: Not inside an atomic block"),
+        (
+            "with atomic():\n  with atomic(): pass",
+            "gears.error: Already inside an atomic block",
+        ),
+        (
+            "atomic().__exit__(None, None, None)",
+            "gears.error: Not inside an atomic block",
+        ),
         ("log()", "log function must get a log message as input"),
         ("log(1)", "Log message must be a string"),
-        ("log('x', level=1)", "Log level must be a sting (debug/verbose/notice/warning)"),
-        ("log('x', level='loud')", "Log level should be one of the following : debug,verbose,notice,warning"),
+        (
+            "log('x', level=1)",
+            "Log level must be a sting (debug/verbose/notice/warning)",
+        ),
+        (
+            "log('x', level='loud')",
+            "Log level should be one of the following : debug,verbose,notice,warning",
+        ),
         ("configGet()", "get_config function must get a single key input"),
         ("configGet(1)", "get_config key must be a string"),
         ("setGearsSession()", "Wrong number of args given to setGearsSession"),

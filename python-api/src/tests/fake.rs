@@ -134,7 +134,14 @@ pub(super) fn start() -> &'static Fake {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let fake = FAKE.get_or_init(Arc::default).clone();
-        initialize(InitOptions { override_allocators: true, site_dirs: Vec::new() }, fake).unwrap();
+        initialize(
+            InitOptions {
+                override_allocators: true,
+                site_dirs: Vec::new(),
+            },
+            fake,
+        )
+        .unwrap();
     });
     FAKE.get().unwrap()
 }

@@ -5,6 +5,7 @@ mod environment;
 mod errors;
 mod fake;
 mod operations;
+mod outcomes;
 mod pickling;
 mod running;
 
@@ -26,7 +27,10 @@ use crate::{
 /// Runs a test on a thread like the engine's, with the interpreter up.
 fn on_worker<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     fake::start();
-    let worker = thread::Builder::new().stack_size(PYTHON_STACK_BYTES).spawn(test).unwrap();
+    let worker = thread::Builder::new()
+        .stack_size(PYTHON_STACK_BYTES)
+        .spawn(test)
+        .unwrap();
     match worker.join() {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),
@@ -198,11 +202,16 @@ fn elsewhere(request: &RunRequest, shard: u64) -> Functions {
 fn show(batch: &RecordBatch, session: &Arc<Session>) -> Vec<String> {
     let mut cursor = oxigears_coordinator::codec::Cursor::new(&batch.bytes);
     Python::attach(|py| {
-        let decoder = Decoder { globals: session.globals().as_ptr(), kept: std::ptr::null() };
+        let decoder = Decoder {
+            globals: session.globals().as_ptr(),
+            kept: std::ptr::null(),
+        };
         (0..batch.records)
             .map(|_| {
                 // SAFETY: the GIL is held and the session alive.
-                let value: Obj = unsafe { decoder.next(&mut cursor) }.ok().expect("results can be decoded");
+                let value: Obj = unsafe { decoder.next(&mut cursor) }
+                    .ok()
+                    .expect("results can be decoded");
                 // SAFETY: the GIL is held.
                 let value = unsafe { Bound::from_borrowed_ptr(py, value.as_ptr()) };
                 match value.extract::<String>() {
@@ -217,7 +226,9 @@ fn show(batch: &RecordBatch, session: &Arc<Session>) -> Vec<String> {
 /// Runs a script that must succeed; gives what its body asked for.
 fn request(script: &str) -> Option<RunRequest> {
     let session = Session::create("test", None).unwrap();
-    run_script(&session, script.as_bytes()).unwrap_or_else(|e| panic!("{script}\n{e}")).run
+    run_script(&session, script.as_bytes())
+        .unwrap_or_else(|e| panic!("{script}\n{e}"))
+        .run
 }
 
 /// Runs a script with one `run()` on one shard.
@@ -240,7 +251,29 @@ fn failure(script: &str) -> String {
 
 /// `src` yields the values; `PR` stands for the PythonReader.
 fn with_source(values: &str, program: &str) -> String {
-    format!(
-        "def src():\n    for v in [{values}]:\n        yield v\nPR = GB('PythonReader')\n{program}"
-    )
+    format!("def src():\n    for v in [{values}]:\n        yield v\nPR = GB('PythonReader')\n{program}")
+}
+
+/// Results and fragments of errors of `program` (which ends in `.run(src...)`) over `values`.
+fn check(values: &str, program: &str, results: &[&str], errors: &[&str]) {
+    let script = with_source(values, program);
+    let outcome = run(&script);
+    assert_eq!(outcome.results, results, "\n{script}\n{:?}", outcome.errors);
+    assert_eq!(outcome.errors.len(), errors.len(), "\n{script}\n{:?}", outcome.errors);
+    for (text, fragment) in outcome.errors.iter().zip(errors) {
+        assert!(text.contains(fragment), "\n{script}\n{text}");
+    }
+}
+
+fn sorted(values: &str, program: &str, results: &[&str]) {
+    let mut outcome = run(&with_source(values, program));
+    outcome.results.sort();
+    assert_eq!(
+        outcome,
+        Outcome {
+            results: results.iter().map(|&r| r.into()).collect(),
+            errors: vec![]
+        },
+        "{program}"
+    );
 }

@@ -1,37 +1,40 @@
-//! The operations of the interface description, section 9.2, on one shard and on three.
+//! The operations of the interface description, section 9.2, on one shard.
 
 use super::*;
-
-/// Results and fragments of errors of `program` (which ends in `.run(src...)`) over `values`.
-fn check(values: &str, program: &str, results: &[&str], errors: &[&str]) {
-    let script = with_source(values, program);
-    let outcome = run(&script);
-    assert_eq!(outcome.results, results, "\n{script}\n{:?}", outcome.errors);
-    assert_eq!(outcome.errors.len(), errors.len(), "\n{script}\n{:?}", outcome.errors);
-    for (text, fragment) in outcome.errors.iter().zip(errors) {
-        assert!(text.contains(fragment), "\n{script}\n{text}");
-    }
-}
-
-fn sorted(values: &str, program: &str, results: &[&str]) {
-    let mut outcome = run(&with_source(values, program));
-    outcome.results.sort();
-    assert_eq!(outcome, Outcome { results: results.iter().map(|&r| r.into()).collect(), errors: vec![] }, "{program}");
-}
 
 #[test]
 fn streaming_steps() {
     check("1, 2, 3", "PR.map(lambda x: x * 2).run(src)", &["2", "4", "6"], &[]);
-    check("0, 1, 2, 3, 4", "PR.filter(lambda x: x % 2 == 0).run(src)", &["0", "2", "4"], &[]);
-    check("0, 1, '', None, [], [0]", "PR.filter(lambda x: x).run(src)", &["1", "[0]"], &[]);
-    check("{'n': 1}", "PR.foreach(lambda d: d.update(n=2)).run(src)", &["{'n': 2}"], &[]);
+    check(
+        "0, 1, 2, 3, 4",
+        "PR.filter(lambda x: x % 2 == 0).run(src)",
+        &["0", "2", "4"],
+        &[],
+    );
+    check(
+        "0, 1, '', None, [], [0]",
+        "PR.filter(lambda x: x).run(src)",
+        &["1", "[0]"],
+        &[],
+    );
+    check(
+        "{'n': 1}",
+        "PR.foreach(lambda d: d.update(n=2)).run(src)",
+        &["{'n': 2}"],
+        &[],
+    );
     check("1", "PR.foreach(lambda x: 0).run(src)", &["1"], &[]);
     check("1", "PR.map(lambda x: None).run(src)", &["None"], &[]);
 }
 
 #[test]
 fn flatmap_emits_lists_in_order_one_level_deep() {
-    check("1", "PR.flatmap(lambda x: [1, 2, 3, 4]).run(src)", &["1", "2", "3", "4"], &[]);
+    check(
+        "1",
+        "PR.flatmap(lambda x: [1, 2, 3, 4]).run(src)",
+        &["1", "2", "3", "4"],
+        &[],
+    );
     check("[1, 2], [3]", "PR.flatmap(lambda x: x).run(src)", &["1", "2", "3"], &[]);
     check(
         "[3, [1, 2]], 'ab', (7, 8), None, {}, []",
@@ -59,7 +62,12 @@ fn limits() {
     check(eight, "PR.limit(3).run(src)", &["0", "1", "2"], &[]);
     check(eight, "PR.limit(3, 2).run(src)", &["2", "3", "4"], &[]);
     check(eight, "PR.limit(0).run(src)", &[], &[]);
-    check(eight, "PR.limit(-1).run(src)", &["0", "1", "2", "3", "4", "5", "6", "7"], &[]);
+    check(
+        eight,
+        "PR.limit(-1).run(src)",
+        &["0", "1", "2", "3", "4", "5", "6", "7"],
+        &[],
+    );
     check(eight, "PR.limit(3, -1).run(src)", &[], &[]);
     check(eight, "PR.limit(True).run(src)", &["0"], &[]);
     check("0, 1, 2", "PR.limit(10, 1).run(src)", &["1", "2"], &[]);
@@ -82,8 +90,18 @@ fn a_limit_pulls_one_record_more_than_it_passes() {
 
 #[test]
 fn accumulate_and_nothing() {
-    check("0, 1, 2, 3, 4", "PR.accumulate(lambda a, x: x + (a or 0)).run(src)", &["10"], &[]);
-    check("1, 2", "PR.accumulate(lambda a, x: [x] if a is None else a + [x]).run(src)", &["[1, 2]"], &[]);
+    check(
+        "0, 1, 2, 3, 4",
+        "PR.accumulate(lambda a, x: x + (a or 0)).run(src)",
+        &["10"],
+        &[],
+    );
+    check(
+        "1, 2",
+        "PR.accumulate(lambda a, x: [x] if a is None else a + [x]).run(src)",
+        &["[1, 2]"],
+        &[],
+    );
     check("1, 2, 3", "PR.accumulate(lambda a, x: None).run(src)", &["None"], &[]);
     for op in [
         "accumulate(lambda a, x: x)",
@@ -126,8 +144,18 @@ fn grouping() {
         ],
         &[],
     );
-    check("1, 2, 3", "PR.groupby(lambda x: 'k', lambda k, a, x: x).run(src)", &["{'key': 'k', 'value': 3}"], &[]);
-    check("1, 2", "PR.groupby(lambda x: 'k', lambda k, a, x: None).run(src)", &["{'key': 'k', 'value': None}"], &[]);
+    check(
+        "1, 2, 3",
+        "PR.groupby(lambda x: 'k', lambda k, a, x: x).run(src)",
+        &["{'key': 'k', 'value': 3}"],
+        &[],
+    );
+    check(
+        "1, 2",
+        "PR.groupby(lambda x: 'k', lambda k, a, x: None).run(src)",
+        &["{'key': 'k', 'value': None}"],
+        &[],
+    );
     check(
         "1, 2, 3",
         "PR.batchgroupby(lambda x: 'k', lambda k, l: l).flatmap(lambda r: r['value']).run(src)",
@@ -135,15 +163,30 @@ fn grouping() {
         &[],
     );
     check("1, 2", "PR.repartition(lambda x: x).run(src)", &["1", "2"], &[]);
-    check("1", "PR.groupby(lambda x: 'a\\0b', lambda k, a, x: x).run(src)", &["{'key': 'a\\x00b', 'value': 1}"], &[]);
-    check("1", "PR.countby(lambda x: '\\ud800').run(src)", &["{'key': '\\ud800', 'value': 1}"], &[]);
+    check(
+        "1",
+        "PR.groupby(lambda x: 'a\\0b', lambda k, a, x: x).run(src)",
+        &["{'key': 'a\\x00b', 'value': 1}"],
+        &[],
+    );
+    check(
+        "1",
+        "PR.countby(lambda x: '\\ud800').run(src)",
+        &["{'key': '\\ud800', 'value': 1}"],
+        &[],
+    );
 }
 
 #[test]
 fn aggregates() {
     let add = "lambda a, x: a + x, lambda a, x: a + x";
     check("1, 2, 3", &format!("PR.aggregate(10, {add}).run(src)"), &["26"], &[]);
-    check("1, 2, 3", "PR.aggregate([], lambda a, x: a + [x], lambda a, x: a + x).run(src)", &["[1, 2, 3]"], &[]);
+    check(
+        "1, 2, 3",
+        "PR.aggregate([], lambda a, x: a + [x], lambda a, x: a + x).run(src)",
+        &["[1, 2, 3]"],
+        &[],
+    );
     let by = "lambda k, a, x: a + x, lambda k, a, x: a + x";
     sorted(
         "1, 2, 3",
@@ -161,7 +204,12 @@ fn aggregates() {
         &["{'key': '0', 'value': 12}", "{'key': '1', 'value': 14}"],
     );
     // A falsy accumulator starts anew with a deep copy of the start value.
-    check("1, 1, 1", "PR.aggregate([[]], lambda a, x: a[0].append(x) or a, lambda a, x: x).run(src)", &["[[1, 1, 1]]"], &[]);
+    check(
+        "1, 1, 1",
+        "PR.aggregate([[]], lambda a, x: a[0].append(x) or a, lambda a, x: x).run(src)",
+        &["[[1, 1, 1]]"],
+        &[],
+    );
 }
 
 #[test]
@@ -169,16 +217,29 @@ fn counting_and_averages() {
     check("1, 2, 3", "PR.count().run(src)", &["3"], &[]);
     check("1, 2, 3", "PR.count().map(lambda n: n * 10).run(src)", &["30"], &[]);
     let abc = "'a', 'a', 'b', 'a', 'c'";
-    let counted = ["{'key': 'a', 'value': 3}", "{'key': 'b', 'value': 1}", "{'key': 'c', 'value': 1}"];
+    let counted = [
+        "{'key': 'a', 'value': 3}",
+        "{'key': 'b', 'value': 1}",
+        "{'key': 'c', 'value': 1}",
+    ];
     sorted(abc, "PR.countby().run(src)", &counted);
     sorted(abc, "PR.countby().run(src, convertToStr=False)", &counted);
     sorted(abc, "PR.countby().map(lambda r: r).run(src)", &counted);
     sorted(
         "1.0, 1, True",
         "PR.countby().run(src)",
-        &["{'key': '1', 'value': 1}", "{'key': '1.0', 'value': 1}", "{'key': 'True', 'value': 1}"],
+        &[
+            "{'key': '1', 'value': 1}",
+            "{'key': '1.0', 'value': 1}",
+            "{'key': 'True', 'value': 1}",
+        ],
     );
-    check("5, 6", "PR.countby(lambda x: None).run(src)", &["{'key': 'None', 'value': 2}"], &[]);
+    check(
+        "5, 6",
+        "PR.countby(lambda x: None).run(src)",
+        &["{'key': 'None', 'value': 2}"],
+        &[],
+    );
     check("'1', '2', '4'", "PR.avg().run(src)", &["2.3333333333333335"], &[]);
     check("1, 2, 3", "PR.avg(lambda x: x * 2).run(src)", &["4.0"], &[]);
     check("True, 2.5", "PR.avg(lambda x: x).run(src)", &["1.75"], &[]);
@@ -192,9 +253,13 @@ fn counting_and_averages() {
 
 #[test]
 fn texts_of_counted_keys_are_those_of_python() {
-    let keys = r#""it's", 'a"b', "a'b\"c", '\\', '\n\t\0', 'é', '\xa0', '\xad', '日本', '😀', 'ß', '\ud800', 'Ω', '\u200b'"#;
+    let keys =
+        r#""it's", 'a"b', "a'b\"c", '\\', '\n\t\0', 'é', '\xa0', '\xad', '日本', '😀', 'ß', '\ud800', 'Ω', '\u200b'"#;
     let native = run(&with_source(keys, "PR.countby().run(src)"));
-    let python = run(&with_source(keys, "PR.countby().map(lambda r: str(r)).run(src, convertToStr=False)"));
+    let python = run(&with_source(
+        keys,
+        "PR.countby().map(lambda r: str(r)).run(src, convertToStr=False)",
+    ));
     assert_eq!(native, python);
     assert_eq!(native.results.len(), 14);
 }
@@ -203,119 +268,25 @@ fn texts_of_counted_keys_are_those_of_python() {
 fn sorting_and_distinct() {
     check("3, 1, 2", "PR.sort().run(src)", &["1", "2", "3"], &[]);
     check("3, 1, 2", "PR.sort(reverse=False).run(src)", &["3", "2", "1"], &[]);
-    check("(2,'b'), (1,'z'), (2,'a')", "PR.sort().run(src)", &["(1, 'z')", "(2, 'a')", "(2, 'b')"], &[]);
-    check("3, 'a', 2", "PR.sort().run(src)", &[], &["TypeError: '<' not supported between instances of"]);
+    check(
+        "(2,'b'), (1,'z'), (2,'a')",
+        "PR.sort().run(src)",
+        &["(1, 'z')", "(2, 'a')", "(2, 'b')"],
+        &[],
+    );
+    check(
+        "3, 'a', 2",
+        "PR.sort().run(src)",
+        &[],
+        &["TypeError: '<' not supported between instances of"],
+    );
     check("3, 1, 3, 2, 1", "PR.distinct().sort().run(src)", &["1", "2", "3"], &[]);
     check("3, 1, 3, 2, 1", "PR.distinct().count().run(src)", &["3"], &[]);
     check("1.0, 1, True", "PR.distinct().run(src)", &["1.0"], &[]);
-    check("[1], [1]", "PR.distinct().run(src)", &[], &["TypeError: unhashable type: 'list'"]);
-}
-
-#[test]
-fn errors_stop_the_reader_and_keep_what_was_read() {
-    let six = "1, 2, 3, 4, 5, 6";
-    let bad = "NameError: name 'bad' is not defined";
-    check(six, "PR.map(lambda x: bad if x == 2 else x).run(src)", &["1"], &[bad]);
-    check(six, "PR.map(lambda x: bad if x == 2 else x).count().run(src)", &["1"], &[bad]);
-    check("'1', 'x', '2', '4'", "PR.avg().run(src)", &["1.0"], &["could not convert string to float: 'x'"]);
-    check(six, "PR.accumulate(lambda a, x: bad if x == 2 else (a or 0) + x).run(src)", &[], &[bad]);
     check(
-        six,
-        "PR.groupby(lambda x: x % 2, lambda k, a, x: bad if x == 3 else (a or 0) + x).run(src)",
-        &["{'key': '0', 'value': 2}"],
-        &[bad],
-    );
-    check("1, 2, 3", "PR.batchgroupby(lambda x: x, lambda k, l: bad).run(src)", &[], &[bad, bad, bad]);
-    check("1, 2, 3", "PR.sort().map(lambda x: bad if x < 3 else x).run(src)", &["3"], &[bad, bad]);
-    check("1", "PR.flatmap(lambda x: [1, 0, 2]).map(lambda x: 1 // x).run(src)", &["1", "0"], &["ZeroDivisionError"]);
-}
-
-#[test]
-fn coroutines_are_refused_until_they_are_supported() {
-    let make = "async def co(*args): return 1\n";
-    let text = "coroutines in steps are not supported yet";
-    for op in ["map(co)", "filter(co)", "foreach(co)", "flatmap(co)", "accumulate(co)"] {
-        check("1", &format!("{make}PR.{op}.run(src)"), &[], &[text]);
-    }
-    check("1", &format!("{make}PR.repartition(co).run(src)"), &[], &["coroutine are not allow on extractor"]);
-    check("1", &format!("{make}PR.countby(co).run(src)"), &[], &["coroutine are not allow on extractor"]);
-    check(
-        "1",
-        &format!("{make}PR.batchgroupby(lambda x: x, co).run(src)"),
+        "[1], [1]",
+        "PR.distinct().run(src)",
         &[],
-        &["coroutine are not allow on reduce"],
+        &["TypeError: unhashable type: 'list'"],
     );
-}
-
-#[test]
-fn python_readers() {
-    check("", "PR.run(lambda: (i for i in range(5)))", &["0", "1", "2", "3", "4"], &[]);
-    check("", "def g():\n    yield 1\n    raise Exception('stop here')\nPR.run(g)", &["1"], &["Exception: stop here"]);
-    check("", "PR.run(lambda: None)", &[], &[]);
-    check("", "PR.run(lambda: [1, 2])", &[], &["PythonReader function must return an iterator"]);
-    check("", "PR.run(lambda: iter([1, 2]))", &["1", "2"], &[]);
-    check("", "PR.run(lambda x: iter([1, 2]))", &[], &["missing 1 required positional argument"]);
-    check("", "PR.run(lambda: 1 / 0)", &[], &["ZeroDivisionError"]);
-    check("", "async def g(): pass\nPR.run(g)", &[], &["PythonReader function must return an iterator"]);
-}
-
-#[test]
-fn results_of_any_kind() {
-    check("1", "PR.flatmap(lambda x: (yield)).run(src, convertToStr=False)", &["<generator object>"], &[]);
-    check("-7, 2**62, 2**70", "PR.run(src, convertToStr=False)", &["-7", "4611686018427387904", "1180591620717411303424"], &[]);
-    check(
-        "1.0, 1e20, True, None, b'x'",
-        "PR.run(src)",
-        &["1.0", "1e+20", "True", "None", "b'x'"],
-        &[],
-    );
-}
-
-/// Three shards, each of which yields 1, 2, 3.
-fn on_three_shards(program: &str) -> Outcome {
-    let script = with_source("1, 2, 3", program);
-    on_worker(move || {
-        fake::SHARDS.with(|s| s.set(3));
-        let mut outcome = execute(&request(&script).unwrap(), 3, Vec::new());
-        outcome.results.sort();
-        outcome
-    })
-}
-
-#[test]
-fn three_shards() {
-    let three = |program: &str, results: &[&str]| {
-        let outcome = on_three_shards(program);
-        assert_eq!(outcome.results, results, "{program}: {:?}", outcome.errors);
-        assert_eq!(outcome.errors, [""; 0], "{program}");
-    };
-    three("PR.count().run(src)", &["9"]);
-    three("PR.aggregate(10, lambda a, x: a + x, lambda a, x: a + x).run(src)", &["58"]);
-    three("PR.accumulate(lambda a, x: (a or 0) + x).run(src)", &["6", "6", "6"]);
-    three(
-        "PR.countby().map(lambda r: (r['key'], r['value'])).sort().run(src)",
-        &["('1', 3)", "('2', 3)", "('3', 3)"],
-    );
-    three("PR.countby().run(src)", &["{'key': '1', 'value': 3}", "{'key': '2', 'value': 3}", "{'key': '3', 'value': 3}"]);
-    three("PR.avg().run(src)", &["2.0"]);
-    three("PR.sort().run(src)", &["1", "1", "1", "2", "2", "2", "3", "3", "3"]);
-    three("PR.distinct().count().run(src)", &["3"]);
-    three("PR.limit(1).run(src)", &["1", "1", "1"]);
-    three("PR.limit(1).collect().limit(2).run(src)", &["1", "1"]);
-    three("PR.map(lambda x: 7).run(src, collect=False)", &["7", "7", "7"]);
-    three("PR.repartition(lambda x: 'one').map(lambda x: x).count().run(src)", &["9"]);
-    three("PR.groupby(lambda x: x % 2, lambda k, a, x: (a or 0) + x).run(src)", &["{'key': '0', 'value': 6}", "{'key': '1', 'value': 12}"]);
-    three("PR.batchgroupby(lambda x: x % 2, lambda k, l: sorted(l)).run(src)", &["{'key': '0', 'value': [2, 2, 2]}", "{'key': '1', 'value': [1, 1, 1, 3, 3, 3]}"]);
-    three(
-        "PR.aggregateby(lambda x: x % 2, 0, lambda k, a, x: a + x, lambda k, a, x: a + x).run(src)",
-        &["{'key': '0', 'value': 6}", "{'key': '1', 'value': 12}"],
-    );
-    let outcome = on_three_shards("PR.map(lambda x: bad).run(src)");
-    assert_eq!((outcome.results.len(), outcome.errors.len()), (0, 7));
-}
-
-#[test]
-fn globals_are_counted_per_shard() {
-    let program = "c = 5\ndef inc(x):\n    global c\n    c += 1\n    return c\nPR.map(inc).map(inc).limit(1).run(src)";
-    assert_eq!(on_three_shards(program).results, ["7", "7", "7"]);
 }

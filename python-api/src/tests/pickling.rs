@@ -24,14 +24,42 @@ fn check(setup: &str, program: &str, results: &[&str]) {
 fn functions_find_their_names() {
     check("", "map(lambda x: x + 1)", &["2", "3", "4"]);
     check("k = 10", "map(lambda x: x * k)", &["10", "20", "30"]);
-    check("import math as m, os.path", "map(lambda x: (m.sqrt(4), os.path.basename('a/b')))", &["(2.0, 'b')"; 3]);
-    check("def f(n):\n    return 1 if n < 2 else n * f(n - 1)", "map(f)", &["1", "2", "6"]);
-    check("def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)", "map(even)", &["False", "True", "False"]);
-    check("def mk(n):\n    return lambda x: x + n", "map(mk(42))", &["43", "44", "45"]);
-    check("def mk():\n    def f(n):\n        return n if n < 1 else f(n - 1)\n    return f", "map(mk())", &["0", "0", "0"]);
+    check(
+        "import math as m, os.path",
+        "map(lambda x: (m.sqrt(4), os.path.basename('a/b')))",
+        &["(2.0, 'b')"; 3],
+    );
+    check(
+        "def f(n):\n    return 1 if n < 2 else n * f(n - 1)",
+        "map(f)",
+        &["1", "2", "6"],
+    );
+    check(
+        "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)",
+        "map(even)",
+        &["False", "True", "False"],
+    );
+    check(
+        "def mk(n):\n    return lambda x: x + n",
+        "map(mk(42))",
+        &["43", "44", "45"],
+    );
+    check(
+        "def mk():\n    def f(n):\n        return n if n < 1 else f(n - 1)\n    return f",
+        "map(mk())",
+        &["0", "0", "0"],
+    );
     check("def f(x, y=5, *, z=7): return x + y + z", "map(f)", &["13", "14", "15"]);
-    check("import functools\ndef add(a, b): return a + b", "map(functools.partial(add, 10))", &["11", "12", "13"]);
-    check("def f(x):\n    f.calls = getattr(f, 'calls', 0) + 1\n    return f.calls", "map(f)", &["1", "2", "3"]);
+    check(
+        "import functools\ndef add(a, b): return a + b",
+        "map(functools.partial(add, 10))",
+        &["11", "12", "13"],
+    );
+    check(
+        "def f(x):\n    f.calls = getattr(f, 'calls', 0) + 1\n    return f.calls",
+        "map(f)",
+        &["1", "2", "3"],
+    );
 }
 
 #[test]
@@ -41,9 +69,17 @@ fn classes_travel_by_value() {
                  def method(self, x): return self.n + x";
     check(class, "map(C(7))", &["[7, 1, 5]", "[7, 2, 5]", "[7, 3, 5]"]);
     check(class, "map(C(7).method)", &["8", "9", "10"]);
-    check(class, "map(C).map(lambda c: (type(c) is C, c.n))", &["(True, 1)", "(True, 2)", "(True, 3)"]);
-    check("class S:\n    def __init__(self): self.lock = __import__('threading').Lock()\n    \
-           def __getstate__(self): return {}\n    def __setstate__(self, s): self.lock = 'new'\ns = S()", "map(lambda x: s.lock)", &["new"; 3]);
+    check(
+        class,
+        "map(C).map(lambda c: (type(c) is C, c.n))",
+        &["(True, 1)", "(True, 2)", "(True, 3)"],
+    );
+    check(
+        "class S:\n    def __init__(self): self.lock = __import__('threading').Lock()\n    \
+           def __getstate__(self): return {}\n    def __setstate__(self, s): self.lock = 'new'\ns = S()",
+        "map(lambda x: s.lock)",
+        &["new"; 3],
+    );
 }
 
 #[test]
@@ -80,11 +116,19 @@ fn globals_are_shared_and_not_overwritten() {
 
 #[test]
 fn names_of_the_environment_do_not_travel() {
-    check("", "map(lambda x: (execute('ping'), hashtag(), GB is GearsBuilder, __name__))", &["('PONG', '06S', True, 'not_main')"; 3]);
+    check(
+        "",
+        "map(lambda x: (execute('ping'), hashtag(), GB is GearsBuilder, __name__))",
+        &["('PONG', '06S', True, 'not_main')"; 3],
+    );
     check("e = execute", "map(lambda x: e('ping'))", &["PONG"; 3]);
     check("def log(x): return 'mine'", "map(lambda x: log(x))", &["mine"; 3]);
     check("", "map(lambda x: redisgears.executeCommand('ping'))", &["PONG"; 3]);
-    check("def f(x):\n    try:\n        execute('wrong')\n    except redisgears.GearsError as e:\n        return str(e)", "map(f)", &["WRONGTYPE Operation against a key"; 3]);
+    check(
+        "def f(x):\n    try:\n        execute('wrong')\n    except redisgears.GearsError as e:\n        return str(e)",
+        "map(f)",
+        &["WRONGTYPE Operation against a key"; 3],
+    );
 }
 
 #[test]
@@ -99,9 +143,14 @@ fn what_can_not_travel_is_named() {
     };
     let lock = "import threading\nlock = threading.Lock()\n";
     let text = error(&format!("{lock}GB().map(lambda x: lock).run()"));
-    assert!(text.contains("Error occured when serialized a python callback, callback=<lambda> error="), "{text}");
+    assert!(
+        text.contains("Error occured when serialized a python callback, callback=<lambda> error="),
+        "{text}"
+    );
     assert!(text.contains("cannot pickle '_thread.lock' object"), "{text}");
-    let text = error(&format!("{lock}def good(x): return x\ndef bad(x): return lock\nGB().map(good).filter(bad).run()"));
+    let text = error(&format!(
+        "{lock}def good(x): return x\ndef bad(x): return lock\nGB().map(good).filter(bad).run()"
+    ));
     assert!(text.contains("callback=bad error="), "{text}");
 }
 
@@ -124,7 +173,11 @@ fn records_of_script_classes_keep_their_class() {
         let outcome = execute(&request(script).unwrap(), 3, Vec::new());
         assert_eq!(outcome.errors, [""; 0]);
         assert_eq!(outcome.results.len(), 9);
-        assert!(outcome.results.iter().all(|r| r.starts_with("(True, ")), "{:?}", outcome.results);
+        assert!(
+            outcome.results.iter().all(|r| r.starts_with("(True, ")),
+            "{:?}",
+            outcome.results
+        );
     });
 }
 

@@ -16,7 +16,10 @@ fn batches(count: usize, records: u32) -> Vec<RecordBatch> {
             for i in 0..records {
                 put_tagged(&mut bytes, tag::TEXT, format!("word{}", i % 100).as_bytes());
             }
-            RecordBatch { bytes: bytes.into(), records }
+            RecordBatch {
+                bytes: bytes.into(),
+                records,
+            }
         })
         .collect()
 }
@@ -47,7 +50,12 @@ fn windows_bound_what_is_emitted_at_once() {
         let sink = first_stage(script, batches(1, 100));
         assert!(sink.emitted.len() > 2, "{script}");
         // Each time the window was full the runner came back after the batch at hand.
-        assert!(sink.yields + 2 >= sink.emitted.len(), "{script}: {} for {}", sink.yields, sink.emitted.len());
+        assert!(
+            sink.yields + 2 >= sink.emitted.len(),
+            "{script}: {} for {}",
+            sink.yields,
+            sink.emitted.len()
+        );
     }
 }
 
@@ -111,7 +119,10 @@ fn a_busy_loop_is_interrupted() {
         drop(runners);
         // Nothing hits the code that this thread runs next.
         let after = "t = 0\nfor i in range(100000): t += i\nGB('PythonReader').run(lambda: iter([t]))";
-        assert_eq!(execute(&super::request(after).unwrap(), 1, Vec::new()).results, ["4999950000"]);
+        assert_eq!(
+            execute(&super::request(after).unwrap(), 1, Vec::new()).results,
+            ["4999950000"]
+        );
     });
 }
 
@@ -120,7 +131,15 @@ fn an_interrupt_without_running_code_does_nothing() {
     on_worker(|| {
         let interrupt = Interrupt::new();
         interrupt.request();
-        assert_eq!(execute(&request("GB('PythonReader').run(lambda: iter([1]))").unwrap(), 1, Vec::new()).results, ["1"]);
+        assert_eq!(
+            execute(
+                &request("GB('PythonReader').run(lambda: iter([1]))").unwrap(),
+                1,
+                Vec::new()
+            )
+            .results,
+            ["1"]
+        );
     });
 }
 
@@ -133,7 +152,11 @@ fn deep_recursion_is_an_error_and_the_stack_holds() {
         );
         let outcome = run(&script);
         assert_eq!(outcome.errors.len(), 1, "{code}: {:?}", outcome.results);
-        assert!(outcome.errors[0].contains("RecursionError"), "{code}: {}", outcome.errors[0]);
+        assert!(
+            outcome.errors[0].contains("RecursionError"),
+            "{code}: {}",
+            outcome.errors[0]
+        );
     };
     deep("def f(n): return f(n + 1)");
     // Each level goes through C code.
@@ -143,7 +166,10 @@ fn deep_recursion_is_an_error_and_the_stack_holds() {
     deep("import functools\n@functools.lru_cache(None)\ndef f(n): return f(n + 1)");
     deep("import re\ndef f(n): return re.sub('a', lambda m: f(n), 'a')");
     deep("class A:\n    def __repr__(self): return repr([self])\ndef f(n): return repr(A())");
-    assert_eq!(run("import sys\nGB('PythonReader').run(lambda: iter([sys.getrecursionlimit()]))").results, ["20000"]);
+    assert_eq!(
+        run("import sys\nGB('PythonReader').run(lambda: iter([sys.getrecursionlimit()]))").results,
+        ["20000"]
+    );
 }
 
 #[test]
@@ -152,7 +178,10 @@ fn durations_are_measured_when_asked_for() {
         let script = "import time\nGB('PythonReader').map(lambda x: time.sleep(0.02)).filter(lambda x: True).count().run(lambda: iter([1]))";
         let request = request(script).unwrap();
         let stages = request.plan.stages(false);
-        let ctx = ExecContext { profile: true, ..context(1, 0) };
+        let ctx = ExecContext {
+            profile: true,
+            ..context(1, 0)
+        };
         let mut runners = compile(&request.plan, &stages, &request.functions, ctx).unwrap();
         drive(runners[0].as_mut(), Vec::new(), &mut LoopSink::new(1, true));
         let durations = runners[0].durations_ns();
@@ -170,12 +199,29 @@ fn pattern_generators_are_asked_on_each_shard() {
             crate::resolve_reader(&request.plan, &request.functions)
         };
         let reader = resolve("GB('KeysOnlyReader').run(patternGenerator=lambda: ('u:2', True), count=5)").unwrap();
-        let expected = Reader::KeysOnly { pattern: b"u:2".to_vec(), no_scan: true, count: "5".into(), generator: None };
+        let expected = Reader::KeysOnly {
+            pattern: b"u:2".to_vec(),
+            no_scan: true,
+            count: "5".into(),
+            generator: None,
+        };
         assert_eq!(reader, expected);
         assert!(resolve("GB('KeysOnlyReader').run(patternGenerator=lambda: 5)").is_err());
-        assert!(resolve("GB('KeysOnlyReader').run(patternGenerator=lambda: bad)").unwrap_err().contains("NameError"));
+        assert!(
+            resolve("GB('KeysOnlyReader').run(patternGenerator=lambda: bad)")
+                .unwrap_err()
+                .contains("NameError")
+        );
         let plain = resolve("GB('KeysOnlyReader').run('u*', noScan=True)").unwrap();
-        assert_eq!(plain, Reader::KeysOnly { pattern: b"u*".to_vec(), no_scan: true, count: "1000".into(), generator: None });
+        assert_eq!(
+            plain,
+            Reader::KeysOnly {
+                pattern: b"u*".to_vec(),
+                no_scan: true,
+                count: "1000".into(),
+                generator: None
+            }
+        );
     });
 }
 

@@ -1,11 +1,10 @@
 //! RG.ABORTEXECUTION: ends an execution on all shards, running Python included.
 
 use bytes::Bytes;
-use oxigears_coordinator::{engine::Gathered, message::ExecutionId};
+use oxigears_coordinator::{engine::{Gathered, question}, message::ExecutionId};
 
 use super::{blocking_denied, wrong_arity};
 use crate::{
-    host::question,
     module::module,
     redis::{blocked::BlockedClient, register::Call},
 };

@@ -1,10 +1,9 @@
 //! RG.DROPEXECUTION: forgets a finished execution on all shards.
 
-use bytes::Bytes;
 use oxigears_coordinator::message::ExecutionId;
 
 use super::{NO_EXECUTION, wrong_arity};
-use crate::{host::question, module::module, redis::register::Call};
+use crate::{module::module, redis::register::Call};
 
 /// RG.DROPEXECUTION <id>
 pub fn dropexecution(call: &mut Call) {
@@ -18,11 +17,6 @@ pub fn dropexecution(call: &mut Call) {
     if !execution.phase().is_over() {
         return call.reply().error("can not drop a not yet finished execution, abort it first.");
     }
-    engine.forget(&execution.id);
-    if execution.is_distributed() {
-        let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
-        // Nobody waits for the others: they drop it now or when their part is over.
-        engine.ask(engine.other_shards(), question::DROP, id, Box::new(|_| {}));
-    }
+    engine.forget_everywhere(&execution);
     call.reply().simple("OK");
 }

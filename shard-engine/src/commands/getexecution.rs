@@ -1,11 +1,14 @@
 //! RG.GETEXECUTION: what an execution looks like on this shard or on all.
 
 use bytes::Bytes;
-use oxigears_coordinator::{message::ExecutionId, view::ExecutionView};
+use oxigears_coordinator::{
+    engine::{Gathered, question},
+    message::ExecutionId,
+    view::ExecutionView,
+};
 
 use super::{NO_EXECUTION, blocking_denied, wrong_arity};
 use crate::{
-    host::question,
     module::module,
     redis::{blocked::BlockedClient, register::Call, reply::ReplyWriter},
 };
@@ -43,7 +46,7 @@ pub fn getexecution(call: &mut Call) {
     engine.next_number();
     let client = BlockedClient::block(call, None);
     let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
-    let then = Box::new(move |answers: oxigears_coordinator::engine::Gathered| {
+    let then = Box::new(move |answers: Gathered| {
         let mut views = vec![mine];
         for (node, answer) in answers {
             match answer {

@@ -115,7 +115,11 @@ impl BigValue {
             *count += 1;
             *after = Some(id);
             more = deadline.is_over();
-            if more { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if more {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         more
     }
@@ -172,7 +176,9 @@ impl BigValue {
 
 /// The server writes scores as text with 17 digits, which gives the same number back.
 fn score(text: Option<&[u8]>) -> f64 {
-    text.and_then(|t| std::str::from_utf8(t).ok()).and_then(|t| t.parse().ok()).unwrap_or(f64::NAN)
+    text.and_then(|t| std::str::from_utf8(t).ok())
+        .and_then(|t| t.parse().ok())
+        .unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -198,7 +204,9 @@ mod tests {
             items: Vec::new(),
             count: 0,
             place: Place::Index(0),
-            scored: [(2.0, "b"), (1.0, "z"), (1.0, "a"), (2.0, "b"), (-1.0, "q")].map(|(s, m)| (s, m.into())).to_vec(),
+            scored: [(2.0, "b"), (1.0, "z"), (1.0, "a"), (2.0, "b"), (-1.0, "q")]
+                .map(|(s, m)| (s, m.into()))
+                .to_vec(),
         };
         value.put_in_order();
         assert_eq!(value.count, 4);
@@ -211,6 +219,14 @@ mod tests {
             };
             seen.push((String::from_utf8_lossy(member).into_owned(), score));
         }
-        assert_eq!(seen, [("q".into(), -1.0), ("a".into(), 1.0), ("z".into(), 1.0), ("b".into(), 2.0)]);
+        assert_eq!(
+            seen,
+            [
+                ("q".into(), -1.0),
+                ("a".into(), 1.0),
+                ("z".into(), 1.0),
+                ("b".into(), 2.0)
+            ]
+        );
     }
 }

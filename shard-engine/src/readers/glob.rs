@@ -33,7 +33,10 @@ impl Pattern {
     pub fn compile(pattern: &[u8]) -> Pattern {
         let mut tokens = tokens(pattern);
         let literal = |tokens: &[Token]| -> Option<Vec<u8>> {
-            tokens.iter().map(|t| if let Token::Byte(b) = t { Some(*b) } else { None }).collect()
+            tokens
+                .iter()
+                .map(|t| if let Token::Byte(b) = t { Some(*b) } else { None })
+                .collect()
         };
         if tokens == [Token::AnyBytes] {
             return Pattern::Everything;

@@ -42,8 +42,15 @@ enum Shape {
 
 /// Where keys come from.
 enum From {
-    Scan { scan: KeyScan, pattern: Pattern },
-    One { name: Vec<u8>, must_exist: bool, lookups: u32 },
+    Scan {
+        scan: KeyScan,
+        pattern: Pattern,
+    },
+    One {
+        name: Vec<u8>,
+        must_exist: bool,
+        lookups: u32,
+    },
     Nowhere,
 }
 

@@ -81,7 +81,11 @@ impl StreamSource {
                     values::put_fields(out, fields);
                 });
                 stopped = batch.is_full() || deadline.is_over();
-                if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if stopped {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             });
         }
         self.state = State::Between(after, until);
@@ -118,10 +122,17 @@ impl Source for StreamSource {
 /// Reads `ms` and `ms-seq`, as XREAD does.
 fn parse_id(text: &str) -> Option<StreamId> {
     let number = |digits: &str| -> Option<u64> {
-        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| digits.parse().ok())
+            .flatten()
     };
     let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
-    Some(StreamId { ms: number(ms)?, seq: number(seq)? })
+    Some(StreamId {
+        ms: number(ms)?,
+        seq: number(seq)?,
+    })
 }
 
 #[cfg(test)]

@@ -130,7 +130,11 @@ fn put_sorted_set(out: &mut Vec<u8>, key: &Key<'_>) -> bool {
             put_scored(out, member, score);
             count += 1;
             whole = out.len() - start <= BIG_BYTES;
-            if whole { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if whole {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         });
         whole.then_some(count)
     })
@@ -151,7 +155,11 @@ fn put_stream(out: &mut Vec<u8>, key: &Key<'_>) -> bool {
             put_entry(out, &id.to_string(), fields);
             count += 1;
             whole = out.len() - start <= BIG_BYTES;
-            if whole { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if whole {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         });
         whole.then_some(count)
     })
@@ -232,7 +240,13 @@ mod tests {
         put_tagged(&mut out, tag::TEXT, b"v");
         put_scored(&mut out, b"m", 2.5);
         let mut cursor = Cursor::new(&out);
-        assert_eq!(cursor.next_item(), Ok(Item::KeyRecord { key: b"k", type_code: 1 }));
+        assert_eq!(
+            cursor.next_item(),
+            Ok(Item::KeyRecord {
+                key: b"k",
+                type_code: 1
+            })
+        );
         assert_eq!(cursor.next_item(), Ok(Item::Text(b"v")));
         assert_eq!(cursor.next_item(), Ok(Item::Tuple(2)));
         assert_eq!(cursor.next_item(), Ok(Item::TextKey(b"m")));

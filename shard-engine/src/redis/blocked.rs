@@ -57,7 +57,8 @@ impl BlockedClient {
         if parked.is_some() {
             call.answered();
         } else {
-            call.reply().error("ERR the client can not wait here: blocking is not allowed");
+            call.reply()
+                .error("ERR the client can not wait here: blocking is not allowed");
         }
         BlockedClient { parked }
     }
@@ -138,7 +139,10 @@ impl Parked {
     fn unblock(self, private: *mut c_void) {
         let handle = self.handle.as_ptr();
         // Before the handle is given back, after which it may come again for another client.
-        let watch = DISCONNECTS.lock().as_mut().and_then(|watches| watches.remove(&(handle as usize)));
+        let watch = DISCONNECTS
+            .lock()
+            .as_mut()
+            .and_then(|watches| watches.remove(&(handle as usize)));
         drop(watch);
         // SAFETY: the handle is alive and unblocked only here, once, as `self` is consumed.
         unsafe {

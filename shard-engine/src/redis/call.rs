@@ -2,23 +2,22 @@
 
 use std::{
     cell::Cell,
-    ffi::{CString, c_char},
-    ptr::{NonNull, null, null_mut},
+    ffi::CString,
+    ptr::{NonNull, null},
 };
 
+use oxigears_coordinator::topology::key_slot;
 use redis_module::raw;
 use thiserror::Error;
 
 pub use super::value::Reply;
 use super::{
+    call_reply::CallReply,
     context::server_flags,
-    ffi::{OwnedString, api, bytes_at},
+    ffi::{OwnedString, api},
     lock::ServerLock,
     version::at_least,
 };
-
-/// Nesting depth of a reply that is taken.
-const REPLY_DEPTH: usize = 512;
 
 /// How a command is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,12 +60,18 @@ pub enum CallError {
         "ERR a key of command '{0}' is in a slot of another shard (Operation not permitted here); repartition by the key first"
     )]
     OtherShard(String),
+    #[error("CROSSSLOT the keys of command '{0}' are in several slots; a command takes keys of one slot only")]
+    CrossSlot(String),
     #[error("CLUSTERDOWN command '{0}' can not run while the cluster is down")]
     ClusterDown(String),
     #[error("NOPERM user '{0}' does not exist any more")]
     NoSuchUser(String),
     #[error("NOPERM user '{user}' may not run the command '{command}' here: {reason}")]
-    NotAllowed { user: String, command: String, reason: String },
+    NotAllowed {
+        user: String,
+        command: String,
+        reason: String,
+    },
     #[error("ERR the server can not check the rights of user '{0}': version 7.0 or newer is needed")]
     NoUserSupport(String),
     #[error("READONLY You can't write against a read only replica.")]
@@ -115,23 +120,59 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
     };
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
     let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
+    if strings.len() > 1 && server_flags(guard).cluster && crosses_slots(guard, name.as_ref(), &strings) {
+        return Err(CallError::CrossSlot(shown));
+    }
     let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
     let format = format_of(flags, flags.respect_read_only && server_flags(guard).read_only);
     let _nested = Nested::enter();
     set_errno(0);
     // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.
     let reply = unsafe {
-        api!(RedisModule_Call)(guard.ctx(), command.as_ptr(), format.as_ptr(), pointers.as_mut_ptr(), pointers.len())
+        api!(RedisModule_Call)(
+            guard.ctx(),
+            command.as_ptr(),
+            format.as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+        )
     };
     let errno = errno();
     let Some(reply) = CallReply::adopt(reply) else {
         return Err(refusal(errno, shown, flags));
     };
-    match reply.read(0) {
+    match reply.read() {
         None => Err(CallError::TooDeep(shown)),
         Some(Reply::Error(text)) => Err(clear_error(text, shown, flags.user)),
         Some(value) => Ok(value),
     }
+}
+
+/// The command has keys in several slots. The server must not be asked: Valkey 9.1 refuses every later call of the
+/// module, keyless ones too, once it has refused one for this reason.
+fn crosses_slots(guard: &ServerLock, name: &[u8], args: &[OwnedString]) -> bool {
+    let name = OwnedString::new(name);
+    let mut pointers: Vec<_> = std::iter::once(&name).chain(args).map(OwnedString::as_ptr).collect();
+    let mut count = 0;
+    // SAFETY: the pointer is filled at load; the lock is held, the strings are alive during the call.
+    let found = unsafe {
+        raw::RedisModule_GetCommandKeys
+            .map(|get| get(guard.ctx(), pointers.as_mut_ptr(), pointers.len() as i32, &mut count))
+    };
+    let Some(found) = found.and_then(NonNull::new) else {
+        return false;
+    };
+    // SAFETY: the server gives an array of `count` positions, which is ours to free.
+    let positions = unsafe { std::slice::from_raw_parts(found.as_ptr(), usize::try_from(count).unwrap_or(0)) };
+    let mut slots = positions
+        .iter()
+        .filter_map(|&at| args.get(usize::try_from(at).ok()?.checked_sub(1)?))
+        .map(|key| key_slot(key.bytes()));
+    let first = slots.next();
+    let several = slots.any(|slot| Some(slot) != first);
+    // SAFETY: nothing refers to the array any more.
+    unsafe { api!(RedisModule_Free)(found.as_ptr().cast()) };
+    several
 }
 
 /// Older servers know fewer modifiers and refuse formats with others.
@@ -247,125 +288,4 @@ impl Drop for ContextUser<'_> {
             api!(RedisModule_FreeModuleUser)(self.user.as_ptr());
         }
     }
-}
-
-/// A reply that we own.
-struct CallReply(NonNull<raw::RedisModuleCallReply>);
-
-impl CallReply {
-    fn adopt(reply: *mut raw::RedisModuleCallReply) -> Option<CallReply> {
-        NonNull::new(reply).map(CallReply)
-    }
-
-    fn read(&self, depth: usize) -> Option<Reply> {
-        // SAFETY: the reply is ours and alive.
-        unsafe { read_reply(self.0.as_ptr(), depth) }
-    }
-}
-
-impl Drop for CallReply {
-    fn drop(&mut self) {
-        // SAFETY: it is the outermost reply, and nothing borrows from it any more.
-        unsafe { api!(RedisModule_FreeCallReply)(self.0.as_ptr()) }
-    }
-}
-
-type Ptr = *mut raw::RedisModuleCallReply;
-
-/// Copies a reply; `None` if it is nested too deeply.
-///
-/// # Safety
-/// `reply` is null or a live reply or element of one.
-unsafe fn read_reply(reply: Ptr, depth: usize) -> Option<Reply> {
-    if reply.is_null() {
-        return Some(Reply::Null);
-    }
-    if depth > REPLY_DEPTH {
-        return None;
-    }
-    // SAFETY: the reply is alive (as the caller says), and so are the elements taken from it.
-    unsafe {
-        let kind = api!(RedisModule_CallReplyType)(reply) as isize;
-        Some(match kind {
-            raw::REDISMODULE_REPLY_STRING => {
-                let bytes = reply_string(reply).to_vec();
-                if proto_tag(reply) == Some(b'+') {
-                    Reply::Simple(bytes)
-                } else {
-                    Reply::Bulk(bytes)
-                }
-            }
-            raw::REDISMODULE_REPLY_ERROR => {
-                let text = String::from_utf8_lossy(reply_string(reply)).into_owned();
-                Reply::Error(text.trim_start_matches('-').trim_end_matches(['\r', '\n']).to_owned())
-            }
-            raw::REDISMODULE_REPLY_INTEGER => Reply::Int(api!(RedisModule_CallReplyInteger)(reply)),
-            raw::REDISMODULE_REPLY_ARRAY => {
-                Reply::Array(read_items(reply, depth, |r, i| api!(RedisModule_CallReplyArrayElement)(r, i))?)
-            }
-            raw::REDISMODULE_REPLY_SET => {
-                Reply::Set(read_items(reply, depth, |r, i| api!(RedisModule_CallReplySetElement)(r, i))?)
-            }
-            raw::REDISMODULE_REPLY_MAP => Reply::Map(read_pairs(reply, depth)?),
-            raw::REDISMODULE_REPLY_BOOL => Reply::Bool(api!(RedisModule_CallReplyBool)(reply) != 0),
-            raw::REDISMODULE_REPLY_DOUBLE => Reply::Double(api!(RedisModule_CallReplyDouble)(reply)),
-            raw::REDISMODULE_REPLY_BIG_NUMBER => {
-                let mut len = 0;
-                let text = api!(RedisModule_CallReplyBigNumber)(reply, &mut len);
-                Reply::BigNumber(String::from_utf8_lossy(bytes_at(text, len)).into_owned())
-            }
-            raw::REDISMODULE_REPLY_VERBATIM_STRING => {
-                let mut len = 0;
-                let mut format: *const c_char = null();
-                let text = api!(RedisModule_CallReplyVerbatim)(reply, &mut len, &mut format);
-                Reply::Bulk(bytes_at(text, len).to_vec())
-            }
-            _ => Reply::Null,
-        })
-    }
-}
-
-/// # Safety
-/// `reply` is a live reply of kind string or error.
-unsafe fn reply_string<'a>(reply: Ptr) -> &'a [u8] {
-    let mut len = 0;
-    // SAFETY: the caller says so; the bytes live as long as the reply.
-    unsafe { bytes_at(api!(RedisModule_CallReplyStringPtr)(reply, &mut len), len) }
-}
-
-/// First byte of the reply as it came: tells simple strings from bulk ones.
-///
-/// # Safety
-/// `reply` is a live reply.
-unsafe fn proto_tag(reply: Ptr) -> Option<u8> {
-    let mut len = 0;
-    // SAFETY: the caller says so.
-    let proto = unsafe { bytes_at(api!(RedisModule_CallReplyProto)(reply, &mut len), len) };
-    proto.first().copied()
-}
-
-/// # Safety
-/// `reply` is a live reply with elements that `element` gives.
-unsafe fn read_items(reply: Ptr, depth: usize, element: impl Fn(Ptr, usize) -> Ptr) -> Option<Vec<Reply>> {
-    // SAFETY: the caller says so.
-    let len = unsafe { api!(RedisModule_CallReplyLength)(reply) };
-    // SAFETY: elements live as long as the reply.
-    (0..len).map(|i| unsafe { read_reply(element(reply, i), depth + 1) }).collect()
-}
-
-/// # Safety
-/// `reply` is a live reply of kind map.
-unsafe fn read_pairs(reply: Ptr, depth: usize) -> Option<Vec<(Reply, Reply)>> {
-    // SAFETY: the caller says so.
-    let len = unsafe { api!(RedisModule_CallReplyLength)(reply) };
-    (0..len)
-        .map(|i| {
-            let (mut key, mut value): (Ptr, Ptr) = (null_mut(), null_mut());
-            // SAFETY: elements live as long as the reply; both places are ours.
-            unsafe {
-                api!(RedisModule_CallReplyMapElement)(reply, i, &mut key, &mut value);
-                Some((read_reply(key, depth + 1)?, read_reply(value, depth + 1)?))
-            }
-        })
-        .collect()
 }

@@ -73,7 +73,10 @@ pub fn members(guard: &ServerLock) -> Vec<Member> {
         .collect();
     // SAFETY: the ids have been copied.
     unsafe { api!(RedisModule_FreeClusterNodesList)(list) };
-    ids.iter().filter_map(|id| node(guard, id)).filter(|node| !node.myself).collect()
+    ids.iter()
+        .filter_map(|id| node(guard, id))
+        .filter(|node| !node.myself)
+        .collect()
 }
 
 /// What the server knows of one node.

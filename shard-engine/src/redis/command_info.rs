@@ -114,7 +114,11 @@ pub(super) fn set_docs(guard: &ServerLock, command: &CommandSpec) {
         // The server would check it before our handler can: COMMAND INFO keeps saying -1, as clients know it.
         arity: -1,
         key_specs: null_mut(),
-        args: if command.args.is_empty() { null_mut() } else { args.as_mut_ptr() },
+        args: if command.args.is_empty() {
+            null_mut()
+        } else {
+            args.as_mut_ptr()
+        },
     };
     let name = c_string(command.name);
     // SAFETY: context, texts and lists are alive; the server copies everything it keeps.
@@ -172,7 +176,10 @@ impl Store {
             }
             Kind::Choice(words) => {
                 entry.type_ = raw::RedisModuleCommandArgType_REDISMODULE_ARG_TYPE_ONEOF;
-                let words: Vec<_> = words.iter().map(|word| Argument::new(word, Kind::Word(word), false, false)).collect();
+                let words: Vec<_> = words
+                    .iter()
+                    .map(|word| Argument::new(word, Kind::Word(word), false, false))
+                    .collect();
                 let mut list = self.list(&words);
                 entry.subargs = list.as_mut_ptr();
                 self.lists.push(list);

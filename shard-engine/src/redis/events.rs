@@ -65,12 +65,7 @@ fn read(id: u64, sub: u64) -> Option<ServerEvent> {
     })
 }
 
-extern "C" fn happened(
-    _: *mut raw::RedisModuleCtx,
-    event: raw::RedisModuleEvent,
-    sub: u64,
-    _: *mut std::ffi::c_void,
-) {
+extern "C" fn happened(_: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut std::ffi::c_void) {
     guarded("a server event", || {
         if let Some(event) = read(event.id, sub) {
             LISTENERS.read().iter().for_each(|listener| listener(event));

@@ -12,9 +12,8 @@ use super::{
 
 /// Readers leave no trace: neither access times nor hit counters nor events of missed keys (as far as the server
 /// knows the flags).
-const QUIET: u32 = raw::REDISMODULE_OPEN_KEY_NOTOUCH
-    | raw::REDISMODULE_OPEN_KEY_NONOTIFY
-    | raw::REDISMODULE_OPEN_KEY_NOSTATS;
+const QUIET: u32 =
+    raw::REDISMODULE_OPEN_KEY_NOTOUCH | raw::REDISMODULE_OPEN_KEY_NONOTIFY | raw::REDISMODULE_OPEN_KEY_NOSTATS;
 
 /// What a key holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +44,10 @@ impl StreamId {
     pub fn next(self) -> Option<StreamId> {
         match self.seq.checked_add(1) {
             Some(seq) => Some(StreamId { ms: self.ms, seq }),
-            None => Some(StreamId { ms: self.ms.checked_add(1)?, seq: 0 }),
+            None => Some(StreamId {
+                ms: self.ms.checked_add(1)?,
+                seq: 0,
+            }),
         }
     }
 }
@@ -132,7 +134,12 @@ impl<'a> Key<'a> {
     pub fn string(&self) -> &[u8] {
         let mut len = 0;
         // SAFETY: see `kind`; the server gives pointer and length of the value, unchanged while the lock is held.
-        unsafe { bytes_at(api!(RedisModule_StringDMA)(self.key, &mut len, raw::REDISMODULE_READ as i32), len) }
+        unsafe {
+            bytes_at(
+                api!(RedisModule_StringDMA)(self.key, &mut len, raw::REDISMODULE_READ as i32),
+                len,
+            )
+        }
     }
 
     /// Element `index` of a list, counted from the front; `None` beyond the end. In order this is fast.
@@ -217,10 +224,7 @@ impl<'a> Key<'a> {
         from: Option<StreamId>,
         until: Option<StreamId>,
     ) -> Option<Stop<impl FnMut() + use<>>> {
-        let raw_id = |id: StreamId| raw::RedisModuleStreamID {
-            ms: id.ms,
-            seq: id.seq,
-        };
+        let raw_id = |id: StreamId| raw::RedisModuleStreamID { ms: id.ms, seq: id.seq };
         let (mut from, mut until) = (from.map(raw_id), until.map(raw_id));
         let pointer = |id: &mut Option<raw::RedisModuleStreamID>| id.as_mut().map_or(null_mut(), |id| &raw mut *id);
         let (from, until) = (pointer(&mut from), pointer(&mut until));
@@ -238,10 +242,7 @@ impl<'a> Key<'a> {
         let (mut id, mut count) = (raw::RedisModuleStreamID { ms: 0, seq: 0 }, 0);
         // SAFETY: see `kind`; both places are ours.
         let outcome = unsafe { api!(RedisModule_StreamIteratorNextID)(self.key, &mut id, &mut count) };
-        let id = StreamId {
-            ms: id.ms,
-            seq: id.seq,
-        };
+        let id = StreamId { ms: id.ms, seq: id.seq };
         (outcome == raw::REDISMODULE_OK as i32).then_some((id, count as usize))
     }
 }
@@ -294,7 +295,9 @@ impl Iterator for Fields<'_> {
             self.count = 0;
             return None;
         }
-        OwnedString::adopt(field).map(Bytes).zip(OwnedString::adopt(value).map(Bytes))
+        OwnedString::adopt(field)
+            .map(Bytes)
+            .zip(OwnedString::adopt(value).map(Bytes))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

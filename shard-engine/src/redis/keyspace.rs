@@ -63,7 +63,11 @@ impl KeyScan {
         // SAFETY: lock and cursor are ours; `data` is what `visit_key::<F>` casts back, alive during the call.
         let more = unsafe { api!(RedisModule_Scan)(guard.ctx(), self.cursor.as_ptr(), Some(visit_key::<F>), data) };
         self.done = more == 0;
-        if visit.panicked { Err(VisitorPanicked) } else { Ok(!self.done) }
+        if visit.panicked {
+            Err(VisitorPanicked)
+        } else {
+            Ok(!self.done)
+        }
     }
 }
 
@@ -140,7 +144,11 @@ impl ElementScan {
         let more =
             unsafe { api!(RedisModule_ScanKey)(key.as_ptr(), self.cursor.as_ptr(), Some(visit_element::<F>), data) };
         self.done = more == 0;
-        if visit.panicked { Err(VisitorPanicked) } else { Ok(!self.done) }
+        if visit.panicked {
+            Err(VisitorPanicked)
+        } else {
+            Ok(!self.done)
+        }
     }
 }
 

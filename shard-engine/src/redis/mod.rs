@@ -2,7 +2,7 @@
 //!
 //! * `load`: the doors that the server calls at load and unload
 //! * `lock`: the server lock as a token; a function that needs the lock takes it
-//! * `call`, `value`: running commands of the server
+//! * `call`, `call_reply`, `value`: running commands of the server
 //! * `register`, `command_info`: our own commands
 //! * `blocked`, `reply`, `records`: answering clients
 //! * `keyspace`, `key`: scanning and reading keys
@@ -14,6 +14,7 @@
 pub mod blocked;
 mod bus;
 pub mod call;
+mod call_reply;
 pub mod cluster;
 mod command_info;
 pub mod context;

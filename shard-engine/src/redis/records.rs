@@ -91,7 +91,11 @@ impl ReplyWriter {
 
 /// As C's `%lf`.
 fn fixed(x: f64) -> String {
-    if x.is_nan() { "nan".to_owned() } else { format!("{x:.6}") }
+    if x.is_nan() {
+        "nan".to_owned()
+    } else {
+        format!("{x:.6}")
+    }
 }
 
 /// Lone surrogates, which are encoded like other code points, become replacement characters.
@@ -212,7 +216,10 @@ mod tests {
         assert_eq!(big_int(&[]), Some(BigInt::Small(0)));
         assert_eq!(big_int(&vec![1; BIG_INT_BYTES + 1]), None);
         // 2^63 does not fit.
-        assert_eq!(big_int(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0]), Some(BigInt::Text("9223372036854775808".into())));
+        assert_eq!(
+            big_int(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0]),
+            Some(BigInt::Text("9223372036854775808".into()))
+        );
     }
 
     #[test]

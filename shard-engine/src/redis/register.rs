@@ -41,7 +41,9 @@ pub fn create_with(
         commands.push(command);
         commands.len() - 1
     };
-    let callback = *CALLBACKS.get(number).ok_or(format!("more than {MOST_COMMANDS} commands"))?;
+    let callback = *CALLBACKS
+        .get(number)
+        .ok_or(format!("more than {MOST_COMMANDS} commands"))?;
     let (name, flags) = (c_string(command.name), c_string(flags));
     // SAFETY: the context names this module, the texts are C strings, the callback lives as long as the module.
     let outcome = unsafe {
@@ -56,7 +58,10 @@ pub fn create_with(
         )
     };
     if outcome != raw::REDISMODULE_OK as i32 {
-        return Err(format!("the server refused the command {}: is the name taken?", command.name));
+        return Err(format!(
+            "the server refused the command {}: is the name taken?",
+            command.name
+        ));
     }
     set_docs(guard, command);
     Ok(())
@@ -142,7 +147,8 @@ fn enter(number: usize, ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::Redi
     }
     // A client without an answer would take the next command's one for it.
     if !call.answered {
-        call.reply().error(&format!("ERR internal error in {name}, see the server log"));
+        call.reply()
+            .error(&format!("ERR internal error in {name}, see the server log"));
     }
 }
 

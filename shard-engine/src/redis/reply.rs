@@ -132,7 +132,9 @@ impl ReplyWriter {
 
 /// A C string of one line.
 fn one_line(text: &[u8]) -> CString {
-    let clean = text.iter().map(|&b| if matches!(b, b'\r' | b'\n' | 0) { b' ' } else { b });
+    let clean = text
+        .iter()
+        .map(|&b| if matches!(b, b'\r' | b'\n' | 0) { b' ' } else { b });
     CString::new(clean.collect::<Vec<u8>>()).unwrap_or_default()
 }
 

@@ -24,25 +24,33 @@ fn unreadable(what: impl Into<String>) -> SlotsError {
 
 /// The masters with slots of a CLUSTER SLOTS reply. `address_of` finds the IP address of a node whose endpoint the
 /// server does not tell (`NULL`, empty or `?`).
-pub fn read_slots(
-    reply: &Reply,
-    mut address_of: impl FnMut(&str) -> Option<String>,
-) -> Result<Vec<Shard>, SlotsError> {
+pub fn read_slots(reply: &Reply, mut address_of: impl FnMut(&str) -> Option<String>) -> Result<Vec<Shard>, SlotsError> {
     let ranges = reply.array().ok_or_else(|| unreadable("no array"))?;
     let mut shards: BTreeMap<String, Shard> = BTreeMap::new();
     for range in ranges {
         let [first, last, master, ..] = range.array().unwrap_or(&[]) else {
             return Err(unreadable("a range without master"));
         };
-        let (first, last) = slot(first).zip(slot(last)).filter(|(a, b)| a <= b).ok_or_else(|| unreadable("a bad slot"))?;
+        let (first, last) = slot(first)
+            .zip(slot(last))
+            .filter(|(a, b)| a <= b)
+            .ok_or_else(|| unreadable("a bad slot"))?;
         let [endpoint, port, id, rest @ ..] = master.array().unwrap_or(&[]) else {
             return Err(unreadable("a node without endpoint, port and id"));
         };
-        let id = id.text().filter(|id| !id.is_empty()).ok_or_else(|| unreadable("a node without id"))?;
-        let port = port.int().and_then(|p| u16::try_from(p).ok()).ok_or_else(|| unreadable("a bad port"))?;
+        let id = id
+            .text()
+            .filter(|id| !id.is_empty())
+            .ok_or_else(|| unreadable("a node without id"))?;
+        let port = port
+            .int()
+            .and_then(|p| u16::try_from(p).ok())
+            .ok_or_else(|| unreadable("a bad port"))?;
         let shard = shards.entry(id.to_owned()).or_insert_with(|| Shard {
             id: NodeId::new(id),
-            host: endpoint_of(endpoint, rest.first()).or_else(|| address_of(id)).unwrap_or_default(),
+            host: endpoint_of(endpoint, rest.first())
+                .or_else(|| address_of(id))
+                .unwrap_or_default(),
             port,
             ranges: Vec::new(),
         });
@@ -56,7 +64,10 @@ pub fn read_slots(
 }
 
 fn slot(reply: &Reply) -> Option<Slot> {
-    reply.int().filter(|&n| (0..SLOTS as i64).contains(&n)).map(|n| n as Slot)
+    reply
+        .int()
+        .filter(|&n| (0..SLOTS as i64).contains(&n))
+        .map(|n| n as Slot)
 }
 
 /// The preferred endpoint, or the IP address or host name in the networking metadata.
@@ -120,12 +131,22 @@ mod tests {
     #[test]
     fn masters_and_their_ranges() {
         let reply = Reply::Array(vec![
-            range(5461, 10922, vec![node(bulk("10.0.0.2"), 7001, "b", vec![]), node(bulk("10.0.0.9"), 7009, "r", vec![])]),
+            range(
+                5461,
+                10922,
+                vec![
+                    node(bulk("10.0.0.2"), 7001, "b", vec![]),
+                    node(bulk("10.0.0.9"), 7009, "r", vec![]),
+                ],
+            ),
             range(0, 100, vec![node(bulk("10.0.0.1"), 7000, "a", vec![])]),
             range(101, 5460, vec![node(bulk("10.0.0.1"), 7000, "a", vec![])]),
         ]);
         let shards = read_slots(&reply, |_| None).unwrap();
-        let seen: Vec<_> = shards.iter().map(|s| (s.id.as_str(), &*s.host, s.port, &*s.ranges)).collect();
+        let seen: Vec<_> = shards
+            .iter()
+            .map(|s| (s.id.as_str(), &*s.host, s.port, &*s.ranges))
+            .collect();
         assert_eq!(
             seen,
             [
@@ -139,12 +160,17 @@ mod tests {
     fn unknown_endpoints_are_looked_up() {
         let host = |endpoint: Reply, metadata: Vec<Reply>| {
             let reply = Reply::Array(vec![range(0, 1, vec![node(endpoint, 1, "a", metadata)])]);
-            read_slots(&reply, |id| Some(format!("ip-of-{id}"))).unwrap()[0].host.clone()
+            read_slots(&reply, |id| Some(format!("ip-of-{id}"))).unwrap()[0]
+                .host
+                .clone()
         };
         assert_eq!(host(Reply::Null, vec![]), "ip-of-a");
         assert_eq!(host(bulk(""), vec![]), "ip-of-a");
         assert_eq!(host(bulk("?"), vec![bulk("ip"), bulk("10.0.0.7")]), "10.0.0.7");
-        assert_eq!(host(Reply::Null, vec![bulk("hostname"), bulk("h.example")]), "h.example");
+        assert_eq!(
+            host(Reply::Null, vec![bulk("hostname"), bulk("h.example")]),
+            "h.example"
+        );
         assert_eq!(host(bulk("h.example"), vec![bulk("ip"), bulk("10.0.0.7")]), "h.example");
     }
 

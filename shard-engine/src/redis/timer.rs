@@ -37,7 +37,13 @@ extern "C" fn fire(_: *mut raw::RedisModuleCtx, data: *mut c_void) {
 
 /// Runs `work` on the main thread, under the server lock, `every` so often. It can not be stopped.
 pub fn every(guard: &ServerLock, every: Duration, work: impl FnMut(&ServerLock) + Send + 'static) {
-    arm(guard, Box::new(Repeating { every, work: Box::new(work) }));
+    arm(
+        guard,
+        Box::new(Repeating {
+            every,
+            work: Box::new(work),
+        }),
+    );
 }
 
 struct Repeating {

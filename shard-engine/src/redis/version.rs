@@ -16,7 +16,9 @@ static VERSION: AtomicU32 = AtomicU32::new(0);
 pub(super) fn init(guard: &ServerLock) {
     // SAFETY: the pointer is filled at load; the call takes nothing.
     let asked = unsafe { raw::RedisModule_GetServerVersion.map(|f| f()) };
-    let version = asked.filter(|&v| v > 0).map_or_else(|| from_info(guard).unwrap_or(0), |v| v as u32);
+    let version = asked
+        .filter(|&v| v > 0)
+        .map_or_else(|| from_info(guard).unwrap_or(0), |v| v as u32);
     VERSION.store(version, Ordering::Relaxed);
 }
 

@@ -1,0 +1,167 @@
+"""The names that every script sees."""
+
+import asyncio as asyncio
+import copy as copy
+import cProfile as cProfile
+import io as io
+import pickle as pickle
+import pstats as pstats
+import sys as sys
+import threading as threading
+import time as time
+import traceback as traceback
+import types as types
+import weakref as weakref
+from asyncio import Future as Future
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractContextManager
+from threading import Thread as Thread
+from typing import Any, Literal, NoReturn, TypeVar, overload
+
+import redisgears as redisgears
+import rg as rg
+from redisgears import PyExecutionSession
+
+__version__: str
+
+_B = TypeVar("_B", bound="GearsBuilder")
+_Reader = Literal["KeysReader", "KeysOnlyReader", "StreamReader", "PythonReader", "ShardsIDReader", "CommandReader"]
+_Mode = Literal["async", "async_local"]
+_Level = Literal["debug", "verbose", "notice", "warning"]
+_Function = Callable[[Any], Any]
+
+class GearsFuture(Awaitable[list[Any]]):
+    """What `run()` returns: awaiting it gives `[results, errors]`."""
+
+    executionId: str | None
+    def __await__(self) -> Generator[Any, None, list[Any]]: ...
+
+class GearsSession:
+    """`with GearsSession(s):` sets the session of this thread for the block, then sets it to None."""
+
+    s: PyExecutionSession | None
+    def __init__(self, s: PyExecutionSession | None) -> None: ...
+    def __enter__(self) -> GearsSession: ...
+    def __exit__(self, *args: object) -> None: ...
+
+class GearsBuilder:
+    """A pipeline: a reader, then operations, then `run` or `register`."""
+
+    def __init__(self, reader: _Reader = "KeysReader", defaultArg: Any = "*", desc: str | None = None) -> None: ...
+    def map(self: _B, f: _Function, /) -> _B:
+        """`f(record)` is the new record."""
+    def filter(self: _B, f: _Function, /) -> _B:
+        """Keeps records whose `f(record)` is true."""
+    def foreach(self: _B, f: _Function, /) -> _B:
+        """Calls `f(record)` and passes the record on."""
+    def flatmap(self: _B, f: _Function, /) -> _B:
+        """The elements of the list `f(record)` become records; anything else passes as one record."""
+    def accumulate(self: _B, f: Callable[[Any, Any], Any], /) -> _B:
+        """`f(a, record)` is the new accumulator of the shard, `None` at first."""
+    def limit(self: _B, length: int, start: int = 0, /) -> _B:
+        """Passes records number `start` to `start + length - 1` of each shard."""
+    def collect(self: _B) -> _B:
+        """Moves all records to the shard that started the execution."""
+    def repartition(self: _B, extractor: _Function, /) -> _B:
+        """Moves each record to the shard that owns the key `extractor(record)`."""
+    def groupby(self: _B, extractor: _Function, reducer: Callable[[str, Any, Any], Any], /) -> _B:
+        """`reducer(key, a, record)` per key of the whole cluster; gives `{'key': ..., 'value': ...}`."""
+    def localgroupby(self: _B, extractor: _Function, reducer: Callable[[str, Any, Any], Any], /) -> _B:
+        """Like `groupby`, for the records of each shard."""
+    def batchgroupby(self: _B, extractor: _Function, reducer: Callable[[str, list[Any]], Any], /) -> _B:
+        """`reducer(key, records)` once per key of the whole cluster."""
+    def aggregate(self: _B, zero: Any, seqOp: Callable[[Any, Any], Any], combOp: Callable[[Any, Any], Any]) -> _B:
+        """`seqOp(a, record)` on each shard, then `combOp(a, part)`; a falsy `a` starts from a copy of `zero`."""
+    def aggregateby(
+        self: _B,
+        extractor: _Function,
+        zero: Any,
+        seqOp: Callable[[str, Any, Any], Any],
+        combOp: Callable[[str, Any, Any], Any],
+    ) -> _B:
+        """`seqOp(key, a, record)` per key and shard, then `combOp(key, a, part)` per key."""
+    def count(self: _B) -> _B:
+        """The number of records; no record at all if there is none."""
+    def countby(self: _B, extractor: _Function | None = None) -> _B:
+        """The number of records per `extractor(record)`: `{'key': ..., 'value': ...}`."""
+    def sort(self: _B, reverse: bool = True) -> _B:
+        """Sorts all records: ascending by default, descending with `reverse=False`."""
+    def distinct(self: _B) -> _B:
+        """Each value once."""
+    def avg(self: _B, extractor: _Function | None = None) -> _B:
+        """The mean of `extractor(record)`, or of `float(record)`."""
+    def run(
+        self,
+        arg: Any = None,
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        mode: _Mode = "async",
+        noScan: bool = False,
+        readValue: bool = True,
+        readAllTypes: bool = False,
+        count: int = 1000,
+        patternGenerator: Callable[[], tuple[str, bool]] | None = None,
+        fromId: str = "0-0",
+    ) -> GearsFuture:
+        """Starts an execution. Which keywords count depends on the reader."""
+    def register(self, prefix: str = "*", convertToStr: bool = True, collect: bool = True, **kwargs: Any) -> str:
+        """Registers the pipeline for events."""
+
+GB = GearsBuilder
+gearsCtx = GearsBuilder
+PyFlatExecution = GearsBuilder
+
+def execute(cmd: str = ..., /, *args: Any) -> Any:
+    """Runs a command on this shard; raises `redisgears.GearsError` for an error reply."""
+
+def atomic() -> AbstractContextManager[Any]:
+    """`with atomic():` runs no other client or function in between."""
+
+def isInAtomicBlock() -> bool: ...
+def hashtag() -> str:
+    """A text whose slot is the lowest slot of this shard: `'k{%s}' % hashtag()` is a key that lives here."""
+
+@overload
+def log(msg: str, /, *, level: _Level = "notice") -> None: ...
+@overload
+def log(*, msg: str, level: _Level = "notice") -> None: ...
+def configGet(key: str, /) -> str | None:
+    """A user-defined configuration value."""
+
+def gearsConfigGet(key: str, default: Any = None) -> Any: ...
+def flat_error(msg: object, /) -> NoReturn:
+    """Fails with an error whose text reaches the client bare."""
+
+def call_next(*args: Any) -> Any: ...
+def get_command() -> list[str | bytearray]: ...
+def override_reply(x: Any, /) -> None: ...
+def gearsFuture() -> Any: ...
+def isAsyncAllow() -> bool:
+    """True in a step that may go on asynchronously."""
+
+def createFuture() -> GearsFuture: ...
+def setFutureResults(f: Any, v: Any) -> None: ...
+def setFutureException(f: Any, e: Any) -> None: ...
+def runCoroutine(
+    cr: Coroutine[Any, Any, Any], f: Any = None, delay: float = 0, s: PyExecutionSession | None = None
+) -> None: ...
+def registerTE(seconds: int, callback: Callable[[], Any], key: str | None = None, /) -> bool: ...
+def getGearsSession() -> PyExecutionSession | None: ...
+def setGearsSession(s: PyExecutionSession | None, /) -> None: ...
+def registerGearsThread() -> None: ...
+def profilerCreate() -> cProfile.Profile: ...
+def profileStart(profiler: cProfile.Profile) -> None: ...
+def profileStop(profiler: cProfile.Profile) -> None: ...
+def profileGetInfo(profiler: cProfile.Profile, order: str = "cumulative") -> str: ...
+
+# Deprecated names.
+Log = log
+ConfigGet = configGet
+GearsConfigGet = gearsConfigGet
+
+CloudPickler: type
+
+def dumps(obj: Any, protocol: int | None = None, buffer_callback: Any = None) -> bytes: ...
+def loads(data: bytes, /, *, buffers: Iterable[Any] | None = ()) -> Any: ...
+def genDeprecated(deprecated: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]: ...

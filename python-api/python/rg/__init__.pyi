@@ -1,0 +1,3 @@
+"""Short name of `redisgears`."""
+
+from redisgears import *  # noqa: F403
