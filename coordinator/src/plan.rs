@@ -139,6 +139,8 @@ pub struct Plan {
     pub code: Vec<u8>,
     /// Name of the session that the functions belong to.
     pub session: String,
+    /// ACL user with whose rights the functions run commands and keys are read; `None`: all rights.
+    pub user: Option<String>,
 }
 
 /// A step that runs inside one stage on one shard.

@@ -48,8 +48,6 @@ enum Kind {
     Text,
     /// May be given several times.
     List,
-    /// Never shown.
-    Secret,
 }
 
 struct Key {
@@ -83,7 +81,7 @@ const KEYS: &[Key] = &[
     engine("SendMsgRetries", Kind::Int(0, i64::MAX), "3", true),
     engine("Plugin", Kind::List, "", false),
     engine("GrpcPort", Kind::Int(0, 65535), "0", false),
-    engine("ClusterSecret", Kind::Secret, "", false),
+    engine("ClusterSecretFile", Kind::Text, "", false),
     python("PythonAttemptTraceback", Kind::Bool, "1", true),
     python("PythonInstallReqMaxIdleTime", POSITIVE, "30000", true),
     python("CreateVenv", Kind::Bool, "0", false),
@@ -126,7 +124,7 @@ fn parse(kind: Kind, text: &str) -> Result<Value, Bad> {
             Value::Int(n)
         }
         Kind::Bool => Value::Int(i64::from(text.parse::<i64>().map_err(|_| Bad::Number)? != 0)),
-        Kind::Text | Kind::Secret => Value::Text(text.to_owned()),
+        Kind::Text => Value::Text(text.to_owned()),
         Kind::List => Value::List(vec![text.to_owned()]),
     })
 }
@@ -141,7 +139,7 @@ impl Key {
     }
 
     fn to_read(name: &[u8]) -> Option<&'static Key> {
-        KEYS.iter().find(|key| key.name.as_bytes() == name && key.kind != Kind::Secret)
+        KEYS.iter().find(|key| key.name.as_bytes() == name)
     }
 
     fn refuse(&self, text: &str, bad: &Bad) -> ConfigError {
@@ -273,7 +271,7 @@ impl ConfigStore {
         }
     }
 
-    /// Every key but secrets with its value, for the log.
+    /// Every key with its value, for the log.
     pub fn listing(&self) -> Vec<(String, String)> {
         let names = KEYS.iter().map(|key| key.name.to_owned());
         names.filter_map(|name| Some((name.clone(), self.user_get(&name)?))).collect()
@@ -318,9 +316,14 @@ impl ConfigStore {
         self.int("GrpcPort") as u16
     }
 
-    /// `ClusterSecret`.
-    pub fn cluster_secret(&self) -> Option<String> {
-        self.text("ClusterSecret")
+    /// What stands in `ClusterSecretFile`. A file, because the server shows module arguments to its clients.
+    pub fn cluster_secret(&self) -> Result<Option<String>, String> {
+        let Some(path) = self.text("ClusterSecretFile") else { return Ok(None) };
+        let secret = std::fs::read_to_string(&path).map_err(|e| format!("ClusterSecretFile {path}: {e}"))?;
+        match secret.trim() {
+            "" => Err(format!("ClusterSecretFile {path} is empty")),
+            secret => Ok(Some(secret.to_owned())),
+        }
     }
 
     /// `PythonAttemptTraceback`.
@@ -405,12 +408,15 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_never_shown() {
-        let config = store("ClusterSecret abc").unwrap();
-        assert_eq!(config.cluster_secret(), Some("abc".into()));
-        assert_eq!(config.user_get("ClusterSecret"), None);
-        let unknown = ConfigReply::Error("(error) Unsupported config parameter: ClusterSecret".into());
-        assert_eq!(config.get(b"ClusterSecret"), unknown);
-        assert!(config.listing().iter().all(|(name, _)| name != "ClusterSecret"));
+    fn the_secret_comes_from_a_file_and_is_not_shown() {
+        let path = std::env::temp_dir().join(format!("oxigears-secret-{}", std::process::id()));
+        std::fs::write(&path, "abc\n").unwrap();
+        let config = store(&format!("ClusterSecretFile {}", path.display())).unwrap();
+        assert_eq!(config.cluster_secret(), Ok(Some("abc".into())));
+        std::fs::write(&path, " ").unwrap();
+        assert!(config.cluster_secret().unwrap_err().contains("is empty"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(config.cluster_secret().unwrap_err().contains("ClusterSecretFile"));
+        assert!(config.listing().iter().all(|(_, value)| value != "abc"));
     }
 }

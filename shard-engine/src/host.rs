@@ -6,13 +6,19 @@ use oxigears_coordinator::{
     engine::{Engine, Host, Interrupt, JobRequest, question},
     message::ExecutionId,
     plan::{Local, Reader},
-    stage::{Input, Job, Source, SourceState},
+    stage::{Input, Job, Source, SourceState, StageRunner},
     view::ExecutionView,
 };
 use oxigears_python_api as python;
 use oxigears_python_api::{ExecContext, Functions};
 
-use crate::{mesh, module::module, readers, redis::log};
+use crate::{
+    identity::{self, AsUser},
+    mesh,
+    module::module,
+    readers,
+    redis::log,
+};
 
 /// The engine's surroundings.
 pub struct EngineHost {
@@ -54,6 +60,8 @@ impl Host for EngineHost {
     }
 
     fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
+        let user: Option<Arc<str>> = request.plan.user.as_deref().map(Arc::from);
+        let _identity = identity::enter(user.clone());
         let functions = match request.local.as_ref().and_then(|any| any.downcast_ref::<Functions>()) {
             Some(functions) => functions.clone(),
             None => python::load_functions(request.plan)?,
@@ -68,7 +76,13 @@ impl Host for EngineHost {
             is_initiator: request.is_initiator,
             errors_are_own: request.is_initiator,
         };
-        let runners = python::compile(request.plan, request.stages, &functions, context)?;
+        let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
+        if let Some(user) = user {
+            runners = runners
+                .into_iter()
+                .map(|runner| Box::new(AsUser { runner, user: user.clone() }) as Box<dyn StageRunner>)
+                .collect();
+        }
         let input = if request.reads { open_input(&request, &functions) } else { Input::Nothing };
         Ok(Job { input, runners })
     }
@@ -118,6 +132,9 @@ fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
         check: mesh::check_ownership,
         shard_id: module().shard_id_for_scripts(),
     };
-    let opened = python::resolve_reader(request.plan, functions).and_then(|reader| readers::open(&reader, &env));
+    let opened = python::resolve_reader(request.plan, functions).and_then(|reader| {
+        request.plan.user.as_deref().map_or(Ok(()), |user| identity::check_reader(user, &reader))?;
+        readers::open(&reader, &env)
+    });
     Input::Source(opened.unwrap_or_else(|text| Box::new(FailedSource(Some(text)))))
 }

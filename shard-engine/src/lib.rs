@@ -5,6 +5,7 @@
 //! * `scripts`: the thread that runs the bodies of RG.PYEXECUTE
 //! * `readers`: native readers of the keyspace
 //! * `host`, `server`: what the engine and Python ask of this server
+//! * `identity`: whose rights running code has
 //! * `mesh`: joins topology, cluster bus and gRPC mesh
 //! * `redis`: the only place that calls the module API
 
@@ -13,6 +14,7 @@
 mod commands;
 mod config;
 mod host;
+mod identity;
 mod info;
 mod mesh;
 mod module;

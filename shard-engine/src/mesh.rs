@@ -200,7 +200,20 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
     if START_FAILED.load(Ordering::Relaxed) {
         return true;
     }
-    let settings = Settings::read(guard, &module().config);
+    let settings = match Settings::read(guard, &module().config) {
+        Ok(settings) => settings,
+        Err(reason) => {
+            START_FAILED.store(true, Ordering::Relaxed);
+            log::warning(&format!("the mesh can not start, executions on several shards will fail: {reason}"));
+            return false;
+        }
+    };
+    if !settings.may_leave_loopback() {
+        log::warning(
+            "mesh: protected mode without a password, TLS or ClusterSecretFile: peers are served on loopback addresses \
+             only; shards on other hosts can not take part",
+        );
+    }
     let config = MeshConfig {
         node_id: topology.me.clone(),
         listen: settings.listen(),
@@ -233,7 +246,7 @@ pub struct Settings {
 
 impl Settings {
     /// Asks the server.
-    pub fn read(guard: &ServerLock, config: &ConfigStore) -> Settings {
+    pub fn read(guard: &ServerLock, config: &ConfigStore) -> Result<Settings, String> {
         const NAMES: [&str; 13] = [
             "bind",
             "port",
@@ -250,16 +263,17 @@ impl Settings {
             "dir",
         ];
         let value = |name: &&str| Some(((*name).to_owned(), cluster::server_config(guard, name)?));
-        Settings { values: NAMES.iter().filter_map(value).collect(), cluster_secret: config.cluster_secret(), grpc_port: config.grpc_port() }
+        let values = NAMES.iter().filter_map(value).collect();
+        Ok(Settings { values, cluster_secret: config.cluster_secret()?, grpc_port: config.grpc_port() })
     }
 
     fn get(&self, name: &str) -> &str {
         self.values.get(name).map_or("", String::as_str)
     }
 
-    /// A secret beyond the cluster bus: the configured one, else the password that peers of the server share.
+    /// A secret beyond what members of the cluster bus know.
     fn secret(&self) -> Option<Vec<u8>> {
-        self.cluster_secret.clone().or_else(|| Some(self.get("masterauth").to_owned()).filter(|s| !s.is_empty())).map(String::into_bytes)
+        self.cluster_secret.clone().map(String::into_bytes)
     }
 
     fn has_tls(&self) -> bool {
@@ -280,7 +294,7 @@ impl Settings {
     fn may_leave_loopback(&self) -> bool {
         self.has_tls()
             || self.get("protected-mode") != "yes"
-            || self.secret().is_some()
+            || self.cluster_secret.is_some()
             || !self.get("requirepass").is_empty()
     }
 
@@ -291,7 +305,7 @@ impl Settings {
         (!self.may_leave_loopback()).then(|| {
             format!(
                 "the shards would have to serve each other on {address} without protection: set the module argument \
-                 ClusterSecret (the same on all nodes), or masterauth and requirepass, or tls-cluster yes, or bind the \
+                 ClusterSecretFile (the same content on all nodes), or requirepass and masterauth, or tls-cluster yes, or bind the \
                  server to loopback only"
             )
         })

@@ -76,7 +76,7 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     }
     let config = ConfigStore::from_args(args).map_err(|e| format!("could not initialize gears config: {e}"))?;
     let is_cluster = cluster::is_enabled(guard);
-    if is_cluster && let Some(reason) = Settings::read(guard, &config).refusal() {
+    if is_cluster && let Some(reason) = Settings::read(guard, &config)?.refusal() {
         return Err(reason);
     }
     for (name, value) in config.listing() {

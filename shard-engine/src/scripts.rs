@@ -9,6 +9,7 @@ use oxigears_python_api::{RunRequest, Session, run_script};
 
 use crate::{
     commands::write_pair,
+    identity,
     module::module,
     redis::{blocked::BlockedClient, log},
 };
@@ -21,6 +22,8 @@ pub struct Call {
     pub id: String,
     /// Session description.
     pub description: Option<String>,
+    /// ACL user whose rights count; `None`: all rights.
+    pub user: Option<Arc<str>>,
     /// Answer with the execution id.
     pub unblocking: bool,
     /// Who waits.
@@ -44,12 +47,16 @@ impl ScriptThread {
 }
 
 fn run(call: Call) {
+    let _identity = identity::enter(call.user.clone());
     let outcome = Session::create(&call.id, call.description.as_deref()).and_then(|s| run_script(&s, &call.code));
     match outcome {
         Err(text) => call.client.reply(|reply| reply.error(&text)),
         Ok(outcome) => match outcome.run {
             None => call.client.reply(|reply| reply.simple("OK")),
-            Some(request) => start(request, call.client, call.unblocking),
+            Some(mut request) => {
+                request.plan.user = call.user.map(|user| user.to_string());
+                start(request, call.client, call.unblocking);
+            }
         },
     }
 }

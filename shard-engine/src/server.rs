@@ -6,6 +6,7 @@ use oxigears_coordinator::topology::{key_slot, slot_tag};
 use oxigears_python_api::{LogLevel, Reply, RunRequest, Server};
 
 use crate::{
+    identity,
     module::module,
     redis::{
         call::{self, Flags},
@@ -18,8 +19,10 @@ pub struct RedisServer;
 
 impl Server for RedisServer {
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
-        let token = lock::lock();
-        call::call(&token, args, Flags::from_script()).map(convert).map_err(|e| e.to_string())
+        let guard = lock::lock();
+        let user = identity::current();
+        let flags = Flags { user: user.as_deref(), ..Flags::from_script() };
+        call::call(&guard, args, flags).map(convert).map_err(|e| e.to_string())
     }
 
     fn try_lock(&self) -> bool {
@@ -72,7 +75,8 @@ impl Server for RedisServer {
     }
 
     fn start_run(&self, request: RunRequest) -> Result<String, String> {
-        let RunRequest { plan, functions, nested, .. } = request;
+        let RunRequest { mut plan, functions, nested, .. } = request;
+        plan.user = identity::current().map(|user| user.to_string());
         let execution = module().engine.create(plan, Arc::new(functions), nested, None);
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())
     }

@@ -5,11 +5,15 @@ import pytest
 from breaking import heal, no_crash, running_cluster
 from wire import Wire
 
+# Longer than it takes OxiGears to notice a loss. When the server itself finds its cluster down, it answers all waiting
+# clients with CLUSTERDOWN, and nobody would see what OxiGears had to say.
+NODE_TIMEOUT = ("--cluster-node-timeout", "6000")
+
 
 @pytest.fixture(scope="session")
 def breakable():
     """The cluster behind `trio`. Mending it costs less than starting another one."""
-    with running_cluster(masters=3) as cluster:
+    with running_cluster(masters=3, server_args=NODE_TIMEOUT) as cluster:
         yield cluster
 
 

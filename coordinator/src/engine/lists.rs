@@ -70,6 +70,11 @@ impl Engine {
         }
     }
 
+    /// A copy, so that the lock is free again: what is done to them may take it.
+    pub(super) fn unfinished(&self) -> Vec<Arc<Execution>> {
+        self.lists.lock().unfinished()
+    }
+
     /// Looks an execution up.
     pub fn find(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
         self.lists.lock().get(id)

@@ -159,7 +159,7 @@ impl Engine {
         let changed = self.topology.read().epoch != topology.epoch;
         *self.topology.write() = Arc::new(topology);
         if changed {
-            for execution in self.lists.lock().unfinished() {
+            for execution in self.unfinished() {
                 let bound = execution.machine.lock().setup().participants.len() > 1;
                 if bound {
                     execution.drive(self, |m| m.fail_here("saw the slots of the cluster move"));
@@ -411,7 +411,7 @@ impl Engine {
 
     /// A peer's link broke or fell silent.
     pub fn on_peer_lost(self: &Arc<Self>, peer: &NodeId, reason: &str) {
-        for execution in self.lists.lock().unfinished() {
+        for execution in self.unfinished() {
             execution.peer_lost(self, peer, reason);
         }
         self.queries.on_peer_lost(peer, reason);
@@ -420,7 +420,7 @@ impl Engine {
     /// Looks at idle limits; to be called every `limits::TICK`.
     pub fn on_tick(self: &Arc<Self>) {
         let now_ms = self.host.now_ms();
-        for execution in self.lists.lock().unfinished() {
+        for execution in self.unfinished() {
             execution.drive(self, |m| m.on_tick(now_ms));
         }
         self.queries.on_tick(now_ms);

@@ -80,6 +80,7 @@ impl Cluster {
             function_names: vec!["f".into()],
             code: Vec::new(),
             session: String::new(),
+            user: None,
         };
         let nodes: Vec<NodeId> = (0..size).map(|n| NodeId::new(&format!("{n:040}"))).collect();
         let shards = (0..size).map(|me| {

@@ -81,6 +81,7 @@ fn request(
         function_names: table.names,
         code,
         session: session.id().to_owned(),
+        user: None,
     };
     let functions = Functions::new(table.objects, session.clone());
     Ok(RunRequest {

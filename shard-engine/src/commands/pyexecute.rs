@@ -4,7 +4,7 @@ use rand::RngExt;
 
 use super::{options, wrong_arity};
 use crate::{
-    mesh,
+    identity, mesh,
     module::module,
     redis::{blocked::BlockedClient, register::Call},
     scripts,
@@ -23,12 +23,14 @@ pub fn pyexecute(call: &mut Call) {
         Err(text) => return call.reply().error(&text),
     };
     mesh::refresh_topology_if_old(call.guard());
+    let user = identity::of_caller(call);
     let code = std::mem::take(&mut call.args[1]);
     let client = BlockedClient::block(call, None);
     module().scripts.submit(scripts::Call {
         code,
         id: options.id.unwrap_or_else(random_id),
         description: options.description,
+        user,
         unblocking: options.unblocking,
         client,
     });

@@ -46,7 +46,7 @@ pub fn put_value(out: &mut Vec<u8>, key: &Key<'_>, kind: Kind, all_types: bool, 
         return true;
     }
     if kind == Kind::String {
-        put_tagged(out, tag::TEXT, key.string());
+        key.with_string(|text| put_tagged(out, tag::TEXT, text));
         return true;
     }
     if key.len() > BIG_ELEMENTS {

@@ -1,12 +1,16 @@
 //! One open key, for reading.
 
-use std::{marker::PhantomData, ops::ControlFlow, ptr::null_mut};
+use std::{
+    marker::PhantomData,
+    ops::ControlFlow,
+    ptr::{NonNull, null_mut},
+};
 
 use redis_module::raw;
 
 use super::{
     ffi::{OwnedString, api, bytes_at},
-    lock::ServerLock,
+    lock::{ServerLock, detached},
     version::at_least,
 };
 
@@ -55,6 +59,38 @@ impl StreamId {
 impl std::fmt::Display for StreamId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+/// The server embeds strings up to this length, or stores them as integers.
+const EMBEDDED_BYTES: usize = 44;
+
+/// The reply of GET.
+struct StringReply(NonNull<raw::RedisModuleCallReply>);
+
+impl StringReply {
+    /// Takes a reply; `None` unless it is a string.
+    ///
+    /// # Safety
+    /// The reply is null or the caller's.
+    unsafe fn adopt(reply: *mut raw::RedisModuleCallReply) -> Option<StringReply> {
+        let reply = StringReply(NonNull::new(reply)?);
+        // SAFETY: the reply is alive.
+        let kind = unsafe { api!(RedisModule_CallReplyType)(reply.0.as_ptr()) };
+        (kind == raw::REDISMODULE_REPLY_STRING as i32).then_some(reply)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let mut len = 0;
+        // SAFETY: the reply is a string; pointer and length are its own.
+        unsafe { bytes_at(api!(RedisModule_CallReplyStringPtr)(self.0.as_ptr(), &mut len), len) }
+    }
+}
+
+impl Drop for StringReply {
+    fn drop(&mut self) {
+        // SAFETY: the reply is ours.
+        unsafe { api!(RedisModule_FreeCallReply)(self.0.as_ptr()) }
     }
 }
 
@@ -129,9 +165,28 @@ impl<'a> Key<'a> {
         unsafe { api!(RedisModule_GetExpire)(self.key) == 0 }
     }
 
-    /// The bytes of a string, in place. The server stores a short or integer string in its plain encoding for that, and
-    /// keeps it so: the value stays the same, but OBJECT ENCODING says `raw` afterwards.
-    pub fn string(&self) -> &[u8] {
+    /// Gives `f` the bytes of a string. Direct access would turn a short or integer string into its plain encoding for
+    /// good (a third more memory for counters), so those come by GET, which leaves them as they are.
+    pub fn with_string<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
+        let short = if self.len() <= EMBEDDED_BYTES { self.short_string() } else { None };
+        match short {
+            Some(reply) => f(reply.bytes()),
+            None => f(self.string()),
+        }
+    }
+
+    fn short_string(&self) -> Option<StringReply> {
+        // SAFETY: the pointer is filled at load; see `kind`; the name belongs to the open key. The lock is held, and GET
+        // takes one string.
+        unsafe {
+            let name = raw::RedisModule_GetKeyNameFromModuleKey.map(|get| get(self.key))?;
+            let reply = api!(RedisModule_Call)(detached(), c"GET".as_ptr(), c"s".as_ptr(), name);
+            StringReply::adopt(reply)
+        }
+    }
+
+    /// The bytes of a string, in place.
+    fn string(&self) -> &[u8] {
         let mut len = 0;
         // SAFETY: see `kind`; the server gives pointer and length of the value, unchanged while the lock is held.
         unsafe {

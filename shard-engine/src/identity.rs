@@ -1,0 +1,127 @@
+//! Whose rights running code has: those of the user who submitted it.
+//!
+//! The name travels with the plan. On a thread that runs code of an execution it is the thread's identity, which
+//! `execute()` takes. Threads that a script starts itself have none and run with all rights, as SECURITY.md says.
+
+use std::{cell::RefCell, sync::Arc};
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    plan::Reader,
+    stage::{RunState, StageRunner, StageSink},
+};
+
+use crate::redis::{
+    call::{Flags, Reply, call},
+    lock::{self, ServerLock},
+    register::Call,
+};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
+}
+
+/// The thread's identity until the guard goes.
+pub struct Identity(Option<Arc<str>>);
+
+/// Gives this thread an identity; `None`: all rights.
+pub fn enter(user: Option<Arc<str>>) -> Identity {
+    Identity(CURRENT.replace(user))
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
+}
+
+/// The thread's identity.
+pub fn current() -> Option<Arc<str>> {
+    CURRENT.with_borrow(Clone::clone)
+}
+
+/// The user of a client, unless it is the default user with all rights.
+pub fn of_caller(client: &Call) -> Option<Arc<str>> {
+    let name = client.user_name()?;
+    let unlimited = name == "default" && is_unlimited(client.guard(), &name);
+    (!unlimited).then(|| name.into())
+}
+
+/// What ACL GETUSER says of a user: commands and keys.
+fn rules(guard: &ServerLock, name: &str) -> Option<(String, String)> {
+    let reply = call(guard, &["ACL", "GETUSER", name], Flags::default()).ok()?;
+    let pairs = reply.pairs();
+    let text = |wanted: &str| {
+        let (_, value) = pairs.iter().find(|(key, _)| key.text() == Some(wanted))?;
+        value.text().map(str::to_owned)
+    };
+    Some((text("commands")?, text("keys")?))
+}
+
+fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
+    rules(guard, name).is_some_and(|(commands, keys)| commands == "+@all" && keys == "~*")
+}
+
+/// Refuses a native reader to a user who could not read the same by commands.
+pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
+    let guard = lock::lock();
+    let dry_run = |command: &[&[u8]]| {
+        let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+        args.extend(command);
+        match call(&guard, &args, Flags::default()) {
+            Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
+            Ok(reply) => Err(reply.text().unwrap_or("no permission").to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    };
+    let refused = |why: String| format!("NOPERM user '{user}' may not read what the reader reads: {why}");
+    match reader {
+        Reader::Keys(args) if args.no_scan => dry_run(&[b"GET", &args.pattern]),
+        Reader::KeysOnly { no_scan: true, pattern, .. } => dry_run(&[b"EXISTS", pattern]),
+        Reader::Stream { key, .. } => dry_run(&[b"XRANGE", key, b"-", b"+"]),
+        Reader::Keys(_) | Reader::KeysOnly { .. } => dry_run(&[b"SCAN", b"0"]).and_then(|()| {
+            let all = |keys: &str| keys.split_whitespace().any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"));
+            match rules(&guard, user) {
+                Some((_, keys)) if all(&keys) => Ok(()),
+                _ => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),
+            }
+        }),
+        Reader::Python { .. } | Reader::ShardsId => Ok(()),
+    }
+    .map_err(refused)
+}
+
+/// A runner whose steps have the rights of a user.
+pub struct AsUser {
+    /// The runner.
+    pub runner: Box<dyn StageRunner>,
+    /// The user.
+    pub user: Arc<str>,
+}
+
+impl StageRunner for AsUser {
+    fn feed(&mut self, batch: RecordBatch) {
+        self.runner.feed(batch);
+    }
+
+    fn close(&mut self) {
+        self.runner.close();
+    }
+
+    fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
+        let _identity = enter(Some(self.user.clone()));
+        self.runner.run(sink)
+    }
+
+    fn satisfied(&self) -> bool {
+        self.runner.satisfied()
+    }
+
+    fn read_ns(&self) -> u64 {
+        self.runner.read_ns()
+    }
+
+    fn durations_ns(&self) -> Vec<u64> {
+        self.runner.durations_ns()
+    }
+}
