@@ -80,8 +80,10 @@ pub const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
 pub const TLS_FILES_LIFE: Duration = Duration::from_secs(1);
 /// Pause between two log lines about the same trouble.
 pub const REPEAT_LOG_EVERY: Duration = Duration::from_secs(10);
-/// Waiting time for a peer whose link is not up when an execution starts.
+/// Waiting time for a peer whose link is not up when an execution starts, from the moment when it was lost.
 pub const LINK_WAIT: Duration = Duration::from_millis(2000);
+/// The same for a peer that has been away for longer than that: executions on this shard alone wait behind.
+pub const LINK_GLANCE: Duration = Duration::from_millis(50);
 /// Waiting time for the topology to settle before an execution starts.
 pub const TOPOLOGY_SETTLE: Duration = Duration::from_millis(2000);
 /// Answers of other shards to a query (GETEXECUTION, ABORTEXECUTION) are awaited this long.

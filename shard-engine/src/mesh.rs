@@ -75,8 +75,8 @@ impl Transport for MeshTransport {
         self.0.send(to, message).map_err(|e| e.to_string())
     }
 
-    fn is_up(&self, to: &NodeId) -> bool {
-        self.0.is_up(to)
+    fn down_for(&self, to: &NodeId) -> Option<Duration> {
+        self.0.down_for(to)
     }
 }
 

@@ -45,12 +45,23 @@ class Loop:
 
     def _run(self):
         try:
-            with Wire(self.server.port) as wire:
-                while not self._end.is_set():
-                    for script in SCRIPTS:
-                        self._note(script, outcome(wire.call("RG.PYEXECUTE", script)))
+            while not self._end.is_set():
+                self._run_connected()
         except Exception as error:
             self.broken = error
+
+    def _run_connected(self):
+        with Wire(self.server.port) as wire:
+            while not self._end.is_set():
+                for script in SCRIPTS:
+                    try:
+                        self._note(script, outcome(wire.call("RG.PYEXECUTE", script)))
+                    except ConnectionError:
+                        # A master that becomes a replica hangs up on clients that wait.
+                        if not self.server.alive():
+                            raise
+                        self.failed += 1
+                        return
 
     def _note(self, script, found):
         results, errors = found

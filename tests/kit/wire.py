@@ -22,7 +22,11 @@ class Error:
 
 
 class Incomplete(Exception):
-    """The bytes so far end in the middle of a reply."""
+    """The bytes so far end in the middle of a reply, which has at least `needed` bytes."""
+
+    def __init__(self, needed):
+        super().__init__(needed)
+        self.needed = needed
 
 
 def encode(args):
@@ -47,14 +51,14 @@ class Parser:
     def line(self):
         end = self.data.find(b"\r\n", self.at)
         if end < 0:
-            raise Incomplete
+            raise Incomplete(len(self.data) + 1)
         text = bytes(self.data[self.at : end])
         self.at = end + 2
         return text
 
     def block(self, size):
         if len(self.data) < self.at + size + 2:
-            raise Incomplete
+            raise Incomplete(self.at + size + 2)
         data = bytes(self.data[self.at : self.at + size])
         if self.data[self.at + size : self.at + size + 2] != b"\r\n":
             raise ValueError(f"a bulk string of {size} bytes does not end where it should")
@@ -125,14 +129,19 @@ class Wire:
         while True:
             try:
                 return self._parse()
-            except Incomplete:
-                pass
-            if not select.select([self.socket], [], [], max(deadline - time.monotonic(), 0))[0]:
-                raise TimeoutError(f"no reply within {timeout:g} s")
-            data = self.socket.recv(1 << 16)
-            if not data:
-                raise ConnectionError("the server closed the connection")
-            self.buffer += data
+            except Incomplete as incomplete:
+                needed = incomplete.needed
+            # Each look starts from the beginning, so there must not be one for every few bytes of a large reply.
+            while len(self.buffer) < needed:
+                self._receive(deadline, timeout)
+
+    def _receive(self, deadline, timeout):
+        if not select.select([self.socket], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise TimeoutError(f"no reply within {timeout:g} s")
+        data = self.socket.recv(1 << 20)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        self.buffer += data
 
     def has_reply(self, within=0.0):
         """Whether something has arrived that was not read yet, or does within so many seconds."""

@@ -174,10 +174,11 @@ impl Execution {
         self.free_job(engine);
         self.log_failure(engine);
         let waiters = std::mem::take(&mut *self.waiters.lock());
-        for waiter in waiters {
-            waiter(self);
-        }
         engine.execution_over(self);
+        if !waiters.is_empty() {
+            let execution = self.clone();
+            engine.replying.submit(move || waiters.into_iter().for_each(|waiter| waiter(&execution)));
+        }
     }
 
     /// Operators look for these lines.

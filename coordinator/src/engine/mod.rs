@@ -94,8 +94,8 @@ pub trait Host: Send + Sync + 'static {
 pub trait Transport: Send + Sync {
     /// Queues a message; never blocks.
     fn send(&self, to: &NodeId, message: Message) -> Result<(), String>;
-    /// The link to the peer is up.
-    fn is_up(&self, to: &NodeId) -> bool;
+    /// How long the link to the peer has not been up; `None` if it is.
+    fn down_for(&self, to: &NodeId) -> Option<Duration>;
 }
 
 /// An execution that cannot be created.
@@ -121,6 +121,8 @@ pub struct Engine {
     counter: AtomicU64,
     pub(self) pool: Pool,
     pub(self) preparing: Pool,
+    /// Tells those who wait; large replies must not hold up a thread of the mesh.
+    pub(self) replying: Pool,
     management: Pool,
     queries: Queries,
 }
@@ -134,6 +136,7 @@ impl Engine {
         Ok(Arc::new(Engine {
             pool: Pool::start("oxi-worker", threads, on_panic(host.clone()))?,
             preparing: Pool::start("oxi-prepare", 2, on_panic(host.clone()))?,
+            replying: Pool::start("oxi-reply", 1, on_panic(host.clone()))?,
             management: Pool::start("oxi-manage", 2, on_panic(host.clone()))?,
             host,
             transport: RwLock::new(None),
@@ -271,19 +274,26 @@ impl Engine {
         }
     }
 
-    /// Gives peers that are being connected a moment.
+    /// Gives peers that were lost or are being connected a moment; one that has been away for longer gets a glance, as
+    /// others wait behind.
     fn wait_for_links(&self, execution: &Arc<Execution>) {
         let setup = execution.machine.lock().setup().clone();
-        let deadline = self.host.now_ms() + limits::LINK_WAIT.as_millis() as u64;
-        let all_up = || {
-            let transport = self.transport.read();
-            setup
-                .participants
-                .iter()
-                .enumerate()
-                .all(|(number, node)| number == setup.me || transport.as_ref().is_some_and(|t| t.is_up(node)))
-        };
-        while !all_up() && self.host.now_ms() < deadline && !execution.phase().is_over() {
+        let start_ms = self.host.now_ms();
+        let worth_waiting = |down_for: Duration, waited: Duration| down_for < limits::LINK_WAIT || waited < limits::LINK_GLANCE;
+        loop {
+            let waited = Duration::from_millis(self.host.now_ms().saturating_sub(start_ms));
+            let others = setup.participants.iter().enumerate().filter(|(number, _)| *number != setup.me);
+            let mut down = others.filter_map(|(_, node)| match self.transport.read().as_ref() {
+                Some(transport) => transport.down_for(node),
+                None => Some(waited),
+            });
+            let wait = match down.next() {
+                None => false,
+                Some(first) => down.chain([first]).all(|down_for| worth_waiting(down_for, waited)),
+            };
+            if !wait || execution.phase().is_over() {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -37,6 +37,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -269,6 +270,11 @@ impl Mesh {
     /// Both directions are usable.
     pub fn is_up(&self, peer: &NodeId) -> bool {
         self.core.peer(peer).is_some_and(|peer| peer.is_up())
+    }
+
+    /// How long the peer has not been up; `None` if it is, the longest time if it is no member.
+    pub fn down_for(&self, peer: &NodeId) -> Option<Duration> {
+        self.core.peer(peer).map_or(Some(Duration::MAX), |peer| peer.down_for())
     }
 
     /// What our link to the peer runs over, if there is one.

@@ -53,6 +53,8 @@ struct State {
     up: Option<u64>,
     /// The handler knows that the pair is up.
     told: bool,
+    /// Since when a member that is not up has been so.
+    down_since: Option<Instant>,
     last_error: Option<String>,
     logged: Option<(String, Instant)>,
     /// Taken out of the table.
@@ -112,6 +114,9 @@ impl Peer {
     pub(super) fn set_address(&self, address: Option<PeerAddress>) -> bool {
         let mut state = self.state.lock();
         let is_member = address.is_some();
+        if is_member && state.address.is_none() {
+            state.down_since = Some(Instant::now());
+        }
         state.address = address;
         if !is_member && state.up.is_none() {
             // Else the link's task gives up the whole pair.
@@ -292,6 +297,7 @@ impl Peer {
             drop(state);
             return false;
         };
+        state.down_since = Some(Instant::now());
         let told = mem::take(&mut state.told);
         let incoming = match &state.incoming {
             Some(incoming) if incoming.generation == generation => state.incoming.take(),
@@ -340,6 +346,13 @@ impl Peer {
 
     pub(super) fn is_up(&self) -> bool {
         self.state.lock().up.is_some()
+    }
+
+    /// How long it has not been up; `None` if it is.
+    pub(super) fn down_for(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        let since = state.down_since.map_or(Duration::MAX, |since| since.elapsed());
+        state.up.is_none().then_some(since)
     }
 
     pub(super) fn transport(&self) -> Option<Transport> {
