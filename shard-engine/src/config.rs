@@ -26,7 +26,11 @@ pub enum ConfigError {
     #[error("the module argument {0} has no value; arguments are pairs of name and value")]
     NoValue(String),
     #[error("{key} is {value}, but it must be {wanted}")]
-    BadValue { key: String, value: String, wanted: &'static str },
+    BadValue {
+        key: String,
+        value: String,
+        wanted: &'static str,
+    },
     #[error("Failed parsing {0} config, value must be a number.")]
     NotANumber(String),
     #[error("Failed parsing {0} config, value must be greater then zero.")]
@@ -62,11 +66,23 @@ const ANY: Kind = Kind::Int(i64::MIN, i64::MAX);
 const POSITIVE: Kind = Kind::Int(1, i64::MAX);
 
 const fn engine(name: &'static str, kind: Kind, default: &'static str, at_run_time: bool) -> Key {
-    Key { name, family: Family::Engine, kind, default, at_run_time }
+    Key {
+        name,
+        family: Family::Engine,
+        kind,
+        default,
+        at_run_time,
+    }
 }
 
 const fn python(name: &'static str, kind: Kind, default: &'static str, at_run_time: bool) -> Key {
-    Key { name, family: Family::Python, kind, default, at_run_time }
+    Key {
+        name,
+        family: Family::Python,
+        kind,
+        default,
+        at_run_time,
+    }
 }
 
 /// Most threads that may run executions.
@@ -90,7 +106,12 @@ const KEYS: &[Key] = &[
     python("OverridePythonAllocators", Kind::Bool, "1", false),
     python("DependenciesUrl", Kind::Text, "", false),
     python("DependenciesSha256", Kind::Text, "", false),
-    python("PythonInstallationDir", Kind::Text, "/var/opt/redislabs/modules/rg", false),
+    python(
+        "PythonInstallationDir",
+        Kind::Text,
+        "/var/opt/redislabs/modules/rg",
+        false,
+    ),
     python("PythonVenv", Kind::Text, "", false),
 ];
 
@@ -147,7 +168,11 @@ impl Key {
         match (self.family, bad) {
             (Family::Python, Bad::Number) => ConfigError::NotANumber(key),
             (Family::Python, Bad::Range) => ConfigError::NotPositive(key),
-            (Family::Engine, _) => ConfigError::BadValue { key, value, wanted: self.wanted() },
+            (Family::Engine, _) => ConfigError::BadValue {
+                key,
+                value,
+                wanted: self.wanted(),
+            },
         }
     }
 
@@ -189,7 +214,10 @@ impl ConfigStore {
                 (_, value) => drop(values.insert(key.name, value)),
             }
         }
-        Ok(ConfigStore { values: RwLock::new(values), user: RwLock::new(user) })
+        Ok(ConfigStore {
+            values: RwLock::new(values),
+            user: RwLock::new(user),
+        })
     }
 
     /// An element of RG.CONFIGGET.
@@ -205,9 +233,10 @@ impl ConfigStore {
         }
         match self.user.read().get(name) {
             Some(bytes) => ConfigReply::Bulk(bytes.clone()),
-            None => {
-                ConfigReply::Error(format!("(error) Unsupported config parameter: {}", String::from_utf8_lossy(name)))
-            }
+            None => ConfigReply::Error(format!(
+                "(error) Unsupported config parameter: {}",
+                String::from_utf8_lossy(name)
+            )),
         }
     }
 
@@ -253,9 +282,9 @@ impl ConfigStore {
                 self.values.write().insert(key.name, value);
                 saved()
             }
-            Err(_) => {
-                ConfigReply::Error(format!("Failed setting config value for key '{shown}' with value '{text}'"))
-            }
+            Err(_) => ConfigReply::Error(format!(
+                "Failed setting config value for key '{shown}' with value '{text}'"
+            )),
         }
     }
 
@@ -274,7 +303,9 @@ impl ConfigStore {
     /// Every key with its value, for the log.
     pub fn listing(&self) -> Vec<(String, String)> {
         let names = KEYS.iter().map(|key| key.name.to_owned());
-        names.filter_map(|name| Some((name.clone(), self.user_get(&name)?))).collect()
+        names
+            .filter_map(|name| Some((name.clone(), self.user_get(&name)?)))
+            .collect()
     }
 
     fn int(&self, name: &'static str) -> i64 {
@@ -318,7 +349,9 @@ impl ConfigStore {
 
     /// What stands in `ClusterSecretFile`. A file, because the server shows module arguments to its clients.
     pub fn cluster_secret(&self) -> Result<Option<String>, String> {
-        let Some(path) = self.text("ClusterSecretFile") else { return Ok(None) };
+        let Some(path) = self.text("ClusterSecretFile") else {
+            return Ok(None);
+        };
         let secret = std::fs::read_to_string(&path).map_err(|e| format!("ClusterSecretFile {path}: {e}"))?;
         match secret.trim() {
             "" => Err(format!("ClusterSecretFile {path} is empty")),
@@ -357,20 +390,29 @@ mod tests {
 
     #[track_caller]
     fn refused(line: &str) -> String {
-        store(line).err().unwrap_or_else(|| panic!("{line} is accepted")).to_string()
+        store(line)
+            .err()
+            .unwrap_or_else(|| panic!("{line} is accepted"))
+            .to_string()
     }
 
     #[test]
     fn arguments_at_load() {
         let config = store("maxexecutions 5 Plugin a.so plugin b.so Mine x pythonattempttraceback 7").unwrap();
         assert_eq!(config.get(b"MaxExecutions"), ConfigReply::Int(5));
-        assert_eq!(config.get(b"Plugin"), ConfigReply::Array(vec!["a.so".into(), "b.so".into()]));
+        assert_eq!(
+            config.get(b"Plugin"),
+            ConfigReply::Array(vec!["a.so".into(), "b.so".into()])
+        );
         assert_eq!(config.user_get("Mine"), Some("x".into()));
         assert_eq!(config.user_get("mine"), None);
         // Another case of a Python key is a user-defined name.
         assert_eq!(config.get(b"PythonAttemptTraceback"), ConfigReply::Int(1));
         assert_eq!(config.user_get("pythonattempttraceback"), Some("7".into()));
-        assert_eq!(store("PythonAttemptTraceback 7").unwrap().int("PythonAttemptTraceback"), 1);
+        assert_eq!(
+            store("PythonAttemptTraceback 7").unwrap().int("PythonAttemptTraceback"),
+            1
+        );
     }
 
     #[test]
@@ -388,10 +430,26 @@ mod tests {
         let error = |text: &str| ConfigReply::Error(text.into());
         let table: [(&str, Option<&str>, ConfigReply); 8] = [
             ("MAXEXECUTIONS", Some("7"), ConfigReply::Simple("OK".into())),
-            ("maxExecutions", Some("x"), error("(error) Failed setting config value maxExecutions")),
-            ("MaxExecutions", None, error("(error) Failed setting config value MaxExecutions")),
-            ("ExecutionThreads", Some("2"), error("(error) Config value ExecutionThreads not modifiable at runtime")),
-            ("CreateVenv", Some("1"), error("(error) CreateVenv is not configurable at runtime")),
+            (
+                "maxExecutions",
+                Some("x"),
+                error("(error) Failed setting config value maxExecutions"),
+            ),
+            (
+                "MaxExecutions",
+                None,
+                error("(error) Failed setting config value MaxExecutions"),
+            ),
+            (
+                "ExecutionThreads",
+                Some("2"),
+                error("(error) Config value ExecutionThreads not modifiable at runtime"),
+            ),
+            (
+                "CreateVenv",
+                Some("1"),
+                error("(error) CreateVenv is not configurable at runtime"),
+            ),
             ("PythonAttemptTraceback", Some("0"), saved()),
             (
                 "PythonInstallReqMaxIdleTime",

@@ -67,7 +67,10 @@ impl Host for EngineHost {
             None => python::load_functions(request.plan)?,
         };
         let interrupt = request.interrupt.clone().as_any().downcast::<PythonInterrupt>();
-        let interrupt = interrupt.map_err(|_| "the execution has a foreign interrupt")?.0.clone();
+        let interrupt = interrupt
+            .map_err(|_| "the execution has a foreign interrupt")?
+            .0
+            .clone();
         let context = ExecContext {
             interrupt,
             participants: request.participants,
@@ -80,10 +83,19 @@ impl Host for EngineHost {
         if let Some(user) = user {
             runners = runners
                 .into_iter()
-                .map(|runner| Box::new(AsUser { runner, user: user.clone() }) as Box<dyn StageRunner>)
+                .map(|runner| {
+                    Box::new(AsUser {
+                        runner,
+                        user: user.clone(),
+                    }) as Box<dyn StageRunner>
+                })
                 .collect();
         }
-        let input = if request.reads { open_input(&request, &functions) } else { Input::Nothing };
+        let input = if request.reads {
+            open_input(&request, &functions)
+        } else {
+            Input::Nothing
+        };
         Ok(Job { input, runners })
     }
 
@@ -106,13 +118,18 @@ impl Host for EngineHost {
     fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
         let id = ExecutionId::parse(argument).ok_or("execution does not exist")?;
         match what {
-            question::VIEW => Ok(engine.find(&id).map_or_else(Vec::new, |e| ExecutionView::of(&e).encode())),
+            question::VIEW => Ok(engine
+                .find(&id)
+                .map_or_else(Vec::new, |e| ExecutionView::of(&e).encode())),
             question::ABORT => engine.abort_here(&id).map(|()| Vec::new()),
             question::DROP => {
                 engine.forget(&id);
                 Ok(Vec::new())
             }
-            unknown => Err(format!("shard {} does not know the question {unknown}", engine.topology().me)),
+            unknown => Err(format!(
+                "shard {} does not know the question {unknown}",
+                engine.topology().me
+            )),
         }
     }
 
@@ -133,7 +150,11 @@ fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
         shard_id: module().shard_id_for_scripts(),
     };
     let opened = python::resolve_reader(request.plan, functions).and_then(|reader| {
-        request.plan.user.as_deref().map_or(Ok(()), |user| identity::check_reader(user, &reader))?;
+        request
+            .plan
+            .user
+            .as_deref()
+            .map_or(Ok(()), |user| identity::check_reader(user, &reader))?;
         readers::open(&reader, &env)
     });
     Input::Source(opened.unwrap_or_else(|text| Box::new(FailedSource(Some(text)))))

@@ -77,10 +77,15 @@ pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
     let refused = |why: String| format!("NOPERM user '{user}' may not read what the reader reads: {why}");
     match reader {
         Reader::Keys(args) if args.no_scan => dry_run(&[b"GET", &args.pattern]),
-        Reader::KeysOnly { no_scan: true, pattern, .. } => dry_run(&[b"EXISTS", pattern]),
+        Reader::KeysOnly {
+            no_scan: true, pattern, ..
+        } => dry_run(&[b"EXISTS", pattern]),
         Reader::Stream { key, .. } => dry_run(&[b"XRANGE", key, b"-", b"+"]),
         Reader::Keys(_) | Reader::KeysOnly { .. } => dry_run(&[b"SCAN", b"0"]).and_then(|()| {
-            let all = |keys: &str| keys.split_whitespace().any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"));
+            let all = |keys: &str| {
+                keys.split_whitespace()
+                    .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
+            };
             match rules(&guard, user) {
                 Some((_, keys)) if all(&keys) => Ok(()),
                 _ => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),

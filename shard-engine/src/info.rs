@@ -51,6 +51,9 @@ fn write_main(out: &mut InfoWriter) {
         let peers = mesh.peers();
         out.field_u64("mesh_port", u64::from(mesh.port()));
         out.field_u64("mesh_peers", peers.len() as u64);
-        out.field_u64("mesh_peers_connected", peers.iter().filter(|p| p.connected).count() as u64);
+        out.field_u64(
+            "mesh_peers_connected",
+            peers.iter().filter(|p| p.connected).count() as u64,
+        );
     }
 }

@@ -28,8 +28,7 @@ use crate::{
     redis::{
         cluster,
         lock::{self, ServerLock},
-        log,
-        timer,
+        log, timer,
     },
 };
 
@@ -157,7 +156,10 @@ pub fn check_ownership(guard: &ServerLock, epoch: u64) -> Result<(), String> {
 /// missing.
 fn tend_mesh(guard: &ServerLock) -> bool {
     let topology = module().engine.topology();
-    let members: Vec<cluster::Member> = cluster::members(guard).into_iter().filter(|n| !n.myself && n.port != 0).collect();
+    let members: Vec<cluster::Member> = cluster::members(guard)
+        .into_iter()
+        .filter(|n| !n.myself && n.port != 0)
+        .collect();
     if members.is_empty() {
         return true;
     }
@@ -168,7 +170,11 @@ fn tend_mesh(guard: &ServerLock) -> bool {
         // The address that the server gives to clients wins: it may be a host name.
         let shard = topology.shards.iter().find(|s| s.id == member.id);
         let host = shard.map_or(member.host, |s| s.host.clone());
-        PeerAddress { id: member.id, host, redis_port: member.port }
+        PeerAddress {
+            id: member.id,
+            host,
+            redis_port: member.port,
+        }
     });
     let peers: Vec<PeerAddress> = peers.collect();
     mesh.set_peers(peers.clone());
@@ -204,7 +210,9 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
         Ok(settings) => settings,
         Err(reason) => {
             START_FAILED.store(true, Ordering::Relaxed);
-            log::warning(&format!("the mesh can not start, executions on several shards will fail: {reason}"));
+            log::warning(&format!(
+                "the mesh can not start, executions on several shards will fail: {reason}"
+            ));
             return false;
         }
     };
@@ -231,7 +239,9 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
         }
         Err(e) => {
             START_FAILED.store(true, Ordering::Relaxed);
-            log::warning(&format!("the mesh can not start, executions on several shards will fail: {e}"));
+            log::warning(&format!(
+                "the mesh can not start, executions on several shards will fail: {e}"
+            ));
         }
     }
     false
@@ -264,7 +274,11 @@ impl Settings {
         ];
         let value = |name: &&str| Some(((*name).to_owned(), cluster::server_config(guard, name)?));
         let values = NAMES.iter().filter_map(value).collect();
-        Ok(Settings { values, cluster_secret: config.cluster_secret()?, grpc_port: config.grpc_port() })
+        Ok(Settings {
+            values,
+            cluster_secret: config.cluster_secret()?,
+            grpc_port: config.grpc_port(),
+        })
     }
 
     fn get(&self, name: &str) -> &str {
@@ -286,7 +300,9 @@ impl Settings {
             cert: file("tls-cert-file").unwrap_or_default(),
             key: file("tls-key-file").unwrap_or_default(),
             key_password: Some(self.get("tls-key-file-pass").to_owned()).filter(|s| !s.is_empty()),
-            ca: file("tls-ca-cert-file").or_else(|| file("tls-ca-cert-dir")).unwrap_or_default(),
+            ca: file("tls-ca-cert-file")
+                .or_else(|| file("tls-ca-cert-dir"))
+                .unwrap_or_default(),
         })
     }
 
@@ -300,7 +316,11 @@ impl Settings {
 
     /// Why the module must not load: peers would have to be served where nothing protects them.
     pub fn refusal(&self) -> Option<String> {
-        let named = |word: &&str| word.trim_start_matches('-').parse::<IpAddr>().is_ok_and(|a| !a.is_loopback() && !a.is_unspecified());
+        let named = |word: &&str| {
+            word.trim_start_matches('-')
+                .parse::<IpAddr>()
+                .is_ok_and(|a| !a.is_loopback() && !a.is_unspecified())
+        };
         let address = self.get("bind").split_whitespace().find(named)?;
         (!self.may_leave_loopback()).then(|| {
             format!(
@@ -342,7 +362,11 @@ impl Settings {
             return self.grpc_port;
         }
         let port = |name: &str| self.get(name).parse::<u32>().unwrap_or(0);
-        let base = if port("port") != 0 { port("port") } else { port("tls-port") };
+        let base = if port("port") != 0 {
+            port("port")
+        } else {
+            port("tls-port")
+        };
         // Beyond the range of ports the system chooses one; peers learn it over the cluster bus.
         u16::try_from(base + 11000).unwrap_or(0)
     }

@@ -5,9 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use oxigears_coordinator::{
-    engine::{Engine, Host},
-};
+use oxigears_coordinator::engine::{Engine, Host};
 use oxigears_python_api::{self as python, InitOptions};
 
 use crate::{
@@ -54,7 +52,11 @@ impl Module {
     /// What ShardsIDReader gives: `1` when the server is alone.
     pub fn shard_id_for_scripts(&self) -> String {
         let topology = self.engine.topology();
-        if topology.is_cluster() { topology.me.to_string() } else { "1".to_owned() }
+        if topology.is_cluster() {
+            topology.me.to_string()
+        } else {
+            "1".to_owned()
+        }
     }
 }
 
@@ -67,7 +69,9 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
         info::COMMIT,
         std::env::consts::ARCH
     ));
-    log::notice(&format!("Redis version found by RedisGears : {major}.{minor}.{patch} - oss"));
+    log::notice(&format!(
+        "Redis version found by RedisGears : {major}.{minor}.{patch} - oss"
+    ));
     if !version::at_least(7, 0) {
         return Err("Redis version is to old, please upgrade to redis 7.0.0 and above.".into());
     }
@@ -84,7 +88,12 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     }
     let options = InitOptions {
         override_allocators: config.override_python_allocators(),
-        site_dirs: config.python_venv().map(|venv| site_dirs(Path::new(&venv))).transpose()?.into_iter().collect(),
+        site_dirs: config
+            .python_venv()
+            .map(|venv| site_dirs(Path::new(&venv)))
+            .transpose()?
+            .into_iter()
+            .collect(),
     };
     python::initialize(options, Arc::new(RedisServer)).map_err(|e| format!("Python can not start: {e}"))?;
     let host = Arc::new(EngineHost::new());
@@ -92,7 +101,16 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     let scripts = ScriptThread::start().map_err(|e| format!("no threads: {e}"))?;
     commands::register(guard)?;
     info::register(guard)?;
-    if MODULE.set(Module { config, engine, scripts, is_cluster, host }).is_err() {
+    if MODULE
+        .set(Module {
+            config,
+            engine,
+            scripts,
+            is_cluster,
+            host,
+        })
+        .is_err()
+    {
         return Err("the module is loaded already".into());
     }
     if is_cluster {

@@ -21,7 +21,10 @@ impl Server for RedisServer {
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
         let guard = lock::lock();
         let user = identity::current();
-        let flags = Flags { user: user.as_deref(), ..Flags::from_script() };
+        let flags = Flags {
+            user: user.as_deref(),
+            ..Flags::from_script()
+        };
         call::call(&guard, args, flags).map(convert).map_err(|e| e.to_string())
     }
 
@@ -75,7 +78,12 @@ impl Server for RedisServer {
     }
 
     fn start_run(&self, request: RunRequest) -> Result<String, String> {
-        let RunRequest { mut plan, functions, nested, .. } = request;
+        let RunRequest {
+            mut plan,
+            functions,
+            nested,
+            ..
+        } = request;
         plan.user = identity::current().map(|user| user.to_string());
         let execution = module().engine.create(plan, Arc::new(functions), nested, None);
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())

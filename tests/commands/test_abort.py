@@ -215,12 +215,15 @@ def test_shards_that_wait_for_a_slow_one(cluster, wires):
     assert errors or own_plan(wires[0], execution)["status"] == b"aborted"
 
 
-def test_a_local_execution_is_unknown_to_the_other_shards(wires):
-    """It is aborted, yet the reply is the error of the other shards."""
+def test_a_local_execution_in_a_cluster(wires):
+    """The other shards do not know it, which is no error."""
     execution = start(wires[0], BUSY.replace("run()", "run(mode='async_local')"))
     wait_spinning(wires[0], execution)
-    assert wires[0].call("RG.ABORTEXECUTION", execution) == Error(UNKNOWN)
-    wait_done(wires[0], execution)
+    assert wires[0].call("RG.ABORTEXECUTION", execution) == Simple("OK")
+    assert executions(wires[0])[execution] in (b"done", b"aborted")
+    results, errors = pair(wires[0].ok("RG.GETRESULTS", execution))
+    assert results == []
+    assert errors, "an aborted execution must not look complete"
 
 
 def test_a_finished_distributed_one(wires):

@@ -49,7 +49,8 @@ def test_records_that_cannot_be_unpacked(trio, wires, way):
         "GB('ShardsIDReader').map(lambda x: Bomb()).collect().map(lambda x: x).run(convertToStr=False)"
     )
     results, errors = pair(wires[0].ok("RG.PYEXECUTE", script))
-    assert len(results) == 1
+    # The initiator's own record needs no unpacking, but its reader stops at its first error, which may come first.
+    assert len(results) <= 1
     assert len(errors) == 2
     if way == "exception":
         assert all("cannot be loaded" in text for text in errors)

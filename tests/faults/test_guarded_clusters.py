@@ -19,7 +19,7 @@ PLAIN = {"password": with_password, "host-name": by_host_name}
 # A machine without IPv6 has nothing to try here.
 if has_ipv6():
     PLAIN["ipv6"] = over_ipv6
-TLS = ["only_tls", "beside_plain", "with_locked_key"]
+TLS = ["only_tls", "beside_plain"]
 
 
 def run(server, script):
@@ -91,6 +91,20 @@ def test_tls(tmp_path, kind):
         if kind == "only_tls":
             expect_back_after_a_restart(cluster)
         expect_no_secret(cluster, KEY_PASSWORD, "PRIVATE KEY")
+
+
+def test_an_encrypted_key_is_refused_with_a_reason(tmp_path):
+    """The mesh cannot use it; whoever needs other shards is told so, and the rest works."""
+    with GuardedCluster(Certificates(tmp_path).with_locked_key, masters=3) as cluster:
+        server = cluster.servers[0]
+        with server.client(socket_timeout=60) as client:
+            wait_until(lambda: "is encrypted" in server.log(), "the reason in the log")
+            results, errors = client.execute_command("RG.PYEXECUTE", "GB('ShardsIDReader').run()")
+        assert results == []
+        assert any(b"is encrypted" in text for text in errors), errors
+        assert len(run(server, "GB('ShardsIDReader').run(mode='async_local')")) == 1
+        expect_no_secret(cluster, KEY_PASSWORD, "PRIVATE KEY")
+        no_crash(cluster.servers)
 
 
 def test_a_password_that_is_set_later():

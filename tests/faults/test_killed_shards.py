@@ -73,6 +73,11 @@ def test_a_shard_is_dead_before_the_start(trio, wires):
             expect_loss(wire.call("RG.PYEXECUTE", EVERYWHERE, timeout=ERROR_S), victim)
             # What needs nobody else goes on.
             assert len(results_of(wire.ok("RG.PYEXECUTE", HERE))) == 1
+    # By now the loss is old. A queue of hopeless executions does not hold up those that need nobody else.
+    hopeless = [start(wires[0], EVERYWHERE) for _ in range(60)]
+    assert len(results_of(wires[0].ok("RG.PYEXECUTE", HERE, timeout=ERROR_S))) == 1
+    for execution in hopeless:
+        expect_loss(wires[0].call("RG.GETRESULTSBLOCKING", execution), victim)
     expect_free([initiator, other])
 
 

@@ -177,7 +177,9 @@ impl Execution {
         engine.execution_over(self);
         if !waiters.is_empty() {
             let execution = self.clone();
-            engine.replying.submit(move || waiters.into_iter().for_each(|waiter| waiter(&execution)));
+            engine
+                .replying
+                .submit(move || waiters.into_iter().for_each(|waiter| waiter(&execution)));
         }
     }
 
@@ -189,9 +191,13 @@ impl Execution {
         };
         match reason {
             Some(text) if text.starts_with("Execution max idle reached") => {
-                engine.host.log_warning(&format!("Execution max idle reached, ep_id={} ({text})", self.id));
+                engine
+                    .host
+                    .log_warning(&format!("Execution max idle reached, ep_id={} ({text})", self.id));
             }
-            Some(text) => engine.host.log_warning(&format!("execution {} failed: {text}", self.id)),
+            Some(text) => engine
+                .host
+                .log_warning(&format!("execution {} failed: {text}", self.id)),
             None => {}
         }
     }

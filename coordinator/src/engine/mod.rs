@@ -7,6 +7,8 @@ mod execution;
 mod lists;
 mod pool;
 mod queries;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
@@ -28,7 +30,7 @@ pub use self::{
 };
 use self::{lists::Lists, queries::Queries};
 use crate::{
-    execution::{Machine, Setup},
+    execution::{Machine, Phase, Setup},
     limits,
     message::{ExecutionId, ExecutionMessage, Message},
     plan::{Mode, Output, Plan, PlanError, Reader, Stage},
@@ -159,14 +161,17 @@ impl Engine {
 
     /// Takes a new topology; executions bound to another one can not be complete any more.
     pub fn set_topology(self: &Arc<Self>, topology: Topology) {
-        let changed = self.topology.read().epoch != topology.epoch;
+        let epoch = topology.epoch;
         *self.topology.write() = Arc::new(topology);
-        if changed {
-            for execution in self.unfinished() {
-                let bound = execution.machine.lock().setup().participants.len() > 1;
-                if bound {
-                    execution.drive(self, |m| m.fail_here("saw the slots of the cluster move"));
-                }
+        for execution in self.unfinished() {
+            let broken = {
+                let machine = execution.machine.lock();
+                // A worker that has not acknowledged waits until it sees the initiator's topology.
+                let bound = machine.is_initiator() || machine.phase() != Phase::Created;
+                machine.setup().participants.len() > 1 && bound && machine.setup().epoch != epoch
+            };
+            if broken {
+                execution.drive(self, |m| m.fail_here("saw the slots of the cluster move"));
             }
         }
     }
@@ -279,10 +284,15 @@ impl Engine {
     fn wait_for_links(&self, execution: &Arc<Execution>) {
         let setup = execution.machine.lock().setup().clone();
         let start_ms = self.host.now_ms();
-        let worth_waiting = |down_for: Duration, waited: Duration| down_for < limits::LINK_WAIT || waited < limits::LINK_GLANCE;
+        let worth_waiting =
+            |down_for: Duration, waited: Duration| down_for < limits::LINK_WAIT || waited < limits::LINK_GLANCE;
         loop {
             let waited = Duration::from_millis(self.host.now_ms().saturating_sub(start_ms));
-            let others = setup.participants.iter().enumerate().filter(|(number, _)| *number != setup.me);
+            let others = setup
+                .participants
+                .iter()
+                .enumerate()
+                .filter(|(number, _)| *number != setup.me);
             let mut down = others.filter_map(|(_, node)| match self.transport.read().as_ref() {
                 Some(transport) => transport.down_for(node),
                 None => Some(waited),
@@ -347,15 +357,14 @@ impl Engine {
             plan,
             idle_limit_ms,
         } = body
+            && let Err(reason) = self.accept(from, &id, epoch, participants, &plan, idle_limit_ms)
         {
-            if let Err(reason) = self.accept(from, &id, epoch, participants, &plan, idle_limit_ms) {
-                let refusal = ExecutionMessage::Prepared {
-                    refusal: Some(reason),
-                    retry: false,
-                };
-                // An initiator that is gone needs no refusal.
-                let _ = self.send(from, &id, refusal);
-            }
+            let refusal = ExecutionMessage::Prepared {
+                refusal: Some(reason),
+                retry: false,
+            };
+            // An initiator that is gone needs no refusal.
+            let _ = self.send(from, &id, refusal);
         }
     }
 

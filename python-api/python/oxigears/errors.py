@@ -42,13 +42,14 @@ def describe(exception, attempt_traceback):
     elif attempt_traceback and exception.__traceback__ is not None:
         lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
         return repr(_fit(lines))
-    return f"Error type: {_text_of(type(exception))}, Value: {_text_of(exception)}"
+    return f"Error type: {text_of(type(exception))}, Value: {text_of(exception)}"
 
 
-def _text_of(value):
+def text_of(value):
+    """`str(value)`, whatever its `__str__` does."""
     try:
         return str(value)
-    except Exception:
+    except BaseException:
         return f"<{type(value).__name__} str() failed>"
 
 

@@ -13,6 +13,8 @@ from oxigears import cloudpickle, errors
 
 _PROTOCOL = 5
 _ABSENT = object()
+# where the arguments of `_make_skeleton_class` have what the class body begins with
+_TYPE_KWARGS = 3
 
 # globals of the session that this thread loads functions for
 _loading = threading.local()
@@ -27,6 +29,15 @@ class SessionPickler(cloudpickle.Pickler):
     def __init__(self, file, session_globals):
         super().__init__(file, protocol=_PROTOCOL)
         self._session_globals = session_globals
+
+    def reducer_override(self, obj):
+        reduced = super().reducer_override(obj)
+        # Slots must be slots on every shard: instances with and without them have different states.
+        if isinstance(reduced, tuple) and reduced[0] is cloudpickle._make_skeleton_class:
+            names = vars(obj).get("__slots__", _ABSENT)
+            if names is not _ABSENT:
+                reduced[1][_TYPE_KWARGS]["__slots__"] = names
+        return reduced
 
     def _dynamic_function_reduce(self, func):
         if func.__globals__ is not self._session_globals:
@@ -121,13 +132,16 @@ def dumps_functions(functions, session_globals):
         return dumps(functions, session_globals)
     except errors.forcestopped:
         raise
-    except Exception as failure:
-        text, name = str(failure), "?"
+    except BaseException as failure:
+        # Code of the script runs here (`__reduce__`, `__str__`) and may even end the program.
+        text, name = errors.text_of(failure), "?"
         for function in functions:
             try:
                 dumps(function, session_globals)
-            except Exception as own_failure:
-                text, name = str(own_failure), _name(function)
+            except errors.forcestopped:
+                raise
+            except BaseException as own_failure:
+                text, name = errors.text_of(own_failure), _name(function)
                 break
     raise errors.error(f"Error occured when serialized a python callback, callback={name} error={text}")
 

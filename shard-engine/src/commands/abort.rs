@@ -1,7 +1,10 @@
 //! RG.ABORTEXECUTION: ends an execution on all shards, running Python included.
 
 use bytes::Bytes;
-use oxigears_coordinator::{engine::{Gathered, question}, message::ExecutionId};
+use oxigears_coordinator::{
+    engine::{Gathered, question},
+    message::ExecutionId,
+};
 
 use super::{blocking_denied, wrong_arity};
 use crate::{
@@ -43,7 +46,9 @@ pub fn abortexecution(call: &mut Call) {
         engine.ask(shards, question::ABORT, argument, Box::new(gathered));
         let mine = engine.abort_here(&id);
         let others = receiver.recv().unwrap_or_default();
-        let first = mine.err().or_else(|| others.into_iter().find_map(|(_, answer)| answer.err()));
+        let first = mine
+            .err()
+            .or_else(|| others.into_iter().find_map(|(_, answer)| answer.err()));
         client.reply(move |reply| match first {
             None => reply.simple("OK"),
             Some(text) => reply.error(&text),

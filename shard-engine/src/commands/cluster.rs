@@ -22,7 +22,11 @@ pub fn infocluster(call: &mut Call) {
     reply.array(topology.shards.len());
     for shard in &topology.shards {
         let peer = peers.iter().find(|p| p.id == shard.id);
-        let run_id = if shard.id == topology.me { my_run_id.clone() } else { peer.and_then(|p| p.run_id.clone()) };
+        let run_id = if shard.id == topology.me {
+            my_run_id.clone()
+        } else {
+            peer.and_then(|p| p.run_id.clone())
+        };
         let (first, last) = shard.ranges.first().copied().unwrap_or_default();
         reply.array(16);
         reply.named_bulk("id", shard.id.as_str());

@@ -15,7 +15,9 @@ pub fn dropexecution(call: &mut Call) {
         return call.reply().error(NO_EXECUTION);
     };
     if !execution.phase().is_over() {
-        return call.reply().error("can not drop a not yet finished execution, abort it first.");
+        return call
+            .reply()
+            .error("can not drop a not yet finished execution, abort it first.");
     }
     engine.forget_everywhere(&execution);
     call.reply().simple("OK");

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use oxigears_coordinator::{
-    engine::Execution,
-    message::ExecutionId,
-};
+use oxigears_coordinator::{engine::Execution, message::ExecutionId};
 
-use super::{NO_EXECUTION, blocking_denied, wrong_arity, write_pair};
+use super::{NO_EXECUTION, blocking_denied, write_pair, wrong_arity};
 use crate::{
     module::module,
     redis::{blocked::BlockedClient, register::Call},

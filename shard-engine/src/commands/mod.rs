@@ -36,7 +36,8 @@ fn wrong_arity(call: &mut Call, allowed: impl std::ops::RangeBounds<usize>) -> b
     let wrong = !allowed.contains(&call.args.len());
     if wrong {
         let name = String::from_utf8_lossy(&call.args[0]).to_lowercase();
-        call.reply().error(&format!("ERR wrong number of arguments for '{name}' command"));
+        call.reply()
+            .error(&format!("ERR wrong number of arguments for '{name}' command"));
     }
     wrong
 }
@@ -54,6 +55,8 @@ fn blocking_denied(call: &mut Call) -> bool {
         return false;
     };
     let name = String::from_utf8_lossy(&call.args[0]).to_uppercase();
-    call.reply().error(&format!("ERR {name} waits for other shards or threads and can not be called from {place}"));
+    call.reply().error(&format!(
+        "ERR {name} waits for other shards or threads and can not be called from {place}"
+    ));
     true
 }

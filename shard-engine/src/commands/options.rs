@@ -74,7 +74,14 @@ mod tests {
     fn options_in_any_order_last_one_wins() {
         check("", Ok(Options::default()));
         let id = |id: &str| Some(id.to_owned());
-        check("unblocking ID a id b", Ok(Options { unblocking: true, id: id("b"), ..Options::default() }));
+        check(
+            "unblocking ID a id b",
+            Ok(Options {
+                unblocking: true,
+                id: id("b"),
+                ..Options::default()
+            }),
+        );
         check(
             "UPGRADE REPLACE_WITH x/y requirements redis UNBLOCKING",
             Ok(Options {
@@ -92,7 +99,10 @@ mod tests {
         check("ID", Err("ID is missing"));
         check("DESCRIPTION", Err("DESCRIPTION is missing"));
         check("REPLACE_WITH", Err("REPLACE_WITH is missing"));
-        check("ID a/b", Err("ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']"));
+        check(
+            "ID a/b",
+            Err("ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']"),
+        );
         check("ID a/b DESCRIPTION", Err("DESCRIPTION is missing"));
         check("UNBLOCKING nonsense", Err("Unknown arguments were given: nonsense"));
     }

@@ -13,7 +13,9 @@ use crate::{
 /// RG.PYEXECUTE <script> [options ...]
 pub fn pyexecute(call: &mut Call) {
     if !call.context_flags().may_block() {
-        return call.reply().error("Can not run gears inside a multi exec, lua, or when blocking is not allowed");
+        return call
+            .reply()
+            .error("Can not run gears inside a multi exec, lua, or when blocking is not allowed");
     }
     if wrong_arity(call, 2..) {
         return;

@@ -1,8 +1,6 @@
 //! The table of commands: name, handler, documentation.
 
-use super::{
-    abort, cluster, config, drop, dumpexecutions, getexecution, getresults, pyexecute, python,
-};
+use super::{abort, cluster, config, drop, dumpexecutions, getexecution, getresults, pyexecute, python};
 use crate::redis::{
     lock::ServerLock,
     register::{Argument, CommandSpec, create},
@@ -22,7 +20,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Runs a Python script; answers the results and errors of its run(), or OK.",
         complexity: "That of the script and of the execution it starts.",
         since: "1.0.0",
-        arity: -1,
         args: &[
             Argument::text("script"),
             Argument::flag("unblocking", "UNBLOCKING"),
@@ -40,7 +37,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Lists the executions that this shard knows.",
         complexity: "O(N) where N is the number of executions.",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -49,7 +45,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Shows status, counts, durations and steps of an execution, here or on all shards.",
         complexity: "O(N) where N is the number of errors and steps.",
         since: "1.0.0",
-        arity: -1,
         args: &[ID, Argument::choice("scope", &["SHARD", "CLUSTER"])],
     },
     CommandSpec {
@@ -58,7 +53,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Gives results and errors of a finished execution that this shard holds.",
         complexity: "O(N) where N is the number of results and errors.",
         since: "1.0.0",
-        arity: -1,
         args: &[ID],
     },
     CommandSpec {
@@ -67,7 +61,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Waits until an execution is finished, then gives its results and errors.",
         complexity: "O(N) where N is the number of results and errors.",
         since: "1.0.0",
-        arity: -1,
         args: &[ID],
     },
     CommandSpec {
@@ -76,7 +69,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Ends an execution on all shards; running Python code is interrupted.",
         complexity: "O(N) where N is the number of shards.",
         since: "1.0.0",
-        arity: -1,
         args: &[ID],
     },
     CommandSpec {
@@ -85,7 +77,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Forgets a finished execution on all shards.",
         complexity: "O(N) where N is the number of results.",
         since: "1.0.0",
-        arity: -1,
         args: &[ID],
     },
     CommandSpec {
@@ -94,7 +85,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Reads configuration values of this shard.",
         complexity: "O(N) where N is the number of keys.",
         since: "1.0.0",
-        arity: -1,
         args: &[Argument::texts("key")],
     },
     CommandSpec {
@@ -103,7 +93,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Sets configuration values of this shard; unknown names are kept for scripts.",
         complexity: "O(N) where N is the number of pairs.",
         since: "1.0.0",
-        arity: -1,
         args: &[Argument::texts("key_and_value")],
     },
     CommandSpec {
@@ -112,7 +101,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Shows the shards of the cluster as this one sees them.",
         complexity: "O(N) where N is the number of shards.",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -121,7 +109,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Reads the cluster's topology now; it is followed without this command as well.",
         complexity: "O(N) where N is the number of slot ranges.",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -130,7 +117,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Shows how much memory the Python interpreter has allocated.",
         complexity: "O(1)",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -139,7 +125,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Lists the language plugins.",
         complexity: "O(1)",
         since: "1.2.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -148,7 +133,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Does nothing; kept for old clients.",
         complexity: "O(1)",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
     CommandSpec {
@@ -157,7 +141,6 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Does nothing; kept for old clients.",
         complexity: "O(1)",
         since: "1.0.0",
-        arity: -1,
         args: &[],
     },
 ];

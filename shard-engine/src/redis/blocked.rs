@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    ffi::c_void,
     ptr::{NonNull, null_mut},
     sync::{
         Arc,
@@ -20,7 +19,6 @@ use super::{
 };
 
 type OnDisconnect = Box<dyn FnOnce() + Send>;
-type OnMain = Box<dyn FnOnce(&mut ReplyWriter) + Send>;
 
 /// What to do when a parked client leaves, by handle.
 static DISCONNECTS: Mutex<Option<HashMap<usize, Watch>>> = Mutex::new(None);
@@ -63,23 +61,10 @@ impl BlockedClient {
         BlockedClient { parked }
     }
 
-    /// The client has left; an answer is still due, and goes nowhere.
-    pub fn is_gone(&self) -> bool {
-        self.parked.as_ref().is_none_or(|p| p.gone.load(Ordering::Relaxed))
-    }
-
     /// Answers from this thread: the reply is written here, without the server lock; the main thread only moves the
     /// bytes. The way for replies of any size.
     pub fn reply(mut self, write: impl FnOnce(&mut ReplyWriter)) {
         self.answer(write);
-    }
-
-    /// Answers on the main thread, inside the server lock.
-    pub fn reply_on_main(mut self, write: impl FnOnce(&mut ReplyWriter) + Send + 'static) {
-        if let Some(parked) = self.parked.take() {
-            let boxed: Box<OnMain> = Box::new(Box::new(write));
-            parked.unblock(Box::into_raw(boxed).cast());
-        }
     }
 
     fn answer(&mut self, write: impl FnOnce(&mut ReplyWriter)) {
@@ -87,7 +72,7 @@ impl BlockedClient {
             if !parked.gone.load(Ordering::Relaxed) {
                 parked.write_here(write);
             }
-            parked.unblock(null_mut());
+            parked.unblock();
         }
     }
 }
@@ -103,8 +88,9 @@ impl Drop for BlockedClient {
 /// # Safety
 /// `ctx` is the context of a command that runs now, has not been answered, and may block.
 unsafe fn park(ctx: *mut raw::RedisModuleCtx, action: Option<OnDisconnect>) -> Option<Parked> {
-    // SAFETY: the caller says so; the callbacks match what `unblock` is given.
-    let handle = unsafe { api!(RedisModule_BlockClient)(ctx, Some(on_reply), None, Some(free_private_data), 0) };
+    // No callbacks: the thread that answers writes the reply itself.
+    // SAFETY: the caller says so.
+    let handle = unsafe { api!(RedisModule_BlockClient)(ctx, None, None, None, 0) };
     let handle = NonNull::new(handle)?;
     let gone = Arc::new(AtomicBool::new(false));
     let watch = Watch {
@@ -136,7 +122,7 @@ impl Parked {
         unsafe { api!(RedisModule_FreeThreadSafeContext)(ctx) };
     }
 
-    fn unblock(self, private: *mut c_void) {
+    fn unblock(self) {
         let handle = self.handle.as_ptr();
         // Before the handle is given back, after which it may come again for another client.
         let watch = DISCONNECTS
@@ -149,39 +135,9 @@ impl Parked {
             if let Some(end) = raw::RedisModule_BlockedClientMeasureTimeEnd {
                 end(handle);
             }
-            api!(RedisModule_UnblockClient)(handle, private);
+            api!(RedisModule_UnblockClient)(handle, null_mut());
         }
     }
-}
-
-/// Number of clients that are parked now.
-pub fn parked() -> usize {
-    DISCONNECTS.lock().as_ref().map_or(0, HashMap::len)
-}
-
-/// The main thread answers. A reply that another thread has written needs nothing more.
-extern "C" fn on_reply(ctx: *mut raw::RedisModuleCtx, _: *mut *mut raw::RedisModuleString, _: i32) -> i32 {
-    guarded("a reply", || {
-        // SAFETY: the context is that of a reply callback; its private data is what `unblock` handed over.
-        let private: *mut OnMain = unsafe { api!(RedisModule_GetBlockedClientPrivateData)(ctx) }.cast();
-        if private.is_null() {
-            return;
-        }
-        // SAFETY: the box is freed only in `free_private_data`, later; the action in it is replaced.
-        let write = std::mem::replace(unsafe { &mut *private }, Box::new(|_| {}));
-        // SAFETY: this callback is the only one that writes to the client now.
-        write(&mut unsafe { ReplyWriter::new(ctx) });
-    });
-    raw::REDISMODULE_OK as i32
-}
-
-extern "C" fn free_private_data(_: *mut raw::RedisModuleCtx, private: *mut c_void) {
-    guarded("a reply", || {
-        if !private.is_null() {
-            // SAFETY: it is the box that `reply_on_main` let go of, and the server frees it once.
-            drop(unsafe { Box::from_raw(private.cast::<OnMain>()) });
-        }
-    });
 }
 
 extern "C" fn disconnected(_: *mut raw::RedisModuleCtx, handle: *mut raw::RedisModuleBlockedClient) {

@@ -52,11 +52,6 @@ pub fn is_enabled(guard: &ServerLock) -> bool {
     server_flags(guard).cluster
 }
 
-/// The server is a replica.
-pub fn is_replica(guard: &ServerLock) -> bool {
-    server_flags(guard).replica
-}
-
 /// The other nodes that this server knows, replicas included; empty outside a cluster.
 pub fn members(guard: &ServerLock) -> Vec<Member> {
     let mut count = 0usize;

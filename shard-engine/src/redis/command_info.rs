@@ -22,8 +22,6 @@ pub struct CommandSpec {
     pub complexity: &'static str,
     /// Version of the interface that brought it.
     pub since: &'static str,
-    /// Number of arguments with the name, negative for "at least"; for the docs, the handler checks it.
-    pub arity: i32,
     /// Arguments behind the name.
     pub args: &'static [Argument],
 }

@@ -29,25 +29,11 @@ impl InfoWriter {
         unsafe { api!(RedisModule_InfoAddFieldCString)(self.ctx, name.as_ptr(), value.as_ptr()) };
     }
 
-    /// A signed number.
-    pub fn field_i64(&mut self, name: &str, value: i64) {
-        let name = c_string(name);
-        // SAFETY: see `section`.
-        unsafe { api!(RedisModule_InfoAddFieldLongLong)(self.ctx, name.as_ptr(), value) };
-    }
-
     /// An unsigned number.
     pub fn field_u64(&mut self, name: &str, value: u64) {
         let name = c_string(name);
         // SAFETY: see `section`.
         unsafe { api!(RedisModule_InfoAddFieldULongLong)(self.ctx, name.as_ptr(), value) };
-    }
-
-    /// A floating point number.
-    pub fn field_f64(&mut self, name: &str, value: f64) {
-        let name = c_string(name);
-        // SAFETY: see `section`.
-        unsafe { api!(RedisModule_InfoAddFieldDouble)(self.ctx, name.as_ptr(), value) };
     }
 
     /// A field that holds `fields`, as `name:a=1,b=2`.

@@ -11,7 +11,6 @@ use redis_module::raw;
 use super::{
     ffi::{OwnedString, api, bytes_at},
     lock::{ServerLock, detached},
-    version::at_least,
 };
 
 /// Readers leave no trace: neither access times nor hit counters nor events of missed keys (as far as the server
@@ -154,11 +153,6 @@ impl<'a> Key<'a> {
         unsafe { api!(RedisModule_ValueLength)(self.key) }
     }
 
-    /// Holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Its time is over, though it has not been deleted yet.
     pub fn is_expired(&self) -> bool {
         // SAFETY: see `kind`.
@@ -168,7 +162,11 @@ impl<'a> Key<'a> {
     /// Gives `f` the bytes of a string. Direct access would turn a short or integer string into its plain encoding for
     /// good (a third more memory for counters), so those come by GET, which leaves them as they are.
     pub fn with_string<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
-        let short = if self.len() <= EMBEDDED_BYTES { self.short_string() } else { None };
+        let short = if self.len() <= EMBEDDED_BYTES {
+            self.short_string()
+        } else {
+            None
+        };
         match short {
             Some(reply) => f(reply.bytes()),
             None => f(self.string()),
@@ -202,11 +200,6 @@ impl<'a> Key<'a> {
         // SAFETY: see `kind`; the server gives a string that we own.
         let string = unsafe { api!(RedisModule_ListGet)(self.key, index as _) };
         OwnedString::adopt(string).map(Bytes)
-    }
-
-    /// The server gives list elements one by one.
-    pub fn has_list_access() -> bool {
-        at_least(7, 0)
     }
 
     /// Calls `visitor` with member and score of a sorted set, in order of score.

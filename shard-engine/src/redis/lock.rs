@@ -70,11 +70,6 @@ pub fn lock() -> ServerLock {
     ServerLock { _not_send: PhantomData }
 }
 
-/// Takes the lock if that needs no waiting.
-pub fn try_lock() -> Option<ServerLock> {
-    try_enter().then_some(ServerLock { _not_send: PhantomData })
-}
-
 /// This thread holds the lock.
 pub fn is_held() -> bool {
     let state = STATE.get();

@@ -7,7 +7,7 @@
 //! * `blocked`, `reply`, `records`: answering clients
 //! * `keyspace`, `key`: scanning and reading keys
 //! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
-//! * `timer`, `events`, `info`, `log`, `version`, `context`: the rest
+//! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
 
@@ -18,7 +18,6 @@ mod call_reply;
 pub mod cluster;
 mod command_info;
 pub mod context;
-pub mod events;
 mod ffi;
 pub mod info;
 pub mod key;

@@ -109,12 +109,6 @@ impl Call {
         &mut self.reply
     }
 
-    /// Number of the client; 0 if there is none.
-    pub fn client_id(&self) -> u64 {
-        // SAFETY: the context is alive while the command runs.
-        unsafe { api!(RedisModule_GetClientId)(self.ctx) }
-    }
-
     /// ACL user of the client; `None` if the server does not tell.
     pub fn user_name(&self) -> Option<String> {
         // SAFETY: the pointer is filled at load; the context is alive while the command runs.

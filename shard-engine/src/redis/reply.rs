@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use redis_module::raw;
 
-use super::{ffi::api, value::Reply};
+use super::ffi::api;
 
 /// Writes the reply of one command. Works without the server lock on the context of a blocked client. Handed out only
 /// by reference, so that it does not outlive its context.
@@ -83,50 +83,10 @@ impl ReplyWriter {
         unsafe { api!(RedisModule_ReplyWithNull)(self.ctx) };
     }
 
-    /// A double: bulk text in RESP2.
-    pub fn double(&mut self, x: f64) {
-        // SAFETY: see `new`.
-        unsafe { api!(RedisModule_ReplyWithDouble)(self.ctx, x) };
-    }
-
     /// Head of an array; exactly `n` elements must follow.
     pub fn array(&mut self, n: usize) {
         // SAFETY: see `new`.
         unsafe { api!(RedisModule_ReplyWithArray)(self.ctx, n as _) };
-    }
-
-    /// An array of as many elements as `body` says it wrote.
-    pub fn counted_array(&mut self, body: impl FnOnce(&mut Self) -> usize) {
-        // SAFETY: see `new`; the length is set below.
-        unsafe { api!(RedisModule_ReplyWithArray)(self.ctx, raw::REDISMODULE_POSTPONED_LEN.into()) };
-        let count = body(self);
-        // SAFETY: ends the array that was begun above; arrays inside have been ended by then.
-        unsafe { api!(RedisModule_ReplySetArrayLength)(self.ctx, count as _) };
-    }
-
-    /// A reply that another command gave.
-    pub fn value(&mut self, value: &Reply) {
-        match value {
-            Reply::Null => self.null(),
-            Reply::Int(n) => self.int(*n),
-            Reply::Bulk(bytes) => self.bulk(bytes),
-            Reply::Simple(text) => self.simple(text),
-            Reply::Error(text) => self.error(text),
-            Reply::Array(items) | Reply::Set(items) => {
-                self.array(items.len());
-                items.iter().for_each(|item| self.value(item));
-            }
-            Reply::Map(pairs) => {
-                self.array(pairs.len() * 2);
-                for (key, value) in pairs {
-                    self.value(key);
-                    self.value(value);
-                }
-            }
-            Reply::Double(x) => self.double(*x),
-            Reply::Bool(b) => self.int((*b).into()),
-            Reply::BigNumber(text) => self.text(text),
-        }
     }
 }
 

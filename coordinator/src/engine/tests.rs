@@ -1,0 +1,438 @@
+//! Whole engines in one process, joined by a transport that a test can break: epochs, losses, aborts, lists.
+
+use std::{
+    any::Any,
+    collections::HashSet,
+    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use super::*;
+use crate::{
+    codec::{RecordBatch, put_int},
+    execution::Phase,
+    plan::Op,
+    stage::{Input, Route, RunState, Source, SourceState, StageRunner, StageSink},
+    topology::Shard,
+};
+
+type Network = Arc<Mutex<Vec<Arc<Engine>>>>;
+
+/// The server and the language of one shard.
+struct FakeHost {
+    start: Instant,
+    number: usize,
+    max_executions: AtomicI64,
+    /// Records that the reader gives, one a batch; it waits while the gate is closed.
+    records: usize,
+    gate: Arc<Gate>,
+    refreshed: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    opened: parking_lot::Condvar,
+}
+
+impl Gate {
+    fn close(&self) {
+        *self.closed.lock() = true;
+    }
+
+    fn open(&self) {
+        *self.closed.lock() = false;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut closed = self.closed.lock();
+        while *closed {
+            self.opened.wait(&mut closed);
+        }
+    }
+}
+
+struct NoInterrupt;
+
+impl Interrupt for NoInterrupt {
+    fn request(&self) {}
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+struct Numbers {
+    left: usize,
+    value: i64,
+    gate: Arc<Gate>,
+}
+
+impl Source for Numbers {
+    fn next_batch(&mut self) -> SourceState {
+        self.gate.pass();
+        if self.left == 0 {
+            return SourceState::End;
+        }
+        self.left -= 1;
+        let mut bytes = Vec::new();
+        put_int(&mut bytes, self.value);
+        SourceState::Batch(RecordBatch {
+            bytes: bytes.into(),
+            records: 1,
+        })
+    }
+}
+
+/// Hands every batch on.
+#[derive(Default)]
+struct PassOn {
+    batch: Option<RecordBatch>,
+    closed: bool,
+}
+
+impl StageRunner for PassOn {
+    fn feed(&mut self, batch: RecordBatch) {
+        self.batch = Some(batch);
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+    }
+
+    fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
+        if let Some(batch) = self.batch.take() {
+            sink.emit(Route::Default, batch);
+        }
+        if self.closed {
+            RunState::Done
+        } else {
+            RunState::NeedInput
+        }
+    }
+
+    fn satisfied(&self) -> bool {
+        false
+    }
+
+    fn read_ns(&self) -> u64 {
+        0
+    }
+
+    fn durations_ns(&self) -> Vec<u64> {
+        Vec::new()
+    }
+}
+
+impl Host for FakeHost {
+    fn new_interrupt(&self) -> Arc<dyn Interrupt> {
+        Arc::new(NoInterrupt)
+    }
+
+    fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
+        let source = Numbers {
+            left: self.records,
+            value: self.number as i64,
+            gate: self.gate.clone(),
+        };
+        let runners = request
+            .stages
+            .iter()
+            .map(|_| Box::new(PassOn::default()) as Box<dyn StageRunner>)
+            .collect();
+        Ok(Job {
+            input: Input::Source(Box::new(source)),
+            runners,
+        })
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn idle_limit_ms(&self) -> u64 {
+        5000
+    }
+
+    fn max_executions(&self) -> i64 {
+        self.max_executions.load(Ordering::Relaxed)
+    }
+
+    fn refresh_topology(&self) {
+        self.refreshed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
+        let id = ExecutionId::parse(argument).ok_or("no id")?;
+        match what {
+            question::ABORT => engine.abort_here(&id).map(|()| Vec::new()),
+            _ => {
+                engine.forget(&id);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn log_warning(&self, _text: &str) {}
+}
+
+struct FakeTransport {
+    from: NodeId,
+    network: Network,
+    cut: Arc<Mutex<HashSet<NodeId>>>,
+}
+
+impl Transport for FakeTransport {
+    fn send(&self, to: &NodeId, message: Message) -> Result<(), String> {
+        if self.cut.lock().contains(to) {
+            return Err("cut".into());
+        }
+        let target = self.network.lock().iter().find(|e| e.topology().me == *to).cloned();
+        let target = target.ok_or("unknown")?;
+        let from = self.from.clone();
+        // Another thread, as a network would; order per sender is kept by its one thread.
+        target
+            .clone()
+            .replying
+            .submit(move || target.on_message(&from, message));
+        Ok(())
+    }
+
+    fn down_for(&self, to: &NodeId) -> Option<Duration> {
+        self.cut.lock().contains(to).then_some(Duration::MAX)
+    }
+}
+
+struct Cluster {
+    engines: Vec<Arc<Engine>>,
+    hosts: Vec<Arc<FakeHost>>,
+    cut: Arc<Mutex<HashSet<NodeId>>>,
+}
+
+fn node(number: usize) -> NodeId {
+    NodeId::new(&format!("{number:040}"))
+}
+
+fn topology(me: usize, size: usize, moved: u16) -> Topology {
+    let step = 16384 / size as u16;
+    let shards = (0..size).map(|n| {
+        let first = if n == 0 { 0 } else { n as u16 * step + moved };
+        let last = if n == size - 1 {
+            16383
+        } else {
+            (n as u16 + 1) * step + moved - 1
+        };
+        Shard {
+            id: node(n),
+            host: "h".into(),
+            port: 1,
+            ranges: vec![(first, last)],
+        }
+    });
+    Topology::new(node(me), shards.collect())
+}
+
+fn cluster(size: usize, records: usize) -> Cluster {
+    let network = Network::default();
+    let cut = Arc::new(Mutex::new(HashSet::new()));
+    let mut hosts = Vec::new();
+    for number in 0..size {
+        let host = Arc::new(FakeHost {
+            start: Instant::now(),
+            number,
+            max_executions: AtomicI64::new(1000),
+            records,
+            gate: Arc::default(),
+            refreshed: AtomicUsize::new(0),
+        });
+        let engine = Engine::start(host.clone(), 2).unwrap();
+        engine.set_topology(topology(number, size, 0));
+        let transport = FakeTransport {
+            from: node(number),
+            network: network.clone(),
+            cut: cut.clone(),
+        };
+        engine.set_transport(Arc::new(transport));
+        network.lock().push(engine);
+        hosts.push(host);
+    }
+    let engines = network.lock().clone();
+    Cluster { engines, hosts, cut }
+}
+
+fn plan() -> Plan {
+    Plan {
+        reader: Reader::ShardsId,
+        ops: vec![Op::Map(0), Op::Collect],
+        mode: Mode::Async,
+        function_names: vec!["f".into()],
+        code: Vec::new(),
+        session: String::new(),
+        user: None,
+    }
+}
+
+fn start(engine: &Arc<Engine>) -> Arc<Execution> {
+    engine.create(plan(), Arc::new(()), false, None).unwrap()
+}
+
+/// Waits for the end; only a hang makes this fail.
+fn wait(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn finish(execution: &Arc<Execution>) -> (Phase, usize, Vec<String>) {
+    wait("the end", || execution.phase().is_over());
+    let phase = execution.phase();
+    execution.with_outcome(|o| (phase, o.results.len(), o.errors.clone()))
+}
+
+#[test]
+fn every_shard_takes_part_and_finishes() {
+    let c = cluster(3, 4);
+    let execution = start(&c.engines[1]);
+    assert_eq!(finish(&execution), (Phase::Done, 12, vec![]));
+    assert_eq!(execution.counts(), (2, 2));
+    for engine in &c.engines {
+        wait("the end everywhere", || {
+            engine.find(&execution.id).is_some_and(|e| e.phase() == Phase::Done)
+        });
+    }
+    c.engines[1].forget_everywhere(&execution);
+    for engine in &c.engines {
+        wait("forgetting", || engine.executions() == 0);
+    }
+}
+
+#[test]
+fn a_shard_with_another_topology_refuses_after_looking_again() {
+    let c = cluster(2, 1);
+    c.engines[1].set_topology(topology(1, 2, 100));
+    let (phase, results, errors) = finish(&start(&c.engines[0]));
+    assert_eq!((phase, results), (Phase::Aborted, 0));
+    assert!(errors[0].contains("another view of the cluster's slots"), "{errors:?}");
+    assert!(errors[0].contains(node(1).as_str()));
+    assert!(c.hosts[1].refreshed.load(Ordering::Relaxed) > 1);
+}
+
+#[test]
+fn a_shard_that_catches_up_with_the_topology_takes_part() {
+    let c = cluster(2, 1);
+    c.engines[1].set_topology(topology(1, 2, 100));
+    let execution = start(&c.engines[0]);
+    wait("a second look", || c.hosts[1].refreshed.load(Ordering::Relaxed) > 0);
+    c.engines[1].set_topology(topology(1, 2, 0));
+    assert_eq!(finish(&execution), (Phase::Done, 2, vec![]));
+}
+
+#[test]
+fn slots_that_move_end_the_execution_everywhere() {
+    let c = cluster(3, 1);
+    c.hosts[2].gate.close();
+    let execution = start(&c.engines[0]);
+    wait("running", || {
+        c.engines[2]
+            .find(&execution.id)
+            .is_some_and(|e| e.phase() == Phase::Running)
+    });
+    c.engines[1].set_topology(topology(1, 3, 7));
+    let (phase, _, errors) = finish(&execution);
+    assert_eq!(phase, Phase::Aborted);
+    assert!(errors[0].contains("slots of the cluster move"), "{errors:?}");
+    c.hosts[2].gate.open();
+    for engine in &c.engines {
+        wait("the end everywhere", || {
+            engine.find(&execution.id).is_some_and(|e| e.phase().is_over())
+        });
+    }
+}
+
+#[test]
+fn a_lost_peer_is_named() {
+    let c = cluster(3, 1);
+    c.hosts[2].gate.close();
+    let execution = start(&c.engines[0]);
+    wait("running", || execution.phase() == Phase::Running);
+    c.engines[0].on_peer_lost(&node(2), "connection closed");
+    let (phase, _, errors) = finish(&execution);
+    assert_eq!(phase, Phase::Aborted);
+    for word in [node(2).as_str(), "connection closed", "step", "phase"] {
+        assert!(errors[0].contains(word), "{errors:?}");
+    }
+    c.hosts[2].gate.open();
+}
+
+#[test]
+fn a_peer_that_can_not_be_reached_fails_the_start() {
+    let c = cluster(2, 1);
+    c.cut.lock().insert(node(1));
+    let (phase, results, errors) = finish(&start(&c.engines[0]));
+    assert_eq!((phase, results), (Phase::Aborted, 0));
+    assert!(
+        errors[0].contains(node(1).as_str()) && errors[0].contains("cut"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn an_uncovered_slot_is_refused_only_where_it_matters() {
+    let c = cluster(2, 1);
+    let mut shards = topology(0, 2, 0).shards;
+    shards[1].ranges = vec![(9000, 16383)];
+    for (number, engine) in c.engines.iter().enumerate() {
+        engine.set_topology(Topology::new(node(number), shards.clone()));
+    }
+    let mut reads = plan();
+    reads.ops.insert(0, Op::Repartition(0));
+    let refused = c.engines[0]
+        .create(reads, Arc::new(()), false, None)
+        .map(|e| e.id.to_string());
+    assert!(refused.unwrap_err().to_string().contains("slot 8192"));
+    assert_eq!(finish(&start(&c.engines[0])).0, Phase::Done);
+}
+
+#[test]
+fn the_list_is_bounded_and_unfinished_ones_leave_later() {
+    let c = cluster(1, 1);
+    let engine = &c.engines[0];
+    c.hosts[0].max_executions.store(2, Ordering::Relaxed);
+    c.hosts[0].gate.close();
+    let first = start(engine);
+    c.hosts[0].gate.open();
+    finish(&first);
+    c.hosts[0].gate.close();
+    let (second, third, fourth) = (start(engine), start(engine), start(engine));
+    assert!(engine.find(&first.id).is_none(), "the oldest finished one is gone");
+    assert!(engine.find(&second.id).is_some(), "an unfinished one is still shown");
+    c.hosts[0].gate.open();
+    for execution in [&second, &third, &fourth] {
+        finish(execution);
+    }
+    wait("leaving", || engine.find(&second.id).is_none());
+    assert!(engine.find(&fourth.id).is_some());
+}
+
+#[test]
+fn an_abort_while_others_are_awaited_ends_all_parts() {
+    let c = cluster(2, 1);
+    c.hosts[1].gate.close();
+    let execution = start(&c.engines[0]);
+    wait("waiting", || {
+        execution.phase() == Phase::PendingCluster || execution.phase() == Phase::Running
+    });
+    c.engines[0].abort_here(&execution.id).unwrap();
+    let (phase, _, errors) = finish(&execution);
+    assert_eq!((phase, errors), (Phase::Aborted, vec![]));
+    c.hosts[1].gate.open();
+    wait("the end everywhere", || {
+        c.engines[1].find(&execution.id).is_none_or(|e| e.phase().is_over())
+    });
+    assert_eq!(c.engines[0].abort_here(&execution.id), Ok(()));
+    let unknown = ExecutionId::new(&node(0), 99);
+    assert!(c.engines[0].abort_here(&unknown).is_err());
+}
