@@ -31,6 +31,46 @@ pub enum Reply {
     BigNumber(String),
 }
 
+impl Reply {
+    /// Bytes of a bulk or simple string.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Reply::Bulk(bytes) | Reply::Simple(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Text of a bulk or simple string, if it is UTF-8.
+    pub fn text(&self) -> Option<&str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    /// An integer.
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Reply::Int(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// Elements of an array or set.
+    pub fn array(&self) -> Option<&[Reply]> {
+        match self {
+            Reply::Array(items) | Reply::Set(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// Name and value pairs of a map, or of an array that alternates them.
+    pub fn pairs(&self) -> Vec<(&Reply, &Reply)> {
+        match self {
+            Reply::Map(pairs) => pairs.iter().map(|(k, v)| (k, v)).collect(),
+            Reply::Array(items) => items.chunks_exact(2).map(|pair| (&pair[0], &pair[1])).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// What Python code may ask of the server.
 pub trait Server: Send + Sync {
     /// Runs a command on this shard. Takes the server lock itself (re-entrant per thread). Called without the GIL,

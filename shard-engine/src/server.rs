@@ -25,7 +25,7 @@ impl Server for RedisServer {
             user: user.as_deref(),
             ..Flags::from_script()
         };
-        call::call(&guard, args, flags).map(convert).map_err(|e| e.to_string())
+        call::call(&guard, args, flags).map_err(|e| e.to_string())
     }
 
     fn try_lock(&self) -> bool {
@@ -87,22 +87,5 @@ impl Server for RedisServer {
         plan.user = identity::current().map(|user| user.to_string());
         let execution = module().engine.create(plan, Arc::new(functions), nested, None);
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())
-    }
-}
-
-fn convert(reply: call::Reply) -> Reply {
-    let all = |items: Vec<call::Reply>| items.into_iter().map(convert).collect();
-    match reply {
-        call::Reply::Null => Reply::Null,
-        call::Reply::Int(n) => Reply::Int(n),
-        call::Reply::Bulk(bytes) => Reply::Bulk(bytes),
-        call::Reply::Simple(bytes) => Reply::Simple(bytes),
-        call::Reply::Error(text) => Reply::Error(text),
-        call::Reply::Array(items) => Reply::Array(all(items)),
-        call::Reply::Set(items) => Reply::Set(all(items)),
-        call::Reply::Map(pairs) => Reply::Map(pairs.into_iter().map(|(k, v)| (convert(k), convert(v))).collect()),
-        call::Reply::Double(x) => Reply::Double(x),
-        call::Reply::Bool(b) => Reply::Bool(b),
-        call::Reply::BigNumber(text) => Reply::BigNumber(text),
     }
 }

@@ -89,3 +89,20 @@ def test_reading_leaves_the_encoding_alone(cluster):
     for key, encoding in (("number", b"int"), ("short", b"embstr")):
         with cluster.owner(key).client() as client:
             assert client.object("encoding", key) == encoding
+
+
+@pytest.mark.parametrize(("policy", "refused"), [("noeviction", True), ("allkeys-lru", False)])
+def test_a_full_server_takes_no_writes_of_functions(server, policy, refused):
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", 1)
+        try:
+            results, errors = client.execute_command(
+                "RG.PYEXECUTE",
+                "GB('ShardsIDReader').map(lambda x: (execute('get', 'k'), execute('set', 'k', 'v'))).run()",
+            )
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
+        assert bool(results) is not refused
+        assert all(b"OOM" in error for error in errors) and bool(errors) is refused

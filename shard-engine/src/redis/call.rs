@@ -35,12 +35,13 @@ pub struct Flags<'a> {
 }
 
 impl Flags<'_> {
-    /// A command of a script: what it writes is replicated; a read-only replica is not written to. Memory limits do
-    /// not count, as the server frees memory only between the commands of its clients.
+    /// A command of a script: what it writes is replicated; a read-only replica is not written to, nor a server that is
+    /// full.
     pub fn from_script() -> Flags<'static> {
         Flags {
             replicate: true,
             respect_read_only: true,
+            respect_memory_limit: true,
             ..Flags::default()
         }
     }
@@ -124,7 +125,14 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
         return Err(CallError::CrossSlot(shown));
     }
     let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
-    let format = format_of(flags, flags.respect_read_only && server_flags(guard).read_only);
+    let server = server_flags(guard);
+    // A server that evicts makes room between the commands of its clients only: there the limit would refuse functions
+    // what it grants to clients.
+    let flags = Flags {
+        respect_memory_limit: flags.respect_memory_limit && !server.evicts,
+        ..flags
+    };
+    let format = format_of(flags, flags.respect_read_only && server.read_only);
     let _nested = Nested::enter();
     set_errno(0);
     // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.

@@ -23,6 +23,8 @@ pub struct Flags {
     pub cluster: bool,
     /// The command came over the replication link or from the AOF.
     pub replicated: bool,
+    /// At `maxmemory` the server makes room by evicting keys.
+    pub evicts: bool,
     /// More memory is used than `maxmemory` allows.
     pub out_of_memory: bool,
     /// The client speaks RESP3.
@@ -47,6 +49,7 @@ impl Flags {
             read_only: has(raw::REDISMODULE_CTX_FLAGS_READONLY),
             cluster: has(raw::REDISMODULE_CTX_FLAGS_CLUSTER),
             replicated: has(raw::REDISMODULE_CTX_FLAGS_REPLICATED),
+            evicts: has(raw::REDISMODULE_CTX_FLAGS_EVICT),
             out_of_memory: has(raw::REDISMODULE_CTX_FLAGS_OOM),
             resp3: has(raw::REDISMODULE_CTX_FLAGS_RESP3),
         }
