@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use pkcs8::{EncryptedPrivateKeyInfo, SecretDocument};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
@@ -20,7 +21,7 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     server::{ParsedCertificate, WebPkiClientVerifier},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::limits::TLS_FILES_LIFE;
@@ -165,13 +166,16 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String
 
 fn read_key(files: &TlsFiles) -> Result<PrivateKeyDer<'static>, String> {
     let pem = read(&files.key)?;
-    let is_encrypted = |mark: &[u8]| pem.windows(mark.len()).any(|part| part == mark);
-    if is_encrypted(b"BEGIN ENCRYPTED PRIVATE KEY") || is_encrypted(b"Proc-Type: 4,ENCRYPTED") {
+    let holds = |mark: &[u8]| pem.windows(mark.len()).any(|part| part == mark);
+    if holds(b"Proc-Type: 4,ENCRYPTED") {
         return Err(format!(
-            "the TLS key {} is encrypted, which the mesh does not support: \
-             give the server an unencrypted key file that only its user can read",
+            "the TLS key {} is encrypted in the old form of OpenSSL: convert it (openssl pkcs8 -topk8)",
             files.key.display()
         ));
+    }
+    if holds(b"BEGIN ENCRYPTED PRIVATE KEY") {
+        return decrypt(&pem, files.key_password.as_deref())
+            .map_err(|e| format!("the TLS key {} is encrypted: {e}", files.key.display()));
     }
     PrivateKeyDer::from_pem_slice(&pem).map_err(|e| {
         format!(
@@ -179,6 +183,19 @@ fn read_key(files: &TlsFiles) -> Result<PrivateKeyDer<'static>, String> {
             files.key.display()
         )
     })
+}
+
+/// Opens an encrypted PKCS #8 key (RFC 5208, PBES2 of RFC 8018).
+fn decrypt(pem: &[u8], password: Option<&str>) -> Result<PrivateKeyDer<'static>, String> {
+    let password = password.ok_or("its password (tls-key-file-pass) is not set")?;
+    let text = std::str::from_utf8(pem).map_err(|e| e.to_string())?;
+    let start = text.find("-----BEGIN ENCRYPTED PRIVATE KEY-----").unwrap_or(0);
+    let (_, locked) = SecretDocument::from_pem(&text[start..]).map_err(|e| e.to_string())?;
+    let info = EncryptedPrivateKeyInfo::try_from(locked.as_bytes()).map_err(|e| e.to_string())?;
+    let key = info
+        .decrypt(password)
+        .map_err(|e| format!("it can not be decrypted with tls-key-file-pass ({e})"))?;
+    Ok(PrivatePkcs8KeyDer::from(key.as_bytes().to_vec()).into())
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, String> {
