@@ -3,7 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
@@ -17,7 +17,7 @@ use crate::{
     message::ExecutionId,
     plan::{Output, Plan, Stage},
     stage::{Input, Job, Route, RunState, SourceState, StageRunner, StageSink},
-    topology::{NodeId, Slot},
+    topology::{NO_OWNER, NodeId, Slot, Topology},
 };
 
 /// Worker states: nobody, queued, on a thread, on a thread and to be looked at again.
@@ -44,7 +44,8 @@ pub struct Execution {
     pub(super) stopping: AtomicBool,
     pub(super) interrupt: Arc<dyn Interrupt>,
     waiters: Mutex<Vec<Waiter>>,
-    owners: Arc<[u16]>,
+    /// Slot -> participant; set when the topology that the execution is bound to is known here.
+    owners: OnceLock<Arc<[u16]>>,
     /// Time on worker threads and in the reader, in ns.
     pub total_ns: AtomicU64,
     /// Time in the reader, in ns.
@@ -55,13 +56,7 @@ pub struct Execution {
 }
 
 impl Execution {
-    pub(super) fn new(
-        plan: Plan,
-        nested: bool,
-        machine: Machine,
-        interrupt: Arc<dyn Interrupt>,
-        owners: Arc<[u16]>,
-    ) -> Arc<Execution> {
+    pub(super) fn new(plan: Plan, nested: bool, machine: Machine, interrupt: Arc<dyn Interrupt>) -> Arc<Execution> {
         Arc::new(Execution {
             id: machine.setup().id.clone(),
             plan,
@@ -72,7 +67,7 @@ impl Execution {
             stopping: AtomicBool::new(false),
             interrupt,
             waiters: Mutex::new(Vec::new()),
-            owners,
+            owners: OnceLock::new(),
             total_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
             step_ns: Mutex::new(Vec::new()),
@@ -119,6 +114,11 @@ impl Execution {
         }
         drop(machine);
         waiter(self);
+    }
+
+    /// Routes by the owners of this topology, whose epoch is the execution's.
+    pub(super) fn bind(&self, topology: &Topology) {
+        self.owners.get_or_init(|| topology.owners());
     }
 
     pub(super) fn set_job(&self, job: Job) {
@@ -479,7 +479,12 @@ impl StageSink for Sink<'_> {
     }
 
     fn owner(&self, slot: Slot) -> usize {
-        usize::from(self.execution.owners[usize::from(slot)])
+        let owner = self
+            .execution
+            .owners
+            .get()
+            .map_or(NO_OWNER, |owners| owners[usize::from(slot)]);
+        usize::from(owner)
     }
 
     fn aborted(&self) -> bool {

@@ -114,6 +114,9 @@ pub enum CreateError {
     TooManyShards(usize),
 }
 
+/// Why an execution ends that was bound to another topology.
+const SLOTS_MOVED: &str = "saw the slots of the cluster move";
+
 /// All executions of this shard.
 pub struct Engine {
     pub(self) host: Arc<dyn Host>,
@@ -171,7 +174,7 @@ impl Engine {
                 machine.setup().participants.len() > 1 && bound && machine.setup().epoch != epoch
             };
             if broken {
-                execution.drive(self, |m| m.fail_here("saw the slots of the cluster move"));
+                execution.drive(self, |m| m.fail_here(SLOTS_MOVED));
             }
         }
     }
@@ -225,7 +228,8 @@ impl Engine {
             participants,
         };
         let machine = Machine::new(setup, self.host.now_ms());
-        let execution = Execution::new(plan, nested, machine, self.host.new_interrupt(), topology.owners());
+        let execution = Execution::new(plan, nested, machine, self.host.new_interrupt());
+        execution.bind(&topology);
         if let Some(waiter) = waiter {
             execution.when_over(waiter);
         }
@@ -397,14 +401,19 @@ impl Engine {
             participants,
         };
         let machine = Machine::new(setup, self.host.now_ms());
-        let execution = Execution::new(plan, false, machine, self.host.new_interrupt(), topology.owners());
+        let execution = Execution::new(plan, false, machine, self.host.new_interrupt());
         self.counter.fetch_max(id.number() + 1, Ordering::Relaxed);
         self.list(&execution);
         let engine = self.clone();
         self.preparing.submit(move || {
             engine.wait_for_links(&execution);
-            if engine.wait_for_epoch(&execution, epoch) {
+            if let Some(topology) = engine.wait_for_epoch(&execution, epoch) {
+                // Only now: the topology at the arrival of the plan may have been an older one.
+                execution.bind(&topology);
                 engine.prepare(&execution, true, true, None);
+                if engine.topology().epoch != epoch {
+                    execution.drive(&engine, |m| m.fail_here(SLOTS_MOVED));
+                }
             } else {
                 let reason = "another view of the cluster's slots than the initiator; try again".to_owned();
                 execution.drive(&engine, |m| m.local_ready(Err(reason), engine.host.now_ms()));
@@ -413,15 +422,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits until this shard sees the same topology as the initiator.
-    fn wait_for_epoch(&self, execution: &Arc<Execution>, epoch: u64) -> bool {
+    /// Waits until this shard sees the same topology as the initiator, and gives it; `None` if it does not.
+    fn wait_for_epoch(&self, execution: &Arc<Execution>, epoch: u64) -> Option<Arc<Topology>> {
         let deadline = self.host.now_ms() + limits::TOPOLOGY_SETTLE.as_millis() as u64;
         loop {
-            if self.topology().epoch == epoch {
-                return true;
+            let topology = self.topology();
+            if topology.epoch == epoch {
+                return Some(topology);
             }
             if self.host.now_ms() >= deadline || execution.phase().is_over() {
-                return false;
+                return None;
             }
             self.host.refresh_topology();
             std::thread::sleep(Duration::from_millis(20));

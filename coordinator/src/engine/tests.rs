@@ -13,8 +13,11 @@ use crate::{
     execution::Phase,
     plan::Op,
     stage::{Input, Route, RunState, Source, SourceState, StageRunner, StageSink},
-    topology::Shard,
+    topology::{Shard, Slot},
 };
+
+/// Behind the border between two shards, and before it when the border is moved by 100.
+const ROUTED_SLOT: Slot = 8200;
 
 type Network = Arc<Mutex<Vec<Arc<Engine>>>>;
 
@@ -88,6 +91,8 @@ impl Source for Numbers {
 /// Hands every batch on.
 #[derive(Default)]
 struct PassOn {
+    /// Records go to the owner of this slot instead of where the stage sends them by itself.
+    slot: Option<Slot>,
     batch: Option<RecordBatch>,
     closed: bool,
 }
@@ -103,7 +108,10 @@ impl StageRunner for PassOn {
 
     fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
         if let Some(batch) = self.batch.take() {
-            sink.emit(Route::Default, batch);
+            let route = self
+                .slot
+                .map_or(Route::Default, |slot| Route::Participant(sink.owner(slot)));
+            sink.emit(route, batch);
         }
         if self.closed {
             RunState::Done
@@ -136,11 +144,14 @@ impl Host for FakeHost {
             value: self.number as i64,
             gate: self.gate.clone(),
         };
-        let runners = request
-            .stages
-            .iter()
-            .map(|_| Box::new(PassOn::default()) as Box<dyn StageRunner>)
-            .collect();
+        let runner = |stage: &Stage| {
+            let slot = matches!(stage.output, Output::Shuffle { .. }).then_some(ROUTED_SLOT);
+            Box::new(PassOn {
+                slot,
+                ..PassOn::default()
+            }) as Box<dyn StageRunner>
+        };
+        let runners = request.stages.iter().map(runner).collect();
         Ok(Job {
             input: Input::Source(Box::new(source)),
             runners,
@@ -328,6 +339,21 @@ fn a_shard_that_catches_up_with_the_topology_takes_part() {
     wait("a second look", || c.hosts[1].refreshed.load(Ordering::Relaxed) > 0);
     c.engines[1].set_topology(topology(1, 2, 0));
     assert_eq!(finish(&execution), (Phase::Done, 2, vec![]));
+}
+
+#[test]
+fn a_shard_that_catches_up_routes_by_the_new_owners() {
+    let c = cluster(2, 1);
+    // By this older topology the slot belongs to the initiator, by the execution's to the other shard.
+    c.engines[1].set_topology(topology(1, 2, 100));
+    let mut shuffles = plan();
+    shuffles.ops = vec![Op::Repartition(0)];
+    let execution = c.engines[0].create(shuffles, Arc::new(()), false, None).unwrap();
+    wait("a second look", || c.hosts[1].refreshed.load(Ordering::Relaxed) > 0);
+    c.engines[1].set_topology(topology(1, 2, 0));
+    assert_eq!(finish(&execution), (Phase::Done, 0, vec![]));
+    let there = c.engines[1].find(&execution.id).unwrap();
+    assert_eq!(finish(&there), (Phase::Done, 2, vec![]));
 }
 
 #[test]
