@@ -7,12 +7,14 @@
 #![warn(missing_docs)]
 
 pub mod codec;
+pub mod consensus;
 pub mod engine;
 pub mod execution;
 pub mod limits;
 pub mod message;
 pub mod net;
 pub mod plan;
+pub mod registry;
 pub mod stage;
 pub mod topology;
 pub mod view;

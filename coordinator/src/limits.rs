@@ -104,3 +104,59 @@ pub const CODEC_DEPTH: usize = 64;
 pub const ERROR_TEXT_BYTES: usize = 512 * 1024;
 /// Pause between two looks at idle executions and lost peers.
 pub const TICK: Duration = Duration::from_millis(100);
+/// Requests (by log index) whose outcome the registry remembers, so that copies of them change nothing.
+pub const REMEMBERED_REQUESTS: u64 = 4096;
+/// Removed registrations that the registry remembers.
+pub const TOMBSTONES: usize = 10_000;
+/// Registrations that may exist.
+pub const REGISTRATIONS: usize = 100_000;
+/// Registrations of one change of a session.
+pub const REGISTRATIONS_PER_CHANGE: usize = 20_000;
+/// Requirements that may be known.
+pub const REQUIREMENTS: usize = 10_000;
+/// Names (session, trigger, user, requirement, file) in the registry.
+pub const NAME_BYTES: usize = 64 * 1024;
+/// Descriptions in the registry.
+pub const DESCRIPTION_BYTES: usize = 1024 * 1024;
+/// One change of the registry, functions included.
+pub const PROPOSAL_BYTES: usize = 32 * 1024 * 1024;
+/// All of the registry.
+pub const REGISTRY_BYTES: usize = 512 * 1024 * 1024;
+/// Changes that may wait for their outcome on one node.
+pub const OPEN_PROPOSALS: usize = 4096;
+/// A change has its answer after this time.
+pub const PROPOSE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Pause before a proposal whose outcome is not seen yet is handed in again.
+pub const PROPOSE_AGAIN: Duration = Duration::from_millis(300);
+/// After a change the answer waits this long for shards that are there but have not activated it yet.
+pub const ACTIVATION_WAIT: Duration = Duration::from_secs(1);
+/// Before a change other shards that are there have this long to say whether they could load it.
+pub const CHECK_WAIT: Duration = Duration::from_secs(3);
+/// Voting members of the group; further masters and all replicas learn.
+pub const VOTERS: usize = 7;
+/// Length of a Raft tick.
+pub const RAFT_TICK: Duration = Duration::from_millis(100);
+/// Ticks between two heartbeats of a leader.
+pub const RAFT_HEARTBEAT_TICKS: usize = 2;
+/// Ticks without a leader before an election (up to twice as many).
+pub const RAFT_ELECTION_TICKS: usize = 10;
+/// Entries in one message to a member that catches up.
+pub const RAFT_MESSAGE_BYTES: u64 = 4 * 1024 * 1024;
+/// Messages under way to a member.
+pub const RAFT_INFLIGHT: usize = 64;
+/// Events (messages, proposals) that may wait for the group's thread.
+pub const RAFT_QUEUE: usize = 16 * 1024;
+/// A peer's term may be ahead of ours by this much.
+pub const RAFT_TERM_LEAP: u64 = 1_000_000;
+/// Entries behind the last snapshot before a new one is made.
+pub const LOG_ENTRIES: u64 = 4096;
+/// Bytes of log behind the last snapshot before a new one is made (or twice the snapshot, if that is more).
+pub const LOG_BYTES: u64 = 8 * 1024 * 1024;
+/// Pause between two hellos while something is unsettled, and when all is well.
+pub const HELLO_BUSY: Duration = Duration::from_millis(200);
+/// The same when all is well.
+pub const HELLO_CALM: Duration = Duration::from_secs(2);
+/// A node that is no member of the cluster any more leaves the group after this time.
+pub const LEAVE_AFTER: Duration = Duration::from_secs(3);
+/// Pause before a log that could not be written is tried again.
+pub const DISK_RETRY: Duration = Duration::from_secs(1);

@@ -98,4 +98,58 @@ pub enum Message {
     Query { id: u64, what: String, argument: Bytes },
     /// Its answer.
     Answer { id: u64, result: Result<Bytes, String> },
+    /// About the registry.
+    Registry(RegistryMessage),
+}
+
+/// Id of a group of nodes that share one registry; random, made by its founder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct GroupId(pub u128);
+
+impl std::fmt::Display for GroupId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// What a node says of itself; repeated, and sent when a link comes up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct GroupHello {
+    /// Its group, if it has one.
+    pub group: Option<GroupId>,
+    /// Its number in the group, or the one under which it wants to join; never 0.
+    pub raft_id: u64,
+    /// The leader that it knows.
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+    /// It wants an answer at once.
+    pub wants_answer: bool,
+}
+
+/// A message about the registry.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum RegistryMessage {
+    Hello(GroupHello),
+    /// A message of the Raft protocol, encoded by its library.
+    Raft { group: GroupId, message: Bytes },
+    /// A proposal for the leader.
+    Forward { group: GroupId, proposal: Bytes },
+    /// Leader -> node: the number under which you speak is no member any more; join under a new one.
+    Rejoin { group: GroupId, raft_id: u64 },
+    /// A question to the peer's surroundings of the registry; answered by `Tell` with the same ticket.
+    Ask { ticket: u64, question: RegistryQuestion },
+    Tell { ticket: u64, result: Result<(), String> },
+}
+
+/// What nodes ask each other around a change of the registry.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RegistryQuestion {
+    /// Could you load this encoded `registry::SessionChange`? Nothing becomes active.
+    Check(Bytes),
+    /// Answer when the state of this index is active on you.
+    Active(u64),
 }

@@ -339,6 +339,8 @@ impl Engine {
                 });
             }
             Message::Answer { id, result } => self.queries.on_answer(from, id, result),
+            // The registry is not the engine's.
+            Message::Registry(_) => {}
         }
     }
 

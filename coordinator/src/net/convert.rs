@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use oxigears_proto::{self as wire, frame::Body};
 
+use super::convert_registry;
 use crate::{
     codec::RecordBatch,
     limits::{EXECUTION_ID_BYTES, NODE_ID_BYTES, PARTICIPANTS},
@@ -28,6 +29,7 @@ pub(super) fn payload_mut(message: &mut Message) -> Option<&mut Bytes> {
         } => Some(&mut batch.bytes),
         Message::Query { argument, .. } => Some(argument),
         Message::Answer { result: Ok(body), .. } => Some(body),
+        Message::Registry(message) => convert_registry::payload_mut(message),
         _ => None,
     }
 }
@@ -49,6 +51,7 @@ pub(super) fn head_bytes(message: &Message) -> usize {
         Message::Query { what, .. } => what.len(),
         Message::Answer { result: Err(text), .. } => text.len(),
         Message::Answer { result: Ok(_), .. } => 0,
+        Message::Registry(message) => convert_registry::text_bytes(message),
     };
     texts + FRAME_OVERHEAD_BYTES
 }
@@ -65,6 +68,7 @@ pub(super) fn to_frame(message: Message) -> wire::Frame {
     let body = match message {
         Message::Execution { execution, body } => execution_body(execution.as_str().to_owned(), body),
         Message::Query { id, what, argument } => Body::Query(wire::Query { id, what, argument }),
+        Message::Registry(message) => convert_registry::to_body(message),
         Message::Answer { id, result } => {
             let result = match result {
                 Ok(body) => wire::answer::Result::Body(body),
@@ -153,6 +157,10 @@ pub(super) fn from_frame(frame: wire::Frame) -> Result<Option<Message>, &'static
             Message::Answer { id: m.id, result }
         }
         body => {
+            let body = match convert_registry::from_body(body)? {
+                Ok(message) => return Ok(Some(Message::Registry(message))),
+                Err(body) => body,
+            };
             let (id, body) = execution_message(body)?;
             if id.is_empty() || id.len() > EXECUTION_ID_BYTES {
                 return Err("a message without a proper execution id");
@@ -221,9 +229,7 @@ fn execution_message(body: Body) -> Result<(String, ExecutionMessage), &'static 
             },
         ),
         Body::Progress(m) => (m.execution, ExecutionMessage::Progress { step: m.step }),
-        Body::Heartbeat(_) | Body::Fragment(_) | Body::Query(_) | Body::Answer(_) => {
-            return Err("a frame out of place");
-        }
+        _ => return Err("a frame out of place"),
     })
 }
 

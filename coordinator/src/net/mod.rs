@@ -12,6 +12,7 @@ mod announce;
 mod auth;
 mod conn;
 mod convert;
+mod convert_registry;
 mod core;
 mod fragment;
 mod link;

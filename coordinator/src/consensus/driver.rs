@@ -1,0 +1,1 @@
+//! The thread around a member: clock, queue, disk.

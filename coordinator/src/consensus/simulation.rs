@@ -1,0 +1,1 @@
+//! Groups on a simulated network, disk and clock.

@@ -1,0 +1,1 @@
+//! A map whose clones share what they have in common.
