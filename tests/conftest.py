@@ -14,7 +14,7 @@ for folder in ("deploy", "tests/kit"):
         sys.path.insert(0, str(REPO / folder))
 
 # Their assertions then show what they compared.
-pytest.register_assert_rewrite("replies", "scripts", "wire")
+pytest.register_assert_rewrite("registrations", "replies", "scripts", "wire")
 
 import localcluster
 import redis

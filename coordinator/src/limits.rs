@@ -96,6 +96,18 @@ pub const PLAN_STEPS: usize = 4096;
 pub const PLAN_BYTES: usize = 64 * 1024 * 1024;
 /// Shards that may take part in one execution.
 pub const PARTICIPANTS: usize = 1024;
+/// Messages of one execution that travel as one.
+pub const MESSAGES_IN_ONE: usize = 8;
+/// Batches up to this size travel within them, and need no thread of their own where they only pass.
+pub const SMALL_BATCH_BYTES: usize = 4 * 1024;
+/// The answer to a trigger is written by the thread that ended its execution if it has at most this size.
+pub const SMALL_REPLY_BYTES: usize = 16 * 1024;
+/// A thread of a pool that has been on its task for longer is not expected back soon.
+pub const POOL_PATIENCE: Duration = Duration::from_millis(1);
+/// A task that has waited for so long gets a thread of its own, if one sleeps.
+pub const POOL_OVERDUE: Duration = Duration::from_millis(6);
+/// Looks at an empty queue before nobody looks any more.
+pub const POOL_LOOKS: u32 = 10;
 /// Executions that may wait for a worker thread on one shard.
 pub const QUEUED_EXECUTIONS: usize = 100_000;
 /// Nesting depth that the typed codec takes; deeper values are pickled.
@@ -120,8 +132,14 @@ pub const NAME_BYTES: usize = 64 * 1024;
 pub const DESCRIPTION_BYTES: usize = 1024 * 1024;
 /// One change of the registry, functions included.
 pub const PROPOSAL_BYTES: usize = 32 * 1024 * 1024;
+/// Entries of one list of names (event types, requirements, files) in the registry.
+pub const NAMES_PER_LIST: usize = 10_000;
+/// Longest part of a name in the text of a refusal, which is remembered.
+pub const REFUSAL_NAME_BYTES: usize = 512;
 /// All of the registry.
 pub const REGISTRY_BYTES: usize = 512 * 1024 * 1024;
+/// The encoded registry with what it remembers of removed registrations and of requests.
+pub const STATE_BYTES: usize = REGISTRY_BYTES + 32 * 1024 * 1024;
 /// Changes that may wait for their outcome on one node.
 pub const OPEN_PROPOSALS: usize = 4096;
 /// A change has its answer after this time.
@@ -146,12 +164,22 @@ pub const RAFT_MESSAGE_BYTES: u64 = 4 * 1024 * 1024;
 pub const RAFT_INFLIGHT: usize = 64;
 /// Events (messages, proposals) that may wait for the group's thread.
 pub const RAFT_QUEUE: usize = 16 * 1024;
+/// Bytes of messages that may wait for it.
+pub const RAFT_QUEUE_BYTES: usize = 256 * 1024 * 1024;
 /// A peer's term may be ahead of ours by this much.
 pub const RAFT_TERM_LEAP: u64 = 1_000_000;
 /// Entries behind the last snapshot before a new one is made.
 pub const LOG_ENTRIES: u64 = 4096;
 /// Bytes of log behind the last snapshot before a new one is made (or twice the snapshot, if that is more).
 pub const LOG_BYTES: u64 = 8 * 1024 * 1024;
+/// Folders of logs that were given up (damaged, of another group) which are kept, of each kind.
+pub const KEPT_LOGS: usize = 4;
+/// Entries before a snapshot that stay in the log for members that are only a little behind.
+pub const LOG_KEPT_ENTRIES: u64 = 1024;
+/// Bytes of those entries.
+pub const LOG_KEPT_BYTES: u64 = 2 * 1024 * 1024;
+/// Largest file of the log that is read.
+pub const LOG_FILE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Pause between two hellos while something is unsettled, and when all is well.
 pub const HELLO_BUSY: Duration = Duration::from_millis(200);
 /// The same when all is well.

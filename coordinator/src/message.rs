@@ -54,11 +54,11 @@ pub enum BatchKind {
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub enum ExecutionMessage {
-    /// Initiator -> participant: the plan.
+    /// Initiator -> participant: what to get ready for.
     Prepare {
         epoch: u64,
         participants: Vec<NodeId>,
-        plan: Bytes,
+        work: Work,
         idle_limit_ms: u64,
     },
     /// Participant -> initiator: ready; or the refusal, which may be worth a retry.
@@ -84,6 +84,24 @@ pub enum ExecutionMessage {
     Abort { reason: String, user: bool },
     /// I am working on this step.
     Progress { step: String },
+    /// Small messages that were said in one go, in their order.
+    Several(Vec<ExecutionMessage>),
+}
+
+/// What the participants of an execution run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// The encoded plan.
+    Plan(Bytes),
+    /// A registration, which every shard has.
+    Registered {
+        /// Its id.
+        registration: std::sync::Arc<str>,
+        /// The index of the registry that is active on the initiator.
+        index: u64,
+        /// What every shard gets to read.
+        input: RecordBatch,
+    },
 }
 
 /// A message of the mesh.
@@ -135,14 +153,24 @@ pub struct GroupHello {
 pub enum RegistryMessage {
     Hello(GroupHello),
     /// A message of the Raft protocol, encoded by its library.
-    Raft { group: GroupId, message: Bytes },
+    Raft {
+        group: GroupId,
+        message: Bytes,
+    },
     /// A proposal for the leader.
-    Forward { group: GroupId, proposal: Bytes },
-    /// Leader -> node: the number under which you speak is no member any more; join under a new one.
-    Rejoin { group: GroupId, raft_id: u64 },
+    Forward {
+        group: GroupId,
+        proposal: Bytes,
+    },
     /// A question to the peer's surroundings of the registry; answered by `Tell` with the same ticket.
-    Ask { ticket: u64, question: RegistryQuestion },
-    Tell { ticket: u64, result: Result<(), String> },
+    Ask {
+        ticket: u64,
+        question: RegistryQuestion,
+    },
+    Tell {
+        ticket: u64,
+        result: Result<(), String>,
+    },
 }
 
 /// What nodes ask each other around a change of the registry.

@@ -40,6 +40,8 @@ pub enum Reader {
     },
     /// ShardsIDReader: one record per shard, its id.
     ShardsId,
+    /// CommandReader: the one record that fired the registration; it comes with the execution.
+    Command,
 }
 
 /// Arguments of KeysReader in run mode.

@@ -27,7 +27,7 @@ pub enum RunState {
 
 /// One stage's compiled chain of steps.
 pub trait StageRunner: Send {
-    /// Hands over input; only after `NeedInput` (or at the start).
+    /// Hands over input; only after `NeedInput` (or at the start). `close` may follow at once.
     fn feed(&mut self, batch: RecordBatch);
     /// Says that no more input comes.
     fn close(&mut self);
@@ -80,6 +80,8 @@ pub trait Source: Send {
 pub enum Input {
     /// Batches of a native reader.
     Source(Box<dyn Source>),
+    /// All that there is to read, in one piece.
+    Batch(RecordBatch),
     /// The first runner makes its input itself (PythonReader).
     Runner,
     /// Nothing to read on this shard.

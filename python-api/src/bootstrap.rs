@@ -31,6 +31,7 @@ const OWN: &[Source] = &[
     source!("oxigears.output", false, "oxigears/output.py"),
     source!("oxigears.pickling", false, "oxigears/pickling.py"),
     source!("oxigears.profiling", false, "oxigears/profiling.py"),
+    source!("oxigears.registering", false, "oxigears/registering.py"),
     // A private copy under a name of its own, so that all shards agree on the pickler.
     source!("oxigears.cloudpickle", false, "vendor/cloudpickle/cloudpickle.py"),
 ];
@@ -46,8 +47,8 @@ const FALLBACK: &[Source] = &[
     ),
 ];
 
-/// Makes the environment of scripts.
-pub(crate) fn run(py: Python<'_>, site_dirs: &[PathBuf]) -> PyResult<()> {
+/// Makes the environment of scripts, which may set a recursion limit up to `deepest`.
+pub(crate) fn run(py: Python<'_>, site_dirs: &[PathBuf], deepest: u64) -> PyResult<()> {
     let site = py.import("site")?;
     for folder in site_dirs {
         site.call_method1("addsitedir", (folder.as_os_str(),))?;
@@ -61,7 +62,8 @@ pub(crate) fn run(py: Python<'_>, site_dirs: &[PathBuf]) -> PyResult<()> {
         c_str!("oxigears.importing"),
     )?;
     importing.call_method1("install", (sources(py, OWN)?, sources(py, FALLBACK)?))?;
-    py.import("oxigears.environment")?.call_method0("prepare_process")?;
+    py.import("oxigears.environment")?
+        .call_method1("prepare_process", (deepest,))?;
     Ok(())
 }
 

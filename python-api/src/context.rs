@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use crate::{functions::RunRequest, session::Session};
+use crate::{functions::RunRequest, lock, registration::RegistrationDraft, session::Session};
 
 /// Kind of code that runs on a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(crate) enum Place {
     Script,
     /// Step or reader of an execution.
     Step,
+    /// `onRegistered` or `onUnregistered`.
+    Callback,
 }
 
 struct Context {
@@ -22,11 +24,22 @@ struct Context {
     registered: bool,
     /// What the script body's one `run()` asked for.
     request: Option<RunRequest>,
+    /// What its calls of `register()` asked for.
+    registrations: Vec<RegistrationDraft>,
+}
+
+impl Context {
+    const OUTSIDE: Context = Context {
+        place: Place::Outside,
+        session: None,
+        registered: false,
+        request: None,
+        registrations: Vec::new(),
+    };
 }
 
 thread_local! {
-    static CONTEXT: RefCell<Context> =
-        const { RefCell::new(Context { place: Place::Outside, session: None, registered: false, request: None }) };
+    static CONTEXT: RefCell<Context> = const { RefCell::new(Context::OUTSIDE) };
 }
 
 /// Sets the context of a thread until it goes.
@@ -38,15 +51,34 @@ pub(crate) fn enter(place: Place, session: &Arc<Session>) -> Entered {
         place,
         session: Some(session.clone()),
         registered: true,
-        request: None,
+        ..Context::OUTSIDE
     };
     Entered(Some(CONTEXT.with(|c| c.replace(context))))
+}
+
+/// A call into code of a session, perhaps from other code on the same thread. The order of the fields counts.
+pub(crate) struct Visit {
+    _block: lock::Outside,
+    _entered: Entered,
+}
+
+/// Like `enter`, for code that may run inside of other Python code: that one's atomic block is not the visitor's.
+pub(crate) fn visit(place: Place, session: &Arc<Session>) -> Visit {
+    Visit {
+        _block: lock::outside(),
+        _entered: enter(place, session),
+    }
 }
 
 impl Entered {
     /// What the script body asked for.
     pub(crate) fn take_request(&self) -> Option<RunRequest> {
         CONTEXT.with(|c| c.borrow_mut().request.take())
+    }
+
+    /// The registrations that it asked for.
+    pub(crate) fn take_registrations(&self) -> Vec<RegistrationDraft> {
+        take_registrations()
     }
 }
 
@@ -88,4 +120,12 @@ pub(crate) fn has_request() -> bool {
 
 pub(crate) fn set_request(request: RunRequest) {
     CONTEXT.with(|c| c.borrow_mut().request = Some(request));
+}
+
+pub(crate) fn take_registrations() -> Vec<RegistrationDraft> {
+    CONTEXT.with(|c| std::mem::take(&mut c.borrow_mut().registrations))
+}
+
+pub(crate) fn set_registrations(registrations: Vec<RegistrationDraft>) {
+    CONTEXT.with(|c| c.borrow_mut().registrations = registrations);
 }

@@ -113,7 +113,7 @@ pub fn load_functions(plan: &Plan) -> Result<Functions, String> {
         }
         let nonce = u64::from_le_bytes(head[6..HEADER_BYTES].try_into().unwrap_or_default());
         let session = Session::find_or_create(&plan.session, nonce)?;
-        let _entered = context::enter(Place::Step, &session);
+        let _visit = context::visit(Place::Step, &session);
         let objects = runtime()
             .loads
             .bind(py)
@@ -149,16 +149,14 @@ pub fn resolve_reader(plan: &Plan, functions: &Functions) -> Result<Reader, Stri
     };
     let function = functions.get(*generator)?;
     Python::attach(|py| {
-        let _entered = context::enter(Place::Step, functions.session());
+        let _visit = context::visit(Place::Step, functions.session());
         let resolve = || -> PyResult<(Vec<u8>, bool)> {
             // SAFETY: the table keeps the function alive; the GIL is held.
             let function = unsafe { Bound::from_borrowed_ptr(py, function) };
             let (pattern, no_scan) = function.call0()?.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
             Ok((crate::native::argument(&pattern)?, no_scan.is_truthy()?))
         };
-        let resolved = resolve().map_err(|e| errors::error_text(py, e));
-        crate::lock::leave_atomic();
-        let (pattern, no_scan) = resolved?;
+        let (pattern, no_scan) = resolve().map_err(|e| errors::error_text(py, e))?;
         Ok(Reader::KeysOnly {
             pattern,
             no_scan,

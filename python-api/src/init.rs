@@ -14,6 +14,9 @@ use crate::{bootstrap, memory, reaper, runtime, server};
 /// Stack of threads that run Python; enough for the highest recursion limit that scripts may set.
 pub(crate) const PYTHON_STACK_BYTES: usize = 64 * 1024 * 1024;
 
+/// Python's deepest recursion on such a stack, with room for C code in between.
+const DEEPEST_RECURSION: u64 = 20_000;
+
 /// How the interpreter is set up.
 #[derive(Debug, Clone, Default)]
 pub struct InitOptions {
@@ -29,13 +32,14 @@ pub fn initialize(options: InitOptions, server: Arc<dyn server::Server>) -> Resu
         return Err("a Python interpreter runs in this process already".to_owned());
     }
     publish_symbols()?;
+    let deepest = DEEPEST_RECURSION * enlarge_main_stack() / PYTHON_STACK_BYTES as u64;
     if options.override_allocators {
         memory::install();
     }
     // Installs no signal handlers (Py_InitializeEx(0)) and gives the GIL back.
     Python::initialize();
     Python::attach(|py| -> PyResult<()> {
-        bootstrap::run(py, &options.site_dirs)?;
+        bootstrap::run(py, &options.site_dirs, deepest)?;
         runtime::set(py)
     })
     .map_err(|e| format!("the Python environment can not be set up: {e}"))?;
@@ -64,6 +68,29 @@ fn publish_symbols() -> Result<(), String> {
         };
     }
     Ok(())
+}
+
+/// Lets the stack of the main thread, which runs sync functions, grow as large as those of the other threads that run
+/// Python; gives its size. Linux grows that stack on demand up to the limit as it is then, and keeps at least 128 MiB
+/// of addresses free for it.
+fn enlarge_main_stack() -> u64 {
+    let wanted = PYTHON_STACK_BYTES as libc::rlim_t;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a structure of ours; raising the soft limit changes nothing that exists.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_STACK, &mut limit) != 0 {
+            return wanted / 8;
+        }
+        let before = limit.rlim_cur;
+        limit.rlim_cur = before.max(wanted.min(limit.rlim_max));
+        match limit.rlim_cur == before || libc::setrlimit(libc::RLIMIT_STACK, &limit) == 0 {
+            true => limit.rlim_cur.min(wanted),
+            false => before.min(wanted),
+        }
+    }
 }
 
 /// Version of the interpreter, such as `3.11.2`.

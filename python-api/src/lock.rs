@@ -7,7 +7,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use crate::server::server;
+use crate::server::{LogLevel, server};
 
 /// The GIL is kept this long while the lock is tried; most holders give it back within a slice of this order.
 const SPIN: Duration = Duration::from_millis(5);
@@ -48,6 +48,33 @@ thread_local! {
     static ATOMIC: AtomicBlock = const { AtomicBlock(Cell::new(false)) };
 }
 
+/// While code runs that was called from other code: the caller's atomic block is not its own. What it leaves open is
+/// closed.
+pub(crate) struct Outside {
+    before: bool,
+}
+
+/// Begins such a call.
+#[inline]
+pub(crate) fn outside() -> Outside {
+    Outside {
+        before: ATOMIC.with(|a| a.0.replace(false)),
+    }
+}
+
+impl Drop for Outside {
+    #[inline]
+    fn drop(&mut self) {
+        if leave_atomic() {
+            server().log(
+                LogLevel::Warning,
+                "a function left its atomic block open; the server lock was given back",
+            );
+        }
+        ATOMIC.with(|a| a.0.set(self.before));
+    }
+}
+
 /// Inside `with atomic()` on this thread.
 pub(crate) fn in_atomic() -> bool {
     ATOMIC.with(|a| a.0.get())
@@ -70,4 +97,32 @@ pub(crate) fn leave_atomic() -> bool {
     }
     server().unlock();
     true
+}
+
+/// Takes the GIL, then the server lock without ever waiting for it with the GIL held, and runs `f` with both.
+pub fn with_server_locked<R>(f: impl FnOnce() -> R) -> R {
+    /// Gives the lock back, even if `f` panics.
+    struct Locked;
+    impl Drop for Locked {
+        fn drop(&mut self) {
+            server().unlock();
+        }
+    }
+    Python::attach(|py| {
+        lock_server(py);
+        let _locked = Locked;
+        f()
+    })
+}
+
+/// Takes the GIL, however long that takes, and runs `f` with it.
+pub fn with_interpreter<R>(f: impl FnOnce() -> R) -> R {
+    Python::attach(|_| f())
+}
+
+/// Nobody holds the GIL at this moment; it may be taken again at once. Never waits.
+pub fn gil_is_free() -> bool {
+    // SAFETY: reads one pointer atomically; may be called by any thread. CPython 3.11 keeps the state of the thread
+    // that holds the GIL there; from 3.12 on it is the state of the calling thread, which says less.
+    unsafe { pyo3::ffi::compat::PyThreadState_GetUnchecked() }.is_null()
 }

@@ -1,30 +1,60 @@
-//! Frees Python objects that threads without the GIL let go.
+//! Frees Python objects that threads without the GIL let go, and the globals of sessions that ended.
 
 use std::{
     any::Any,
     sync::{OnceLock, mpsc},
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use pyo3::{ffi, prelude::*};
 
-static QUEUE: OnceLock<Mutex<mpsc::Sender<Box<dyn Any + Send>>>> = OnceLock::new();
+use crate::session;
+
+type Thing = Box<dyn Any + Send>;
+
+static QUEUE: OnceLock<Mutex<mpsc::Sender<Thing>>> = OnceLock::new();
+
+/// Pause between two looks for sessions that ended.
+const REST: Duration = Duration::from_secs(1);
 
 /// Starts the thread that takes the GIL to free things.
 pub(crate) fn start() -> Result<(), String> {
-    let (sender, receiver) = mpsc::channel::<Box<dyn Any + Send>>();
+    let (sender, receiver) = mpsc::channel::<Thing>();
     std::thread::Builder::new()
         .name("rg-py-reaper".into())
         // Finalisers are Python code, which needs a big stack.
         .stack_size(crate::init::PYTHON_STACK_BYTES)
-        .spawn(move || {
-            while let Ok(thing) = receiver.recv() {
-                Python::attach(|_| drop(thing));
-            }
-        })
+        .spawn(move || run(&receiver))
         .map_err(|e| format!("can not start the thread that frees Python objects: {e}"))?;
     let _ = QUEUE.set(Mutex::new(sender));
     Ok(())
+}
+
+fn run(receiver: &mpsc::Receiver<Thing>) {
+    let mut looked = Instant::now();
+    loop {
+        let next = match session::any_ended() {
+            true => receiver.recv_timeout(REST),
+            false => receiver.recv().map_err(mpsc::RecvTimeoutError::from),
+        };
+        match next {
+            Ok(thing) => Python::attach(|_| drop(thing)),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+        if session::any_ended() && looked.elapsed() >= REST {
+            Python::attach(session::collect_ended);
+            looked = Instant::now();
+        }
+    }
+}
+
+/// A session has ended: the thread should look in a while.
+pub(crate) fn wake() {
+    if let Some(queue) = QUEUE.get() {
+        let _ = queue.lock().send(Box::new(()));
+    }
 }
 
 /// Frees `thing` under the GIL: here if this thread holds it, else soon on the reaper's thread.

@@ -12,6 +12,7 @@ use crate::{
     errors::error_text,
     functions::RunRequest,
     lock,
+    registration::RegistrationDraft,
     server::server,
     session::{self, Session},
 };
@@ -21,6 +22,8 @@ use crate::{
 pub struct ScriptOutcome {
     /// The execution that it asked for.
     pub run: Option<RunRequest>,
+    /// The registrations that it asked for, in order.
+    pub registrations: Vec<RegistrationDraft>,
 }
 
 /// Runs a script body with the GIL and the server lock held. Called on a thread with a big stack, without both.
@@ -33,10 +36,10 @@ pub fn run_script(session: &Arc<Session>, code: &[u8]) -> Result<ScriptOutcome, 
         let result = body.run(Some(session.globals().bind(py)), None);
         lock::leave_atomic();
         server().unlock();
-        let run = entered.take_request();
+        let (run, registrations) = (entered.take_request(), entered.take_registrations());
         drop(entered);
         match result {
-            Ok(_) => Ok(ScriptOutcome { run }),
+            Ok(_) => Ok(ScriptOutcome { run, registrations }),
             Err(e) => Err(error_text(py, e)),
         }
     })

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::functions::RunRequest;
+use oxigears_coordinator::registry::EventSource;
+
+use crate::{functions::RunRequest, registration::RegistrationDraft, session::Session};
 
 /// Levels of the server log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +98,18 @@ pub trait Server: Send + Sync {
     fn profile_enabled(&self) -> bool;
     /// Creates and queues an execution that running Python code asked for; gives its id.
     fn start_run(&self, request: RunRequest) -> Result<String, String>;
+    /// A `GearsBuilder` was made: it takes one number of the registration counter. Called with the GIL; never waits.
+    fn builder_made(&self);
+    /// Gives the id of a registration that would be accepted now, next to the script's `earlier` ones; the error is
+    /// raised in the script. Called with the GIL; never waits.
+    fn new_registration(
+        &self,
+        session: &Session,
+        source: &EventSource,
+        earlier: &[RegistrationDraft],
+    ) -> Result<String, String>;
+    /// Makes a registration that running code asked for. Called without the GIL.
+    fn register_now(&self, draft: RegistrationDraft) -> Result<(), String>;
 }
 
 static SERVER: OnceLock<Arc<dyn Server>> = OnceLock::new();

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::{errors, runtime::runtime};
+use crate::{errors, reaper, runtime::runtime};
 
 /// The session of one script call.
 pub struct Session {
@@ -109,14 +109,21 @@ impl Drop for Session {
             }
         }
         ENDED.fetch_add(1, Relaxed);
+        reaper::wake();
     }
+}
+
+/// Sessions have ended whose globals are still there.
+pub(crate) fn any_ended() -> bool {
+    ENDED.load(Relaxed) > 0
 }
 
 /// When the last collection ended and how long it took.
 static LAST_COLLECTION: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 
 /// Globals and the functions in them refer to each other, so only the cycle collector frees them. Called with the
-/// GIL and without the server lock, before a script runs; collects seldom enough to stay below 5 % of the time.
+/// GIL and without the server lock, before a script runs and by the reaper; collects seldom enough to stay below 5 %
+/// of the time.
 pub(crate) fn collect_ended(py: Python<'_>) {
     let ended = ENDED.load(Relaxed);
     if ended == 0 {
@@ -138,8 +145,17 @@ pub(crate) fn collect_ended(py: Python<'_>) {
     *last = Some((now, last.map_or(Duration::ZERO, |(_, cost)| cost)));
     drop(last);
     ENDED.fetch_sub(ended, Relaxed);
+    let before = cpu_time();
     // An error of a finaliser is reported by the interpreter itself; nothing is left to do here.
     let _ = runtime().collect_garbage.call0(py);
-    let end = Instant::now();
-    *LAST_COLLECTION.lock() = Some((end, end - now));
+    let cost = cpu_time().saturating_sub(before);
+    *LAST_COLLECTION.lock() = Some((Instant::now(), cost));
+}
+
+/// What this thread has worked so far. Not the time that passed: finalisers give the GIL to others meanwhile.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes a structure of ours; if it failed, zero stays.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

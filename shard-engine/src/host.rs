@@ -1,9 +1,13 @@
 //! What the coordinator's engine asks of this server: readers, runners, the clock, answers for other shards.
 
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use oxigears_coordinator::{
-    engine::{Engine, Host, Interrupt, JobRequest, question},
+    engine::{Engine, Host, Interrupt, JobRequest, RegisteredPlan, question},
     message::ExecutionId,
     plan::{Local, Reader},
     stage::{Input, Job, Source, SourceState, StageRunner},
@@ -18,6 +22,7 @@ use crate::{
     module::module,
     readers,
     redis::log,
+    registrations::registrations,
 };
 
 /// The engine's surroundings.
@@ -91,12 +96,32 @@ impl Host for EngineHost {
                 })
                 .collect();
         }
-        let input = if request.reads {
-            open_input(&request, &functions)
-        } else {
-            Input::Nothing
+        let input = match request.fired {
+            // The record that fired it, on every shard.
+            Some(fired) => Input::Batch(fired.input.clone()),
+            None if request.reads => open_input(&request, &functions),
+            None => Input::Nothing,
         };
         Ok(Job { input, runners })
+    }
+
+    fn registered(&self, registration: &str, index: u64) -> Option<RegisteredPlan> {
+        let table = registrations().activation.table().read();
+        let active = table.get(registration).or_else(|| {
+            // Gone here, but not where it was fired.
+            table.get_late(registration).filter(|_| table.state().index() >= index)
+        })?;
+        let code = active.code().ok()?;
+        Some(RegisteredPlan {
+            plan: active.core.loaded.plan.clone(),
+            local: code.local.clone(),
+            idle_limit_ms: active.core.idle_limit_ms,
+        })
+    }
+
+    fn await_active(&self, index: u64, deadline_ms: u64) -> bool {
+        let wait = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
+        registrations().activation.await_active(index, wait)
     }
 
     fn now_ns(&self) -> u64 {

@@ -91,7 +91,7 @@ pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
                 _ => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),
             }
         }),
-        Reader::Python { .. } | Reader::ShardsId => Ok(()),
+        Reader::Python { .. } | Reader::ShardsId | Reader::Command => Ok(()),
     }
     .map_err(refused)
 }

@@ -10,6 +10,10 @@ use crate::{
         info::{self, InfoWriter},
         lock::ServerLock,
     },
+    registrations::{
+        describe::{self, SessionView},
+        registrations,
+    },
 };
 
 /// The project's commit that the module was built from.
@@ -24,8 +28,14 @@ fn write(out: &mut InfoWriter) {
     if out.section("") {
         write_main(out);
     }
-    // No registrations yet: the section is there, and empty.
-    out.section("regisrations");
+    if out.section("registry") {
+        write_registry(out);
+    }
+    if out.section("regisrations") {
+        for active in registrations().activation.table().read().registrations() {
+            out.dict(&active.registration.id, &describe::info_fields(&active));
+        }
+    }
     if out.section("plugins") {
         out.dict(PLUGIN.0, &[("version", PLUGIN.1.to_string())]);
     }
@@ -36,13 +46,38 @@ fn write(out: &mut InfoWriter) {
         out.field_u64("CurrAllocated", stats.current);
     }
     out.section("python_requirements");
-    out.section("python_sessions");
+    if out.section("python_sessions") {
+        let table = registrations().activation.table().read();
+        let dead = table.dead_sessions();
+        let views = table.sessions().map(SessionView::linked);
+        for view in views.chain(dead.iter().map(SessionView::dead)) {
+            out.field_str(&view.is.name, &view.literal());
+        }
+    }
+}
+
+fn write_registry(out: &mut InfoWriter) {
+    let status = registrations().service.status();
+    let or_none = |text: Option<&str>| text.unwrap_or("").to_owned();
+    out.field_str("role", status.role);
+    out.field_u64("term", status.term);
+    out.field_str("leader", &or_none(status.leader.as_ref().map(|leader| leader.as_str())));
+    out.field_str("group", &or_none(status.group.as_deref()));
+    out.field_u64("commit", status.commit);
+    out.field_u64("applied", status.applied);
+    out.field_u64("active", registrations().activation.index());
+    out.field_u64("log_bytes", status.disk_bytes);
+    out.field_u64("members", status.members.len() as u64);
+    let lag = status.members.iter().filter_map(|member| member.lag).max();
+    out.field_str("lag", &lag.map_or_else(String::new, |lag| lag.to_string()));
+    out.field_str("error", &or_none(status.error.as_deref()));
 }
 
 fn write_main(out: &mut InfoWriter) {
     let engine = &module().engine;
     out.field_u64("nexecutions", engine.executions() as u64);
-    out.field_u64("nregistrations", 0);
+    let registered = registrations().activation.table().read().state().registration_count();
+    out.field_u64("nregistrations", registered as u64);
     out.field_str("oxigears_version", env!("CARGO_PKG_VERSION"));
     out.field_str("oxigears_commit", COMMIT);
     out.field_str("python_version", &oxigears_python_api::python_version());

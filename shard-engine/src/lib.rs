@@ -7,6 +7,8 @@
 //! * `host`, `server`: what the engine and Python ask of this server
 //! * `identity`: whose rights running code has
 //! * `mesh`: joins topology, cluster bus and gRPC mesh
+//! * `registrations`: what is registered, as it lives on this shard
+//! * `persistence`: dumps, the AOF and replicas
 //! * `redis`: the only place that calls the module API
 
 #![warn(missing_docs)]
@@ -18,7 +20,9 @@ mod identity;
 mod info;
 mod mesh;
 mod module;
+mod persistence;
 mod readers;
 mod redis;
+mod registrations;
 mod scripts;
 mod server;

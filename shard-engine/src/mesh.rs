@@ -30,6 +30,7 @@ use crate::{
         lock::{self, ServerLock},
         log, timer,
     },
+    registrations,
 };
 
 /// Type byte of our messages on the cluster bus.
@@ -47,24 +48,35 @@ struct Handler;
 
 impl MeshHandler for Handler {
     fn on_message(&self, from: &NodeId, message: Message) {
-        module().engine.on_message(from, message);
+        match message {
+            Message::Registry(message) => registrations::on_message(from, message),
+            message => module().engine.on_message(from, message),
+        }
     }
 
-    fn on_peer_up(&self, _peer: &NodeId) {}
+    fn on_peer_up(&self, peer: &NodeId) {
+        registrations::on_peer(peer, true);
+    }
 
     fn on_peer_lost(&self, peer: &NodeId, reason: &str) {
         module().engine.on_peer_lost(peer, reason);
+        registrations::on_peer(peer, false);
     }
 
     fn log(&self, level: LogLevel, text: &str) {
-        let level = match level {
-            LogLevel::Debug => log::Level::Debug,
-            LogLevel::Verbose => log::Level::Verbose,
-            LogLevel::Notice => log::Level::Notice,
-            LogLevel::Warning => log::Level::Warning,
-        };
-        log::log(level, text);
+        write_log(level, text);
     }
+}
+
+/// Writes to the server's log.
+pub fn write_log(level: LogLevel, text: &str) {
+    let level = match level {
+        LogLevel::Debug => log::Level::Debug,
+        LogLevel::Verbose => log::Level::Verbose,
+        LogLevel::Notice => log::Level::Notice,
+        LogLevel::Warning => log::Level::Warning,
+    };
+    log::log(level, text);
 }
 
 struct MeshTransport(Arc<Mesh>);
@@ -160,6 +172,7 @@ fn tend_mesh(guard: &ServerLock) -> bool {
         .into_iter()
         .filter(|n| !n.myself && n.port != 0)
         .collect();
+    registrations::group::look(guard, &topology, &members);
     if members.is_empty() {
         return true;
     }

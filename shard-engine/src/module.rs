@@ -14,7 +14,9 @@ use crate::{
     host::EngineHost,
     info,
     mesh::{self, Settings},
+    persistence,
     redis::{cluster, lock::ServerLock, log, version},
+    registrations,
     scripts::ScriptThread,
     server::RedisServer,
 };
@@ -99,7 +101,9 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     let host = Arc::new(EngineHost::new());
     let engine = Engine::start(host.clone(), config.execution_threads()).map_err(|e| format!("no threads: {e}"))?;
     let scripts = ScriptThread::start().map_err(|e| format!("no threads: {e}"))?;
+    registrations::create(guard)?;
     commands::register(guard)?;
+    persistence::register(guard)?;
     info::register(guard)?;
     if MODULE
         .set(Module {
@@ -113,7 +117,9 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     {
         return Err("the module is loaded already".into());
     }
+    registrations::start(guard)?;
     if is_cluster {
+        registrations::group::start_if_known(guard);
         mesh::start(guard);
     }
     Ok(())

@@ -1,25 +1,34 @@
 //! The script thread: runs the bodies of RG.PYEXECUTE in order, then starts what they asked for.
 //!
-//! Not the main thread, because a thread that waits for the GIL must not hold the server up.
+//! Not the main thread, because a thread that waits for the GIL must not hold the server up. Registrations go on
+//! without this thread, so that other scripts need not wait for the cluster.
 
 use std::sync::Arc;
 
-use oxigears_coordinator::engine::{Execution, Pool};
-use oxigears_python_api::{RunRequest, Session, run_script};
+use oxigears_coordinator::{
+    engine::{Execution, Order, Pool},
+    plan::Plan,
+};
+use oxigears_python_api::{Functions, RunRequest, ScriptOutcome, Session, run_script};
 
 use crate::{
     commands::write_pair,
     identity,
     module::module,
     redis::{blocked::BlockedClient, log},
+    registrations::{
+        change::READONLY,
+        drafts::{self, Outcome, Replacing},
+        is_master, service,
+    },
 };
 
 /// A call of RG.PYEXECUTE that waits for its turn.
 pub struct Call {
     /// The script.
     pub code: Vec<u8>,
-    /// Session name.
-    pub id: String,
+    /// The session's name, and what it takes the place of.
+    pub replacing: Replacing,
     /// Session description.
     pub description: Option<String>,
     /// ACL user whose rights count; `None`: all rights.
@@ -48,25 +57,79 @@ impl ScriptThread {
 
 fn run(call: Call) {
     let _identity = identity::enter(call.user.clone());
-    let outcome = Session::create(&call.id, call.description.as_deref()).and_then(|s| run_script(&s, &call.code));
+    // Once more: scripts before this one may have made or removed sessions.
+    if let Err(refusal) = call.replacing.check(&service().state()) {
+        return call.client.reply(|reply| reply.error(&refusal.to_string()));
+    }
+    let session = Session::create(&call.replacing.name, call.description.as_deref());
+    let outcome = session.and_then(|session| {
+        let _script = drafts::enter_script(call.replacing.clone());
+        run_script(&session, &call.code).map(|outcome| (session, outcome))
+    });
     match outcome {
         Err(text) => call.client.reply(|reply| reply.error(&text)),
-        Ok(outcome) => match outcome.run {
-            None => call.client.reply(|reply| reply.simple("OK")),
-            Some(mut request) => {
-                request.plan.user = call.user.map(|user| user.to_string());
-                start(request, call.client, call.unblocking);
-            }
-        },
+        Ok((session, outcome)) => go_on(call, &session, outcome),
     }
 }
 
-fn start(request: RunRequest, client: BlockedClient, unblocking: bool) {
-    let RunRequest { plan, functions, .. } = request;
+/// The body has ended without an error: what it asked for begins.
+fn go_on(call: Call, session: &Session, outcome: ScriptOutcome) {
+    let ScriptOutcome { run, registrations } = outcome;
+    if registrations.is_empty() {
+        return match run {
+            None => call.client.reply(|reply| reply.simple("OK")),
+            Some(request) => start(request, call),
+        };
+    }
+    if !is_master() {
+        return call.client.reply(|reply| reply.error(READONLY));
+    }
+    if let Some(request) = run {
+        // It goes on unattended: the reply is that of the registrations.
+        let (plan, functions) = parts(request, &call);
+        if let Err(e) = module().engine.create(order(plan, functions), None) {
+            return call.client.reply(|reply| reply.error(&e.to_string()));
+        }
+    }
+    let client = call.client;
+    let then = move |outcome| {
+        client.reply(|reply| match outcome {
+            Outcome::Made => reply.simple("OK"),
+            Outcome::Failed(text) => reply.error(&text),
+            Outcome::Refused(texts) => {
+                reply.array(texts.len());
+                texts.iter().for_each(|text| reply.error(text));
+            }
+        });
+    };
+    drafts::register_script(session, registrations, call.user.as_deref(), &call.replacing, Box::new(then));
+}
+
+fn parts(request: RunRequest, call: &Call) -> (Plan, Functions) {
+    let RunRequest {
+        mut plan, functions, ..
+    } = request;
+    plan.user = call.user.as_ref().map(|user| user.to_string());
+    (plan, functions)
+}
+
+fn order(plan: Plan, functions: Functions) -> Order {
+    Order {
+        plan: Arc::new(plan),
+        local: Arc::new(functions),
+        nested: false,
+        held: false,
+        fired: None,
+    }
+}
+
+fn start(request: RunRequest, call: Call) {
+    let (plan, functions) = parts(request, &call);
+    let order = order(plan, functions);
     let engine = &module().engine;
-    let local = Arc::new(functions);
-    if unblocking {
-        match engine.create(plan, local, false, None) {
+    let client = call.client;
+    if call.unblocking {
+        match engine.create(order, None) {
             Ok(execution) => client.reply(|reply| reply.bulk(execution.id.as_str().as_bytes())),
             Err(e) => client.reply(|reply| reply.error(&e.to_string())),
         }
@@ -79,7 +142,7 @@ fn start(request: RunRequest, client: BlockedClient, unblocking: bool) {
             answer(execution, client);
         }
     });
-    if let Err(e) = engine.create(plan, local, false, Some(waiter))
+    if let Err(e) = engine.create(order, Some(waiter))
         && let Some(client) = slot.lock().take()
     {
         client.reply(|reply| reply.error(&e.to_string()));

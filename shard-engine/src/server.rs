@@ -1,9 +1,13 @@
 //! What Python code may ask of this server.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
-use oxigears_coordinator::topology::{key_slot, slot_tag};
-use oxigears_python_api::{LogLevel, Reply, RunRequest, Server};
+use oxigears_coordinator::{
+    engine::Order,
+    registry::EventSource,
+    topology::{key_slot, slot_tag},
+};
+use oxigears_python_api::{LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session};
 
 use crate::{
     identity,
@@ -12,6 +16,7 @@ use crate::{
         call::{self, Flags},
         lock, log,
     },
+    registrations::{self, drafts},
 };
 
 /// The server as scripts see it.
@@ -19,17 +24,18 @@ pub struct RedisServer;
 
 impl Server for RedisServer {
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
-        let guard = lock::lock();
+        // A thread that holds the server lock keeps the GIL for the call.
+        let _here = PythonHere::enter(lock::is_held());
         let user = identity::current();
         let flags = Flags {
             user: user.as_deref(),
             ..Flags::from_script()
         };
-        call::call(&guard, args, flags).map_err(|e| e.to_string())
+        call::call_patiently(args, flags).map_err(|e| e.to_string())
     }
 
     fn try_lock(&self) -> bool {
-        lock::try_enter()
+        lock::try_enter_unpaused()
     }
 
     fn unlock(&self) {
@@ -85,7 +91,58 @@ impl Server for RedisServer {
             ..
         } = request;
         plan.user = identity::current().map(|user| user.to_string());
-        let execution = module().engine.create(plan, Arc::new(functions), nested, None);
+        let order = Order {
+            plan: Arc::new(plan),
+            local: Arc::new(functions),
+            nested,
+            held: false,
+            fired: None,
+        };
+        let execution = module().engine.create(order, None);
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())
+    }
+
+    fn builder_made(&self) {
+        registrations::service().next_number();
+    }
+
+    fn new_registration(
+        &self,
+        _session: &Session,
+        source: &EventSource,
+        earlier: &[RegistrationDraft],
+    ) -> Result<String, String> {
+        drafts::validate(source, earlier)
+    }
+
+    fn register_now(&self, draft: RegistrationDraft) -> Result<(), String> {
+        drafts::register_now(draft)
+    }
+}
+
+thread_local! {
+    static PYTHON_HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Inside a command that Python code runs on this thread, which has kept the GIL for it.
+pub fn python_is_here() -> bool {
+    PYTHON_HERE.get()
+}
+
+struct PythonHere {
+    before: bool,
+}
+
+impl PythonHere {
+    fn enter(here: bool) -> PythonHere {
+        PythonHere {
+            before: PYTHON_HERE.replace(here),
+        }
+    }
+}
+
+impl Drop for PythonHere {
+    fn drop(&mut self) {
+        PYTHON_HERE.set(self.before);
     }
 }

@@ -10,9 +10,12 @@ import fleet
 import measure
 import report
 import targets
-from cases import CASES, NAMES, ROUND_TRIP
+import triggers
+from cases import CASES, ROUND_TRIP
+from cases import NAMES as BATCH
 from ways import GEARS, WAYS, WrongAnswer
 
+NAMES = [*BATCH, *triggers.CASES]
 UNITS = {"k": 1_000, "m": 1_000_000}
 # Fewer rounds where each takes long: (up to this many keys, rounds).
 DEFAULT_PAIRS = ((10_000, 9), (100_000, 7), (float("inf"), 3))
@@ -71,6 +74,10 @@ def measure_all(options, results):
         if name == ROUND_TRIP:
             if GEARS in options.ways:
                 results.append(measure.measure_round_trip(say))
+            continue
+        if name in triggers.CASES:
+            if GEARS in options.ways:
+                results.append(triggers.CASES[name](say))
             continue
         for n in options.sizes:
             results.append(measure.measure_case(CASES[name], n, pairs_for(n, options.pairs), options.ways, say))

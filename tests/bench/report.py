@@ -1,8 +1,10 @@
 """Turns results into aligned text tables: figures, and which targets are met."""
 
 import machine
+import trigger_report
 from cases import ROUND_TRIP
 from measure import IDLE
+from tables import table
 from ways import CLIENT, GEARS, LUA
 
 LABEL = {GEARS: "OxiGears", CLIENT: "client script", LUA: "Lua per shard", IDLE: "idle"}
@@ -15,17 +17,6 @@ def size_text(n):
         if n >= factor and n % factor == 0:
             return f"{n // factor} {unit}"
     return str(n)
-
-
-def table(head, rows, left=(0,)):
-    """Columns as wide as their widest cell, those named in `left` set left and the others right."""
-    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells):
-        padded = (f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(map(str, cells)))
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])
 
 
 def seconds(way):
@@ -151,7 +142,7 @@ def warnings(results):
             found.append(f"{name}: other processes used {noise['foreign']:.0%} of the machine")
         if noise.get("steal", 0) > machine.STEAL_LIMIT:
             found.append(f"{name}: the host took {noise['steal']:.0%} of the machine")
-        late = result["ping"].get(IDLE, {}).get("late", {}).get("p99", 0)
+        late = result.get("ping", {}).get(IDLE, {}).get("late", {}).get("p99", 0)
         if late > machine.LATE_LIMIT_MS:
             found.append(f"{name}: on the idle machine the pinging process woke {late:.1f} ms late (p99)")
         for way, figures in result.get("ways", {}).items():
@@ -161,7 +152,8 @@ def warnings(results):
 
 
 def render(results, targets):
-    cases = [result for result in results if result["case"] != ROUND_TRIP]
+    cases = [result for result in results if "ways" in result]
+    pinged = [result for result in results if "ping" in result]
     parts = [machine_line(results[0]["machine"])]
     if cases:
         pairs = sorted({result["pairs"] for result in cases})
@@ -176,8 +168,10 @@ def render(results, targets):
             cpu_and_memory_table(cases),
         ]
     parts += [round_trip_text(result) for result in results if result["case"] == ROUND_TRIP]
-    parts += ["PING on every shard each millisecond from a process of its own; the worst shard:"]
-    parts += [ping_table(results)]
+    parts += trigger_report.render(results)
+    if pinged:
+        parts += ["PING on every shard each millisecond from a process of its own; the worst shard:"]
+        parts += [ping_table(pinged)]
     if targets:
         rows = [[text, measured, "yes" if met else "NO"] for text, measured, met in targets]
         parts += ["Targets:", table(["target", "measured", "met"], rows)]

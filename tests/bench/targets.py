@@ -1,5 +1,6 @@
 """The performance targets of the project, next to what was measured."""
 
+import trigger_report
 from cases import ROUND_TRIP
 from machine import MIB
 from ways import CLIENT, GEARS, LUA
@@ -25,6 +26,8 @@ def check(results):
         if result["case"] == ROUND_TRIP:
             median = result["ms"]["p50"]
             rows.append((f"round trip, median < {ROUND_TRIP_MS:g} ms", f"{median:.2f} ms", median < ROUND_TRIP_MS))
+        elif result["case"] in trigger_report.CHECKS:
+            rows += trigger_report.CHECKS[result["case"]](result)
         elif GEARS in result["ways"]:
             rows += CHECKS.get(result["case"], lambda _: [])(result)
         rows += ping(result)
@@ -79,7 +82,7 @@ def count(result):
 
 
 def ping(result):
-    shards = result["ping"].get(GEARS, {}).get("shards", {}).values()
+    shards = result.get("ping", {}).get(GEARS, {}).get("shards", {}).values()
     if not shards:
         return []
     name = f"{result['case']} {result['keys'] // K} k" if "keys" in result else result["case"]

@@ -12,6 +12,14 @@ COMMANDS = {
     "rg.dumpexecutions": False,
     "rg.abortexecution": True,
     "rg.dropexecution": True,
+    "rg.trigger": True,
+    "rg.dumpregistrations": False,
+    "rg.unregister": True,
+    "rg.pauseregistrations": True,
+    "rg.unpauseregistrations": True,
+    "rg.clearregistrationsstats": False,
+    "rg.pydumpsessions": True,
+    "rg.registry": True,
     "rg.configget": True,
     "rg.configset": True,
     "rg.infocluster": False,
@@ -42,9 +50,14 @@ def test_command_info(wire, name):
     assert row is not None, "the command is missing"
     assert row[0].decode().lower() == name
     assert row[1] == -1
-    # The server itself adds `module`.
-    assert {text(flag) for flag in row[2]} - {"module"} == {"readonly"}
+    # The server itself adds `module`. What may write while the server pauses writes says so.
+    assert {text(flag) for flag in row[2]} - {"module", "may_replicate"} == {"readonly"}
     assert row[3:6] == [0, 0, 0]
+
+
+def test_the_key_of_triggeronkey(wire):
+    (row,) = wire.ok("COMMAND", "INFO", "rg.triggeronkey")
+    assert row[3:6] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

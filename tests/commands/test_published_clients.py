@@ -52,6 +52,9 @@ def check_config(found):
     assert found["changed"] == 123
 
 
+REGISTRATIONS = {"made": "True", "answer": "a", "again": "DuplicateTriggerError", "removed": [True]}
+
+
 def test_redgrease_on_a_single_server(packages, server, wire):
     found = report(packages, "use_redgrease.py", server.port)
     assert found["version"] == [1, 2, 13]
@@ -63,6 +66,7 @@ def test_redgrease_on_a_single_server(packages, server, wire):
     assert found["refreshed"] is True
     assert len(found["stats"]) == 3 and found["stats"][0] > 0
     check_config(found["config"])
+    assert found["registrations"] == REGISTRATIONS
 
     execution = found["execution"]
     assert execution["shard_id"] == SINGLE_ID
@@ -91,6 +95,7 @@ def test_redgrease_on_a_cluster(packages, cluster, wires):
     assert execution["plan"]["shards"] == [server.node_id]
     assert execution["plan"]["shards_received"] == 2
     check_config(found["config"])
+    assert found["registrations"] == REGISTRATIONS
 
 
 def test_gearsclient(packages, fresh):
@@ -103,3 +108,4 @@ def test_gearsclient(packages, fresh):
     assert found["errors"] == 0
     assert found["counted"] == [["0", 3], ["1", 2]]
     assert found["failed"] == [0, 1]
+    assert (found["made"], found["answer"]) == ("OK", ["a!"])

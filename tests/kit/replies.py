@@ -85,13 +85,19 @@ PLAN_FIELDS = (
 STEP_FIELDS = ("type", "duration", "name", "arg")
 
 
-def executions(wire):
-    """Id -> status, as RG.DUMPEXECUTIONS shows them on this shard."""
+def executions_of(wire):
+    """Id -> (status, registered), as RG.DUMPEXECUTIONS shows them on this shard."""
     rows = [flat_map(row, EXECUTION_FIELDS) for row in wire.ok("RG.DUMPEXECUTIONS")]
-    assert all(row["registered"] == 0 for row in rows), rows
-    statuses = {row["executionId"]: row["status"] for row in rows}
-    assert len(statuses) == len(rows), f"an execution is listed twice: {rows}"
-    return statuses
+    found = {row["executionId"]: (row["status"], row["registered"]) for row in rows}
+    assert len(found) == len(rows), f"an execution is listed twice: {rows}"
+    return found
+
+
+def executions(wire):
+    """Id -> status of executions of which none belongs to a registration."""
+    found = executions_of(wire)
+    assert all(registered == 0 for _, registered in found.values()), found
+    return {execution: status for execution, (status, _) in found.items()}
 
 
 def plans(reply):

@@ -1,1 +1,708 @@
-//! One node's part in the group.
+//! One node's part in agreeing on the registry: its log, the group, formation, membership, its own proposals.
+//!
+//! Events in, outputs out. Reads no clock, starts no thread, draws from a generator that it is given: so all of it runs
+//! in simulations. Each event is followed by `flush`, before which nothing is written to disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use raft::eraftpb::Snapshot;
+
+use super::{
+    ClusterView, MemberStatus, RegistryStatus,
+    disk::Disk,
+    formation::{self, Advice, Heard},
+    group::{Effects, Group},
+    guard::{self, Verdict},
+    membership::{self, Known, Step},
+    mutants::{Mutant, is_on},
+    proposals::{Proposals, Ticket},
+    service::ProposeError,
+    storage::{Identity, LogStorage, Opened, StorageError},
+};
+use crate::{
+    limits,
+    message::{GroupHello, GroupId, RegistryMessage},
+    net::LogLevel,
+    registry::{Command, Registry, RequestId},
+    topology::NodeId,
+};
+
+/// What a member wants done.
+pub(super) enum Output {
+    /// Send it; tell `on_send_failed` if that is not possible.
+    Send(NodeId, RegistryMessage),
+    /// The applied state is newer.
+    Published(Arc<Registry>),
+    /// A proposal has its outcome.
+    Done(Ticket, Result<u64, ProposeError>),
+    /// A line for the log.
+    Log(LogLevel, String),
+}
+
+/// Where the node stands.
+enum Part<D: Disk> {
+    /// In no group. `None`: the disk is being moved.
+    Outside(Option<D>),
+    In(Box<Group<D>>),
+    /// The disk can not be used now.
+    Failed {
+        disk: Option<D>,
+        error: String,
+        retry_ms: u64,
+        /// What is on the disk must not be trusted.
+        lost: bool,
+    },
+}
+
+/// What a node said last.
+struct Said {
+    hello: GroupHello,
+    /// Its link is up since then.
+    valid: bool,
+}
+
+/// The part.
+pub(super) struct Member<D: Disk> {
+    me: NodeId,
+    rng: StdRng,
+    now_ms: u64,
+    part: Part<D>,
+    /// The number under which this node is in its group, or will join one.
+    raft_id: u64,
+    /// Applied here, or held alone before there was a group.
+    registry: Arc<Registry>,
+    view: ClusterView,
+    said: BTreeMap<NodeId, Said>,
+    up: BTreeSet<NodeId>,
+    /// Members whose node is not in the cluster, and since when.
+    gone_since: BTreeMap<u64, u64>,
+    proposals: Proposals,
+    /// Another group is about.
+    hold: bool,
+    last_leader: u64,
+    raft_tick_ms: u64,
+    hello_ms: u64,
+    outputs: Vec<Output>,
+}
+
+impl<D: Disk> Member<D> {
+    /// Opens what is on the disk. `alone` is the state that this node holds without a group.
+    pub fn open(me: NodeId, seed: u64, alone: Arc<Registry>, disk: D, now_ms: u64) -> Member<D> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut member = Member {
+            view: ClusterView {
+                nodes: Vec::new(),
+                slot_zero: None,
+            },
+            me,
+            raft_id: number(&mut rng),
+            rng,
+            now_ms,
+            part: Part::Outside(None),
+            registry: alone,
+            said: BTreeMap::new(),
+            up: BTreeSet::new(),
+            gone_since: BTreeMap::new(),
+            proposals: Proposals::default(),
+            hold: false,
+            last_leader: 0,
+            raft_tick_ms: now_ms,
+            hello_ms: now_ms,
+            outputs: Vec::new(),
+        };
+        member.open_disk(disk);
+        member.flush();
+        member
+    }
+
+    fn log(&mut self, level: LogLevel, text: impl Into<String>) {
+        self.outputs.push(Output::Log(level, text.into()));
+    }
+
+    /// What is to be done now.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// This node is in a group, whose log decides about the state.
+    pub fn is_bound(&self) -> bool {
+        matches!(self.part, Part::In(_)) && !self.registry_is_alone()
+    }
+
+    fn registry_is_alone(&self) -> bool {
+        matches!(&self.part, Part::In(group) if group.registry.index() == 0)
+    }
+
+    /// The state held alone has changed (a dump was loaded) before there is a group.
+    pub fn set_alone(&mut self, state: Arc<Registry>) {
+        if !self.is_bound() {
+            self.registry = state;
+        }
+    }
+
+    // Disk
+
+    fn open_disk(&mut self, disk: D) {
+        match LogStorage::open(disk, &self.me) {
+            Opened::Empty(disk) => self.part = Part::Outside(Some(disk)),
+            Opened::Existing(storage) => self.enter(storage),
+            Opened::Damaged(disk, reason) => {
+                self.log(
+                    LogLevel::Warning,
+                    format!("registry: the log is damaged ({reason}); it is put aside, the node joins again from its peers"),
+                );
+                self.start_over(disk, "damaged");
+            }
+            Opened::Failed(disk, error) => self.fail(Some(disk), &error),
+        }
+    }
+
+    fn enter(&mut self, storage: LogStorage<D>) {
+        match Group::resume(storage.clone()) {
+            Ok(mut group) => {
+                self.raft_id = group.raft_id;
+                group.lead_at_once();
+                self.part = Part::In(Box::new(group));
+            }
+            Err(reason) => {
+                self.log(LogLevel::Warning, format!("registry: the log can not be used ({reason}); it is put aside"));
+                match storage.take_disk() {
+                    Some(disk) => self.start_over(disk, "damaged"),
+                    None => self.fail(None, &StorageError::Write(reason)),
+                }
+            }
+        }
+    }
+
+    /// The disk can not be used: reads go on, the group has to do without this node.
+    fn fail(&mut self, disk: Option<D>, error: &StorageError) {
+        self.log(LogLevel::Warning, format!("registry: {error}; this node does not take part until that is mended"));
+        self.part = Part::Failed {
+            disk,
+            error: error.to_string(),
+            retry_ms: self.now_ms + limits::DISK_RETRY.as_millis() as u64,
+            lost: matches!(error, StorageError::Sync(_)),
+        };
+    }
+
+    fn retry_disk(&mut self) {
+        if let Part::Failed {
+            disk, retry_ms, lost, ..
+        } = &mut self.part
+            && *retry_ms <= self.now_ms
+            && let Some(disk) = disk.take()
+        {
+            match *lost {
+                true => self.start_over(disk, "unsynced"),
+                false => self.open_disk(disk),
+            }
+        }
+    }
+
+    /// Puts the log aside; this node will join under a new number.
+    fn start_over(&mut self, mut disk: D, kind: &str) {
+        if !is_on(Mutant::KeepNumber) {
+            self.raft_id = number(&mut self.rng);
+        }
+        match disk.set_aside(kind) {
+            Ok(Some(name)) => {
+                self.log(LogLevel::Warning, format!("registry: the old log is kept as {name}"));
+                self.part = Part::Outside(Some(disk));
+            }
+            Ok(None) => self.part = Part::Outside(Some(disk)),
+            Err(e) => {
+                let error = StorageError::Sync(e.to_string());
+                self.fail(Some(disk), &error);
+            }
+        }
+        self.hello_ms = self.now_ms;
+    }
+
+    /// Leaves the group, if there is one.
+    fn leave(&mut self, kind: &str) {
+        if let Part::In(group) = &mut self.part
+            && let Some(disk) = group.take_disk()
+        {
+            self.start_over(disk, kind);
+        }
+    }
+
+    // Groups
+
+    fn own_group(&self) -> Option<GroupId> {
+        match &self.part {
+            Part::In(group) => Some(group.id),
+            _ => None,
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        let valid = self.said.iter().filter(|(_, said)| said.valid);
+        valid.map(|(node, said)| (node.clone(), said.hello.group)).collect()
+    }
+
+    fn follow_advice(&mut self) {
+        let own = self.own_group();
+        if matches!(self.part, Part::Failed { .. }) {
+            return;
+        }
+        let mut advice = formation::advise(&self.me, own, &self.view, &self.heard());
+        if own.is_none() && advice == Advice::Stay && is_on(Mutant::FoundAtOnce) && self.view.nodes.len() > 1 {
+            advice = Advice::Found;
+        }
+        let was = std::mem::replace(&mut self.hold, own.is_some() && !matches!(advice, Advice::Stay));
+        match advice {
+            Advice::Stay => {}
+            Advice::Hold if !was => self.log(
+                LogLevel::Warning,
+                "registry: nodes of another group are in the cluster; no changes are taken until that is settled",
+            ),
+            Advice::Hold => {}
+            Advice::Found => self.found(0, "founded"),
+            Advice::Join(group) => {
+                if let Some(own) = own {
+                    let count = self.registry.registration_count();
+                    self.log(
+                        LogLevel::Warning,
+                        format!("registry: group {own} with {count} registrations gives way to group {group}, which the cluster follows"),
+                    );
+                    self.leave("replaced");
+                } else if !self.registry.is_empty() {
+                    let count = self.registry.registration_count();
+                    self.log(
+                        LogLevel::Warning,
+                        format!("registry: joining the cluster's group {group}; its state replaces {count} registrations held here"),
+                    );
+                }
+                self.create(group, &Snapshot::default());
+            }
+        }
+    }
+
+    fn found(&mut self, generation: u16, word: &str) {
+        let random: u128 = self.rng.random();
+        let group = formation::new_group(generation, random);
+        let founding = Group::<D>::founding_snapshot(self.raft_id, &self.me, Registry::clone(&self.registry));
+        self.create(group, &founding);
+        if self.own_group() == Some(group) {
+            self.log(LogLevel::Notice, format!("registry: {word} group {group}"));
+        }
+    }
+
+    fn create(&mut self, group: GroupId, snapshot: &Snapshot) {
+        let Part::Outside(disk) = &mut self.part else { return };
+        let Some(disk) = disk.take() else { return };
+        let identity = Identity {
+            group,
+            node: self.me.clone(),
+            raft_id: self.raft_id,
+        };
+        match LogStorage::create(disk, identity, snapshot) {
+            Ok(storage) => self.enter(storage),
+            Err((disk, error)) => self.fail(Some(disk), &error),
+        }
+        self.hello_ms = self.now_ms;
+    }
+
+    /// Founds a group anew from what is applied here; the others will follow. For operators, when most logs are lost.
+    pub fn recover(&mut self) -> Result<(), String> {
+        let generation = self.own_group().map_or(0, formation::generation);
+        let seen = self.said.values().filter_map(|said| said.hello.group).map(formation::generation).max();
+        let generation = generation.max(seen.unwrap_or(0)).checked_add(1).ok_or("it was recovered too often")?;
+        if let Part::Failed { error, .. } = &self.part {
+            return Err(format!("ERR this node's log can not be written: {error}"));
+        }
+        self.leave("recovered");
+        self.found(generation, "recovered");
+        self.flush();
+        match &self.part {
+            Part::In(_) => Ok(()),
+            _ => Err("ERR the new log can not be written, see the server log".into()),
+        }
+    }
+
+    fn hello(&self, wants_answer: bool) -> GroupHello {
+        let mut hello = GroupHello {
+            group: None,
+            raft_id: self.raft_id,
+            leader: None,
+            term: 0,
+            commit: 0,
+            applied: self.registry.index(),
+            wants_answer,
+        };
+        if let Part::In(group) = &self.part {
+            hello.group = Some(group.id);
+            hello.leader = group.members.get(&group.leader()).cloned();
+            (hello.term, hello.commit) = (group.term(), group.commit());
+        }
+        hello
+    }
+
+    fn say_hello(&mut self) {
+        let settled = match &self.part {
+            Part::In(group) => !self.hold && group.leader() != 0 && group.members.contains_key(&self.raft_id),
+            _ => false,
+        };
+        let pause = if settled { limits::HELLO_CALM } else { limits::HELLO_BUSY };
+        self.hello_ms = self.now_ms + pause.as_millis() as u64;
+        let hello = self.hello(false);
+        for node in &self.up {
+            self.outputs.push(Output::Send(node.clone(), RegistryMessage::Hello(hello.clone())));
+        }
+    }
+
+    // Events
+
+    /// Time goes on; to be called every `limits::RAFT_TICK`, about.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.retry_disk();
+        let length = limits::RAFT_TICK.as_millis() as u64;
+        // After a pause of the process it is not all made up for: the others must get a chance to be heard.
+        self.raft_tick_ms = self.raft_tick_ms.max(now_ms.saturating_sub(2 * length));
+        while self.raft_tick_ms + length <= now_ms {
+            self.raft_tick_ms += length;
+            if let Part::In(group) = &mut self.part {
+                group.tick();
+            }
+        }
+        self.follow_advice();
+        self.tend_members();
+        if self.hello_ms <= now_ms {
+            self.say_hello();
+        }
+    }
+
+    /// The link to a node came up or was lost.
+    pub fn on_peer(&mut self, node: &NodeId, up: bool) {
+        if up {
+            self.up.insert(node.clone());
+            let hello = self.hello(true);
+            self.outputs.push(Output::Send(node.clone(), RegistryMessage::Hello(hello)));
+        } else {
+            self.up.remove(node);
+            if let Some(said) = self.said.get_mut(node) {
+                said.valid = false;
+            }
+            self.on_send_failed(node);
+        }
+    }
+
+    /// Something for the node was not sent.
+    pub fn on_send_failed(&mut self, node: &NodeId) {
+        if let Part::In(group) = &mut self.part {
+            let ids: Vec<u64> = group.members.iter().filter(|(_, n)| *n == node).map(|(id, _)| *id).collect();
+            for id in ids {
+                group.unreachable(id);
+            }
+        }
+    }
+
+    /// The cluster as the server sees it.
+    pub fn set_view(&mut self, view: ClusterView) {
+        self.said.retain(|node, _| view.nodes.iter().any(|n| n.id == *node));
+        self.view = view;
+    }
+
+    /// A message of an authenticated node.
+    pub fn on_message(&mut self, from: &NodeId, message: RegistryMessage) {
+        match message {
+            RegistryMessage::Hello(hello) => self.on_hello(from, hello),
+            RegistryMessage::Raft { group, message } => self.on_raft(from, group, &message),
+            RegistryMessage::Forward { group, proposal } => {
+                if self.own_group() == Some(group) {
+                    self.append(&proposal);
+                }
+            }
+            RegistryMessage::Ask { .. } | RegistryMessage::Tell { .. } => {}
+        }
+    }
+
+    fn on_hello(&mut self, from: &NodeId, hello: GroupHello) {
+        if hello.raft_id == 0 {
+            return;
+        }
+        if hello.wants_answer {
+            let answer = self.hello(false);
+            self.outputs.push(Output::Send(from.clone(), RegistryMessage::Hello(answer)));
+        }
+        self.said.insert(from.clone(), Said { hello, valid: true });
+        self.follow_advice();
+        self.tend_members();
+    }
+
+    /// The number under which a node speaks in our group.
+    fn number_of(&self, node: &NodeId) -> u64 {
+        let own = self.own_group();
+        let said = self.said.get(node).filter(|said| said.hello.group == own);
+        let said = said.map(|said| said.hello.raft_id);
+        said.or_else(|| {
+            let Part::In(group) = &self.part else { return None };
+            group.members.iter().find(|(_, n)| *n == node).map(|(id, _)| *id)
+        })
+        .unwrap_or(0)
+    }
+
+    fn on_raft(&mut self, from: &NodeId, group_id: GroupId, message: &Bytes) {
+        let number = self.number_of(from);
+        let Part::In(group) = &mut self.part else { return };
+        if group.id != group_id {
+            return;
+        }
+        // Who is no member any more must not disturb those who are; who has no members yet listens to all.
+        if !group.members.is_empty() && !group.members.contains_key(&number) {
+            return;
+        }
+        match guard::judge(message, number, group.ours()) {
+            Verdict::Step(message) => group.step(*message),
+            Verdict::Refuse(reason) => {
+                self.log(LogLevel::Debug, format!("registry: a message of {from} is refused: {reason}"));
+            }
+            Verdict::LostLog => {
+                self.log(
+                    LogLevel::Warning,
+                    "registry: the leader knows entries of this node's log that are not in it: the log lost its end; it is put aside",
+                );
+                self.leave("damaged");
+            }
+        }
+    }
+
+    // Members
+
+    fn tend_members(&mut self) {
+        let Part::In(group) = &mut self.part else { return };
+        if !group.is_leader() || group.is_changing() || self.hold {
+            return;
+        }
+        let is_node = |node: &NodeId| self.view.nodes.iter().any(|n| n.id == *node);
+        for (id, node) in &group.members {
+            match is_node(node) {
+                true => self.gone_since.remove(id),
+                false => Some(*self.gone_since.entry(*id).or_insert(self.now_ms)),
+            };
+        }
+        self.gone_since.retain(|id, _| group.members.contains_key(id));
+        let leave_ms = limits::LEAVE_AFTER.as_millis() as u64;
+        let left = self.gone_since.iter().filter(|(_, since)| **since + leave_ms <= self.now_ms);
+        let left: BTreeSet<u64> = left.map(|(id, _)| *id).collect();
+        let in_group = self.said.iter().filter(|(_, said)| said.valid && said.hello.group == Some(group.id));
+        let mut present: BTreeMap<NodeId, u64> = in_group.map(|(node, said)| (node.clone(), said.hello.raft_id)).collect();
+        present.insert(self.me.clone(), self.raft_id);
+        let commit = group.commit();
+        let near = |(id, matched): (u64, u64)| (matched + limits::LOG_ENTRIES / 32 >= commit).then_some(id);
+        let up = |id: &u64| group.members.get(id).is_some_and(|node| *node == self.me || self.up.contains(node));
+        let caught_up: BTreeSet<u64> = group.matched().into_iter().filter_map(near).filter(up).collect();
+        let known = Known {
+            view: &self.view,
+            members: &group.members,
+            voters: &group.voters(),
+            present: &present,
+            caught_up: &caught_up,
+            left: &left,
+            me: self.raft_id,
+        };
+        match membership::next(&known) {
+            Step::Nothing => {}
+            Step::Change(change) => group.propose_change(change),
+            Step::Lead(heir) => group.transfer(heir),
+        }
+    }
+
+    // Proposals
+
+    /// Asks for a change; `Output::Done` tells the outcome.
+    pub fn propose(&mut self, ticket: Ticket, command: Command, now_ms: u64) {
+        self.now_ms = now_ms;
+        let request = RequestId(self.rng.random());
+        if let Err(e) = self.proposals.add(ticket, command, request, self.registry.index(), now_ms) {
+            self.outputs.push(Output::Done(ticket, Err(e)));
+        }
+    }
+
+    /// The leader takes a proposal; false if it does not.
+    fn append(&mut self, proposal: &Bytes) -> bool {
+        let may = self.may_decide();
+        match &mut self.part {
+            Part::In(group) if may.is_ok() => group.propose(proposal.to_vec()),
+            _ => false,
+        }
+    }
+
+    /// Why no change can be decided now, as far as this node sees.
+    fn may_decide(&self) -> Result<(), &'static str> {
+        match &self.part {
+            Part::Failed { .. } => Err("this node's log can not be written, see the server log"),
+            Part::Outside(_) => Err("this node is not yet in the cluster's group"),
+            Part::In(_) if self.hold && !is_on(Mutant::IgnoreOtherGroup) => {
+                Err("nodes of another group are in the cluster, which has to be settled first")
+            }
+            Part::In(group) => {
+                let is_there = |id| {
+                    let node = group.members.get(&id);
+                    id == self.raft_id || node.is_some_and(|node| self.up.contains(node))
+                };
+                match group.has_quorum(is_there) {
+                    true if group.leader() == 0 => Err("the group has no leader at the moment"),
+                    true => Ok(()),
+                    false => Err("the majority of the masters can not be reached"),
+                }
+            }
+        }
+    }
+
+    fn hand_in(&mut self) {
+        if self.proposals.is_empty() {
+            return;
+        }
+        for (ticket, bytes) in self.proposals.due(self.now_ms) {
+            let handed_in = self.hand_in_one(&bytes);
+            self.proposals.tried(ticket, handed_in, self.now_ms);
+        }
+        let reason = self.may_decide().err().unwrap_or("no leader took the change");
+        for (ticket, error) in self.proposals.expired(self.now_ms, reason) {
+            self.outputs.push(Output::Done(ticket, Err(error)));
+        }
+    }
+
+    fn hand_in_one(&mut self, bytes: &Bytes) -> bool {
+        if self.may_decide().is_err() {
+            return false;
+        }
+        let Part::In(group) = &self.part else { return false };
+        if group.is_leader() {
+            return self.append(bytes);
+        }
+        let leader = group.members.get(&group.leader()).filter(|node| self.up.contains(*node));
+        let Some(leader) = leader.cloned() else { return false };
+        let forward = RegistryMessage::Forward {
+            group: group.id,
+            proposal: bytes.clone(),
+        };
+        self.outputs.push(Output::Send(leader, forward));
+        true
+    }
+
+    // Carrying out
+
+    /// Carries out what the events since the last call ask for.
+    pub fn flush(&mut self) {
+        self.hand_in();
+        let mut effects = Effects::default();
+        if let Part::In(group) = &mut self.part {
+            let result = group.flush(&mut self.rng, &mut effects);
+            let leader = group.leader();
+            self.take_effects(effects);
+            if leader != self.last_leader {
+                self.last_leader = leader;
+                self.proposals.hurry();
+                self.hello_ms = self.now_ms;
+            }
+            if let Err(error) = result {
+                let disk = match &mut self.part {
+                    Part::In(group) => group.take_disk(),
+                    _ => None,
+                };
+                self.fail(disk, &error);
+            }
+        }
+    }
+
+    fn take_effects(&mut self, effects: Effects) {
+        let Part::In(group) = &mut self.part else { return };
+        for message in effects.messages {
+            let node = group.members.get(&message.to).cloned();
+            // A new member that is not in the table yet is known by what it said.
+            let node = node.or_else(|| {
+                let speaks = |said: &Said| said.hello.group == Some(group.id) && said.hello.raft_id == message.to;
+                self.said.iter().find(|(_, said)| speaks(said)).map(|(node, _)| node.clone())
+            });
+            if let (Some(node), Ok(bytes)) = (node, message.write_to_bytes()) {
+                let (group, message) = (group.id, bytes.into());
+                self.outputs.push(Output::Send(node, RegistryMessage::Raft { group, message }));
+            }
+        }
+        let newer = group.registry.index() > 0 && (group.registry.index() != self.registry.index() || effects.jumped);
+        if newer {
+            self.registry = Arc::new(group.registry.clone());
+            self.outputs.push(Output::Published(self.registry.clone()));
+        }
+        for (request, index, outcome) in effects.outcomes {
+            if let Some(ticket) = self.proposals.applied(request) {
+                let result = outcome.map(|()| index).map_err(ProposeError::from);
+                self.outputs.push(Output::Done(ticket, result));
+            }
+        }
+        if effects.jumped {
+            let index = self.registry.index();
+            for (ticket, outcome) in self.proposals.remembered(&self.registry) {
+                let result = outcome.map(|()| index).map_err(ProposeError::from);
+                self.outputs.push(Output::Done(ticket, result));
+            }
+        }
+        for note in effects.notes {
+            self.log(LogLevel::Warning, format!("registry: {note}"));
+        }
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> RegistryStatus {
+        let mut status = RegistryStatus {
+            role: "joining",
+            raft_id: self.raft_id,
+            applied: self.registry.index(),
+            ..RegistryStatus::default()
+        };
+        match &self.part {
+            Part::Outside(_) => {}
+            Part::Failed { error, .. } => {
+                status.role = "failed";
+                status.error = Some(error.clone());
+            }
+            Part::In(group) => {
+                status.role = group.role();
+                status.group = Some(group.id.to_string());
+                status.term = group.term();
+                status.leader = group.members.get(&group.leader()).cloned();
+                status.commit = group.commit();
+                status.log = group.log_range();
+                status.disk_bytes = group.disk_bytes();
+                status.error = self.may_decide().err().map(str::to_owned);
+                status.members = self.member_statuses(group);
+            }
+        }
+        status
+    }
+
+    fn member_statuses(&self, group: &Group<D>) -> Vec<MemberStatus> {
+        let (voters, matched, last) = (group.voters(), group.matched(), group.log_range().1);
+        let status = |(id, node): (&u64, &NodeId)| MemberStatus {
+            node: node.clone(),
+            raft_id: *id,
+            voter: voters.contains(id),
+            matched: matched.get(id).copied(),
+            lag: matched.get(id).map(|matched| last.saturating_sub(*matched)),
+        };
+        group.members.iter().map(status).collect()
+    }
+
+    /// Takes the disk out, at the end or after a panic.
+    pub fn into_disk(mut self) -> Option<D> {
+        match &mut self.part {
+            Part::Outside(disk) | Part::Failed { disk, .. } => disk.take(),
+            Part::In(group) => group.take_disk(),
+        }
+    }
+}
+
+/// A fresh number; never 0.
+fn number(rng: &mut StdRng) -> u64 {
+    rng.random_range(1..=u64::MAX >> 1)
+}

@@ -4,16 +4,25 @@
 //! node knows peers, or has a log from before, its part in the group decides.
 //!
 //! * `service`: the one door to the registry for the rest of the program
-//! * `member`: one node's part: log, Raft, applied state, formation, membership. No clock, no thread: simulated in tests
+//! * `member`: one node's part. No clock, no thread: simulated in tests
 //! * `formation`, `membership`: which group counts, and who belongs to it
+//! * `group`: the Raft node of one group, and what it applies; `proposals`: changes this node waits for
 //! * `guard`: what a peer's Raft message must look like before it is looked at
 //! * `storage`, `disk`: the log and the snapshot on disk
 //! * `driver`: the thread around a member
+//! * `mutants`: deliberately broken steps, for the test of the tests
 
 pub mod disk;
 mod driver;
+mod formation;
+mod group;
+mod guard;
 mod member;
+mod membership;
+mod mutants;
+mod proposals;
 mod service;
+mod snapshot;
 mod storage;
 mod view;
 #[cfg(test)]

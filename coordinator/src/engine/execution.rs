@@ -10,12 +10,13 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Engine, Interrupt, pool::panic_text};
+use super::{Engine, Fired, Interrupt, create::Start, pool::panic_text};
 use crate::{
     codec::RecordBatch,
-    execution::{Command, Machine, Outcome, Phase},
-    message::ExecutionId,
-    plan::{Output, Plan, Stage},
+    execution::{Command, Machine, Outcome, Phase, Setup},
+    limits,
+    message::{ExecutionId, ExecutionMessage},
+    plan::Plan,
     stage::{Input, Job, Route, RunState, SourceState, StageRunner, StageSink},
     topology::{NO_OWNER, NodeId, Slot, Topology},
 };
@@ -34,10 +35,15 @@ pub struct Execution {
     /// Its id.
     pub id: ExecutionId,
     /// What it runs.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Made by a `run()` inside a running function.
     pub nested: bool,
+    /// The registration that fired it.
+    pub(super) fired: Option<Fired>,
+    pub(super) setup: Arc<Setup>,
     pub(super) machine: Mutex<Machine>,
+    /// Held until `Engine::release`.
+    start: Mutex<Option<Start>>,
     job: Mutex<Option<ActiveJob>>,
     worker: AtomicU8,
     /// Steps should stop soon.
@@ -46,8 +52,10 @@ pub struct Execution {
     waiters: Mutex<Vec<Waiter>>,
     /// Slot -> participant; set when the topology that the execution is bound to is known here.
     owners: OnceLock<Arc<[u16]>>,
-    /// Time on worker threads and in the reader, in ns.
+    /// Time on worker threads, in ns.
     pub total_ns: AtomicU64,
+    /// Since when a worker thread is on it and the time has not been added; 0: none is.
+    on_thread_since_ns: AtomicU64,
     /// Time in the reader, in ns.
     pub read_ns: AtomicU64,
     step_ns: Mutex<Vec<Vec<u64>>>,
@@ -56,12 +64,22 @@ pub struct Execution {
 }
 
 impl Execution {
-    pub(super) fn new(plan: Plan, nested: bool, machine: Machine, interrupt: Arc<dyn Interrupt>) -> Arc<Execution> {
+    pub(super) fn new(
+        plan: Arc<Plan>,
+        nested: bool,
+        fired: Option<Fired>,
+        machine: Machine,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Arc<Execution> {
+        let setup = machine.setup().clone();
         Arc::new(Execution {
-            id: machine.setup().id.clone(),
+            id: setup.id.clone(),
             plan,
             nested,
+            fired,
+            setup,
             machine: Mutex::new(machine),
+            start: Mutex::new(None),
             job: Mutex::new(None),
             worker: AtomicU8::new(IDLE),
             stopping: AtomicBool::new(false),
@@ -69,6 +87,7 @@ impl Execution {
             waiters: Mutex::new(Vec::new()),
             owners: OnceLock::new(),
             total_ns: AtomicU64::new(0),
+            on_thread_since_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
             step_ns: Mutex::new(Vec::new()),
             drop_when_over: AtomicBool::new(false),
@@ -92,7 +111,20 @@ impl Execution {
 
     /// Other shards take part.
     pub fn is_distributed(&self) -> bool {
-        self.machine.lock().setup().participants.len() > 1
+        !self.setup.is_alone()
+    }
+
+    /// Id of the registration that fired it.
+    pub fn registration(&self) -> Option<&Arc<str>> {
+        self.fired.as_ref().map(|fired| &fired.registration)
+    }
+
+    pub(super) fn hold(&self, start: Start) {
+        *self.start.lock() = Some(start);
+    }
+
+    pub(super) fn take_start(&self) -> Option<Start> {
+        self.start.lock().take()
     }
 
     /// Acknowledged and completed participants, see `Machine::counts`.
@@ -122,7 +154,7 @@ impl Execution {
     }
 
     pub(super) fn set_job(&self, job: Job) {
-        let job = ActiveJob::new(job, &self.machine.lock().setup().stages);
+        let job = ActiveJob::new(job, &self.setup);
         *self.job.lock() = Some(job);
     }
 
@@ -136,20 +168,25 @@ impl Execution {
         let mut machine = self.machine.lock();
         let value = f(&mut machine);
         let commands = machine.take_commands();
-        let participants = machine.setup().participants.clone();
+        if commands.is_empty() {
+            return value;
+        }
         let mut over = false;
         let mut run = false;
-        let mut lost = Vec::new();
+        let mut lost = None;
+        let mut sends = Vec::new();
         for command in commands {
             match command {
-                Command::Send(to, message) => {
-                    // Sent under the lock, so that the order on the link is the machine's.
-                    if let Err(reason) = engine.send(&participants[to], &self.id, message) {
-                        lost.push((participants[to].clone(), reason));
-                    }
-                }
+                Command::Send(to, message) => sends.push((to, message)),
                 Command::Run => run = true,
                 Command::Over => over = true,
+            }
+        }
+        for (to, message) in joined(sends) {
+            let node = &self.setup.participants[to];
+            // Sent under the lock, so that the order on the link is the machine's.
+            if let Err(reason) = engine.send(node, &self.id, message) {
+                lost = Some((node, reason));
             }
         }
         drop(machine);
@@ -158,8 +195,8 @@ impl Execution {
         }
         if over {
             self.over(engine);
-        } else if let Some((node, reason)) = lost.pop() {
-            self.peer_lost(engine, &node, &reason);
+        } else if let Some((node, reason)) = lost {
+            self.peer_lost(engine, node, &reason);
         }
         value
     }
@@ -171,16 +208,41 @@ impl Execution {
 
     fn over(self: &Arc<Self>, engine: &Arc<Engine>) {
         self.stopping.store(true, Ordering::Release);
+        // Whoever hears of the end wants to know how long it took.
+        let now_ns = engine.host.now_ns();
+        self.add_time(now_ns, now_ns);
+        drop(self.take_start());
         self.free_job(engine);
         self.log_failure(engine);
         let waiters = std::mem::take(&mut *self.waiters.lock());
         engine.execution_over(self);
-        if !waiters.is_empty() {
+        if waiters.is_empty() {
+            return;
+        }
+        if self.is_answered_here() {
+            let answer = || waiters.into_iter().for_each(|waiter| waiter(self));
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(answer)) {
+                let text = panic_text(panic.as_ref());
+                engine
+                    .host
+                    .log_warning(&format!("an answer met an internal error: {text}"));
+            }
+        } else {
             let execution = self.clone();
             engine
                 .replying
                 .submit(move || waiters.into_iter().for_each(|waiter| waiter(&execution)));
         }
+    }
+
+    /// The small outcome of a trigger does not need another thread. Whoever aborts may hold locks, so that is left to
+    /// another thread always.
+    fn is_answered_here(&self) -> bool {
+        let machine = self.machine.lock();
+        let outcome = machine.outcome();
+        let results: usize = outcome.results.iter().map(|batch| batch.bytes.len()).sum();
+        let errors: usize = outcome.errors.iter().map(String::len).sum();
+        self.fired.is_some() && machine.phase() == Phase::Done && results + errors <= limits::SMALL_REPLY_BYTES
     }
 
     /// Operators look for these lines.
@@ -215,24 +277,52 @@ impl Execution {
         }
     }
 
+    /// A worker thread prepares it and goes on with it.
+    pub(super) fn run_here(self: &Arc<Self>, engine: &Arc<Engine>, prepare: impl FnOnce() + Send + 'static) {
+        self.worker.store(QUEUED, Ordering::Release);
+        let (execution, engine) = (self.clone(), engine.clone());
+        engine.clone().pool.submit(move || {
+            prepare();
+            execution.work(&engine);
+        });
+    }
+
+    /// Adds the time on a worker thread up to now. `from_now_on` is 0 when the thread leaves.
+    fn add_time(&self, now_ns: u64, from_now_on: u64) {
+        let step = |since: u64| (since != 0).then_some(from_now_on);
+        let since = self
+            .on_thread_since_ns
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, step);
+        if let Ok(since) = since {
+            self.total_ns.fetch_add(now_ns.saturating_sub(since), Ordering::AcqRel);
+        }
+    }
+
     fn work(self: &Arc<Self>, engine: &Arc<Engine>) {
         loop {
             self.worker.store(RUNNING, Ordering::Release);
-            self.machine.lock().picked_up(engine.host.now_ms());
-            let start = engine.host.now_ns();
-            if let Some(mut job) = self.job.try_lock()
+            let start = engine.host.now_ns().max(1);
+            self.on_thread_since_ns.store(start, Ordering::Release);
+            self.machine.lock().picked_up(start / 1_000_000);
+            let mut job = self.job.try_lock();
+            if let Some(job) = job.as_mut()
                 && let Some(job_ref) = job.as_mut()
             {
                 let run = catch_unwind(AssertUnwindSafe(|| self.work_stages(engine, job_ref)));
-                drop(job);
+                let is_done = job_ref.stages.iter().all(|stage| stage.done);
                 if let Err(panic) = run {
                     let reason = format!("met an internal error: {}", panic_text(panic.as_ref()));
                     self.drive(engine, |m| m.fail_here(&reason));
                 }
+                if is_done {
+                    // This thread may wait for the interpreter.
+                    drop(job.take());
+                }
             }
-            self.total_ns
-                .fetch_add(engine.host.now_ns().saturating_sub(start), Ordering::Relaxed);
-            self.machine.lock().set_parked(true, engine.host.now_ms());
+            drop(job);
+            let end = engine.host.now_ns();
+            self.add_time(end, 0);
+            self.machine.lock().set_parked(true, end / 1_000_000);
             if self
                 .worker
                 .compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire)
@@ -241,8 +331,10 @@ impl Execution {
                 break;
             }
         }
-        if self.phase().is_over() {
-            self.free_job(engine);
+        if self.phase().is_over()
+            && let Some(mut job) = self.job.try_lock()
+        {
+            drop(job.take());
         }
     }
 
@@ -306,6 +398,12 @@ impl Execution {
                     }
                     None => return self.hand_on(engine, &mut sink, batch),
                 },
+                Next::Whole(batch) => {
+                    if let Some(runner) = &mut stage.runner {
+                        runner.feed(batch);
+                    }
+                    stage.close();
+                }
                 Next::Broken(reason) => return self.drive(engine, |m| m.fail_here(&reason)),
                 Next::Error(text) => {
                     sink.error(text);
@@ -375,23 +473,16 @@ impl ActiveStage {
 }
 
 impl ActiveJob {
-    fn new(job: Job, stages: &[Stage]) -> ActiveJob {
+    fn new(job: Job, setup: &Setup) -> ActiveJob {
         let self_fed = matches!(job.input, Input::Runner);
-        let stages = job
-            .runners
-            .into_iter()
-            .zip(stages)
-            .enumerate()
-            .map(|(number, (runner, stage))| {
-                let passes =
-                    number > 0 && stage.locals.is_empty() && stage.output == Output::Result && !stage.keyed_input;
-                ActiveStage {
-                    runner: (!passes).then_some(runner),
-                    hungry: number > 0 || !self_fed,
-                    closed: false,
-                    done: false,
-                }
-            });
+        let passing = setup.last_stage_passes().then(|| setup.stages.len() - 1);
+        let stages = job.runners.into_iter().take(setup.stages.len()).enumerate();
+        let stages = stages.map(|(number, runner)| ActiveStage {
+            runner: (Some(number) != passing).then_some(runner),
+            hungry: number > 0 || !self_fed,
+            closed: false,
+            done: false,
+        });
         ActiveJob {
             stages: stages.collect(),
             input: job.input,
@@ -401,6 +492,8 @@ impl ActiveJob {
 
 enum Next {
     Batch(RecordBatch),
+    /// All that there is.
+    Whole(RecordBatch),
     Error(String),
     Broken(String),
     End,
@@ -427,7 +520,42 @@ fn next_input(execution: &Arc<Execution>, engine: &Arc<Engine>, input: &mut Inpu
                 SourceState::End => Next::End,
             }
         }
+        Input::Batch(batch) => {
+            let batch = std::mem::take(batch);
+            *input = Input::Nothing;
+            Next::Whole(batch)
+        }
         Input::Runner | Input::Nothing => Next::End,
+    }
+}
+
+/// Small messages to one participant that follow each other become one.
+fn joined(sends: Vec<(usize, ExecutionMessage)>) -> Vec<(usize, ExecutionMessage)> {
+    if sends.len() < 2 {
+        return sends;
+    }
+    let mut joined: Vec<(usize, ExecutionMessage)> = Vec::with_capacity(sends.len());
+    for (to, message) in sends {
+        let last = joined.last_mut().filter(|(last, _)| *last == to).map(|(_, last)| last);
+        match last {
+            Some(ExecutionMessage::Several(parts)) if is_small(&message) && parts.len() < limits::MESSAGES_IN_ONE => {
+                parts.push(message);
+            }
+            Some(last) if is_small(last) && is_small(&message) => {
+                let first = std::mem::replace(last, ExecutionMessage::Report);
+                *last = ExecutionMessage::Several(vec![first, message]);
+            }
+            _ => joined.push((to, message)),
+        }
+    }
+    joined
+}
+
+fn is_small(message: &ExecutionMessage) -> bool {
+    match message {
+        ExecutionMessage::Batch { batch, .. } => batch.bytes.len() <= limits::SMALL_BATCH_BYTES,
+        ExecutionMessage::EndOfInput { .. } | ExecutionMessage::Credit { .. } | ExecutionMessage::Report => true,
+        _ => false,
     }
 }
 
@@ -455,10 +583,16 @@ impl Sink<'_> {
 impl StageSink for Sink<'_> {
     fn emit(&mut self, route: Route, batch: RecordBatch) {
         let stage = self.stage;
-        self.full |= self.execution.drive(self.engine, |m| {
+        let is_small = batch.bytes.len() <= limits::SMALL_BATCH_BYTES;
+        let emit = |m: &mut Machine| {
             m.emit(stage, route, batch);
             !m.can_emit(stage)
-        });
+        };
+        // A small one leaves with what follows: the slice ends soon, with a look at the machine's commands.
+        self.full |= match is_small {
+            true => emit(&mut self.execution.machine.lock()),
+            false => self.execution.drive(self.engine, emit),
+        };
     }
 
     fn error(&mut self, text: String) {

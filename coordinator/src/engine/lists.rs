@@ -16,26 +16,71 @@ pub struct Listed {
     pub id: ExecutionId,
     /// The status text.
     pub status: &'static str,
+    /// A registration fired it.
+    pub registered: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Lists {
-    by_id: HashMap<ExecutionId, Arc<Execution>>,
+    by_id: HashMap<ExecutionId, Entry>,
+    /// Oldest first. Those that were dropped leave it later, as looking for them would take long.
     fifo: VecDeque<ExecutionId>,
+    /// Entries that are in the FIFO.
+    in_fifo: usize,
+}
+
+struct Entry {
+    execution: Arc<Execution>,
+    in_fifo: bool,
 }
 
 impl Lists {
     pub fn get(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
-        self.by_id.get(id).cloned()
+        self.by_id.get(id).map(|entry| entry.execution.clone())
     }
 
     pub fn unfinished(&self) -> Vec<Arc<Execution>> {
-        self.by_id.values().filter(|e| !e.phase().is_over()).cloned().collect()
+        let all = self.by_id.values().map(|entry| &entry.execution);
+        all.filter(|e| !e.phase().is_over()).cloned().collect()
     }
 
     fn forget(&mut self, id: &ExecutionId) -> Option<Arc<Execution>> {
-        self.fifo.retain(|listed| listed != id);
-        self.by_id.remove(id)
+        let entry = self.by_id.remove(id)?;
+        self.in_fifo -= usize::from(entry.in_fifo);
+        Some(entry.execution)
+    }
+
+    fn add(&mut self, execution: &Arc<Execution>) {
+        if self.fifo.len() > 2 * self.in_fifo + 64 {
+            let by_id = &self.by_id;
+            self.fifo.retain(|id| by_id.get(id).is_some_and(|entry| entry.in_fifo));
+        }
+        let entry = Entry {
+            execution: execution.clone(),
+            in_fifo: true,
+        };
+        let replaced = self.by_id.insert(execution.id.clone(), entry);
+        self.in_fifo -= usize::from(replaced.is_some_and(|entry| entry.in_fifo));
+        self.fifo.push_back(execution.id.clone());
+        self.in_fifo += 1;
+    }
+
+    /// Places in the FIFO, used or not.
+    #[cfg(test)]
+    pub fn waiting_to_leave(&self) -> usize {
+        self.fifo.len()
+    }
+
+    /// The oldest one of the FIFO leaves it.
+    fn pop_oldest(&mut self) -> Option<Arc<Execution>> {
+        loop {
+            let oldest = self.fifo.pop_front()?;
+            if let Some(entry) = self.by_id.get_mut(&oldest).filter(|entry| entry.in_fifo) {
+                entry.in_fifo = false;
+                self.in_fifo -= 1;
+                return Some(entry.execution.clone());
+            }
+        }
     }
 }
 
@@ -44,18 +89,16 @@ impl Engine {
         let max = self.host.max_executions();
         let mut gone = Vec::new();
         let mut lists = self.lists.lock();
-        while max > 0 && lists.fifo.len() as i64 >= max {
-            let Some(oldest) = lists.fifo.pop_front() else { break };
-            let Some(oldest) = lists.get(&oldest) else { continue };
+        while max > 0 && lists.in_fifo as i64 >= max {
+            let Some(oldest) = lists.pop_oldest() else { break };
             if oldest.phase().is_over() {
-                gone.extend(lists.by_id.remove(&oldest.id));
+                gone.extend(lists.forget(&oldest.id));
             } else {
                 // It leaves the FIFO now and the lists when it is over.
                 oldest.drop_when_over.store(true, Ordering::Release);
             }
         }
-        lists.by_id.insert(execution.id.clone(), execution.clone());
-        lists.fifo.push_back(execution.id.clone());
+        lists.add(execution);
         drop(lists);
         // Freed outside the lock: large results take a while.
         drop(gone);
@@ -85,16 +128,20 @@ impl Engine {
         let mut lists = self.lists.lock();
         let Some(execution) = lists.get(id) else { return };
         execution.drop_when_over.store(true, Ordering::Release);
-        if execution.phase().is_over() {
-            lists.forget(id);
-        }
+        let gone = match execution.phase().is_over() {
+            true => lists.forget(id),
+            false => None,
+        };
+        drop(lists);
+        drop((execution, gone));
     }
 
     /// Drops an execution here and on the other shards. Nobody waits for these: they drop it now or when their part is
     /// over, and a shard that is gone has dropped it anyway.
     pub fn forget_everywhere(&self, execution: &Arc<Execution>) {
         self.forget(&execution.id);
-        if execution.is_distributed() {
+        // The other shards drop what a registration fired by themselves.
+        if execution.is_distributed() && execution.registration().is_none() {
             let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
             self.ask(self.other_shards(), question::DROP, id, Box::new(|_| {}));
         }
@@ -106,9 +153,11 @@ impl Engine {
         lists
             .by_id
             .values()
+            .map(|entry| &entry.execution)
             .map(|e| Listed {
                 id: e.id.clone(),
                 status: e.phase().status(),
+                registered: e.registration().is_some(),
             })
             .collect()
     }

@@ -3,7 +3,9 @@
 //! Joins the state machine with its surroundings, which it knows as traits: `Host` (the server and the language) and
 //! `Transport` (the mesh).
 
+mod create;
 mod execution;
+mod join;
 mod lists;
 mod pool;
 mod queries;
@@ -23,19 +25,20 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 
 pub use self::{
+    create::{Fired, Order, RegisteredPlan},
     execution::{Execution, Waiter},
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
     queries::{Gathered, question},
 };
-use self::{lists::Lists, queries::Queries};
+use self::{join::Arriving, lists::Lists, queries::Queries};
 use crate::{
-    execution::{Machine, Phase, Setup},
+    execution::{Machine, Phase},
     limits,
     message::{ExecutionId, ExecutionMessage, Message},
-    plan::{Mode, Output, Plan, PlanError, Reader, Stage},
+    plan::{Plan, PlanError, Stage},
     stage::Job,
-    topology::{NO_OWNER, NodeId, Topology},
+    topology::{NodeId, Topology},
 };
 
 /// Stops the code that an execution runs at the moment.
@@ -62,8 +65,11 @@ pub struct JobRequest<'a> {
     pub is_initiator: bool,
     /// The topology that it is bound to; `None` when it stays on this shard.
     pub epoch: Option<u64>,
-    /// What the initiator keeps for its own part (original functions); `None` on workers.
+    /// What this shard keeps of it: original functions on the initiator, those of the registration. `None` if the
+    /// functions have to be loaded from the plan.
     pub local: Option<Arc<dyn std::any::Any + Send + Sync>>,
+    /// The registration that fired it, and what its reader gives.
+    pub fired: Option<&'a Fired>,
     /// The interrupt to serve.
     pub interrupt: Arc<dyn Interrupt>,
 }
@@ -72,7 +78,8 @@ pub struct JobRequest<'a> {
 pub trait Host: Send + Sync + 'static {
     /// Makes an interrupt for one execution.
     fn new_interrupt(&self) -> Arc<dyn Interrupt>;
-    /// Loads functions, opens the reader. On a thread with a large stack.
+    /// Loads functions, opens the reader. On a thread with a large stack, which may wait; but for an execution that a
+    /// registration fired on any thread, the mesh's too: then it must not wait, nor run what scripts have written.
     fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String>;
     /// Milliseconds of a clock that never goes back.
     fn now_ms(&self) -> u64 {
@@ -86,6 +93,10 @@ pub trait Host: Send + Sync + 'static {
     fn max_executions(&self) -> i64;
     /// Reads the topology again; may take the server lock.
     fn refresh_topology(&self);
+    /// The registration, if the registry's state of this index, or a later one, is active here. Must not wait.
+    fn registered(&self, registration: &str, index: u64) -> Option<RegisteredPlan>;
+    /// Waits until the state of this index is active here; false if it was not in time.
+    fn await_active(&self, index: u64, deadline_ms: u64) -> bool;
     /// Answers a question about this shard, see `queries`.
     fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String>;
     /// Writes a line to the server's log.
@@ -130,6 +141,7 @@ pub struct Engine {
     pub(self) replying: Pool,
     management: Pool,
     queries: Queries,
+    pub(self) arriving: Arriving,
 }
 
 impl Engine {
@@ -149,6 +161,7 @@ impl Engine {
             lists: Mutex::new(Lists::default()),
             counter: AtomicU64::new(0),
             queries: Queries::default(),
+            arriving: Arriving::default(),
         }))
     }
 
@@ -168,10 +181,10 @@ impl Engine {
         *self.topology.write() = Arc::new(topology);
         for execution in self.unfinished() {
             let broken = {
-                let machine = execution.machine.lock();
+                let setup = &execution.setup;
                 // A worker that has not acknowledged waits until it sees the initiator's topology.
-                let bound = machine.is_initiator() || machine.phase() != Phase::Created;
-                machine.setup().participants.len() > 1 && bound && machine.setup().epoch != epoch
+                let bound = setup.is_initiator() || execution.phase() != Phase::Created;
+                !setup.is_alone() && bound && setup.epoch != epoch
             };
             if broken {
                 execution.drive(self, |m| m.fail_here(SLOTS_MOVED));
@@ -182,134 +195,6 @@ impl Engine {
     /// The next number for an execution or an internal job of this shard.
     pub fn next_number(&self) -> u64 {
         self.counter.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Creates an execution and sets it going.
-    ///
-    /// `local` is given back to `Host::prepare` on this shard.
-    pub fn create(
-        self: &Arc<Self>,
-        plan: Plan,
-        local: Arc<dyn std::any::Any + Send + Sync>,
-        nested: bool,
-        waiter: Option<Waiter>,
-    ) -> Result<Arc<Execution>, CreateError> {
-        plan.validate()?;
-        let queued = self.pool.queued();
-        if queued >= limits::QUEUED_EXECUTIONS {
-            return Err(CreateError::TooMany(queued));
-        }
-        let topology = self.topology();
-        let distributed = plan.mode == Mode::Async && topology.is_cluster();
-        let reads = !distributed || topology.my_number().is_some();
-        let (participants, me) = if distributed {
-            participants(&topology)?
-        } else {
-            (vec![topology.me.clone()], 0)
-        };
-        let stages = plan.stages(distributed);
-        if distributed && needs_all_slots(&plan, &stages) {
-            topology
-                .uncovered_slot()
-                .map_or(Ok(()), |slot| Err(CreateError::Uncovered(slot)))?;
-        }
-        let setup = Setup {
-            id: ExecutionId::new(&topology.execution_prefix(), self.next_number()),
-            me,
-            initiator: me,
-            epoch: topology.epoch,
-            plan: if distributed {
-                plan.encode()?.into()
-            } else {
-                Bytes::new()
-            },
-            stages,
-            idle_limit_ms: self.host.idle_limit_ms(),
-            participants,
-        };
-        let machine = Machine::new(setup, self.host.now_ms());
-        let execution = Execution::new(plan, nested, machine, self.host.new_interrupt());
-        execution.bind(&topology);
-        if let Some(waiter) = waiter {
-            execution.when_over(waiter);
-        }
-        self.list(&execution);
-        let (engine, started) = (self.clone(), execution.clone());
-        self.preparing
-            .submit(move || engine.begin(&started, reads, distributed, local));
-        Ok(execution)
-    }
-
-    /// Initiator, on a thread for preparation: sends the plan, gets ready itself.
-    fn begin(
-        self: &Arc<Self>,
-        execution: &Arc<Execution>,
-        reads: bool,
-        distributed: bool,
-        local: Arc<dyn std::any::Any + Send + Sync>,
-    ) {
-        if distributed {
-            self.wait_for_links(execution);
-        }
-        execution.drive(self, |m| m.begin(self.host.now_ms()));
-        self.prepare(execution, reads, distributed, Some(local));
-    }
-
-    fn prepare(
-        self: &Arc<Self>,
-        execution: &Arc<Execution>,
-        reads: bool,
-        distributed: bool,
-        local: Option<Arc<dyn std::any::Any + Send + Sync>>,
-    ) {
-        let setup = execution.machine.lock().setup().clone();
-        let request = JobRequest {
-            plan: &execution.plan,
-            stages: &setup.stages,
-            reads,
-            participants: setup.participants.len(),
-            me: setup.me,
-            is_initiator: setup.me == setup.initiator,
-            epoch: distributed.then_some(setup.epoch),
-            local,
-            interrupt: execution.interrupt.clone(),
-        };
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.host.prepare(request)));
-        let result = caught.unwrap_or_else(|panic| Err(format!("internal error: {}", panic_text(panic.as_ref()))));
-        let result = result.map(|job| execution.set_job(job));
-        execution.drive(self, |m| m.local_ready(result, self.host.now_ms()));
-        if execution.phase().is_over() {
-            execution.free_job(self);
-        }
-    }
-
-    /// Gives peers that were lost or are being connected a moment; one that has been away for longer gets a glance, as
-    /// others wait behind.
-    fn wait_for_links(&self, execution: &Arc<Execution>) {
-        let setup = execution.machine.lock().setup().clone();
-        let start_ms = self.host.now_ms();
-        let worth_waiting =
-            |down_for: Duration, waited: Duration| down_for < limits::LINK_WAIT || waited < limits::LINK_GLANCE;
-        loop {
-            let waited = Duration::from_millis(self.host.now_ms().saturating_sub(start_ms));
-            let others = setup
-                .participants
-                .iter()
-                .enumerate()
-                .filter(|(number, _)| *number != setup.me);
-            let mut down = others.filter_map(|(_, node)| match self.transport.read().as_ref() {
-                Some(transport) => transport.down_for(node),
-                None => Some(waited),
-            });
-            let wait = match down.next() {
-                None => false,
-                Some(first) => down.chain([first]).all(|down_for| worth_waiting(down_for, waited)),
-            };
-            if !wait || execution.phase().is_over() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     pub(self) fn send(&self, to: &NodeId, id: &ExecutionId, body: ExecutionMessage) -> Result<(), String> {
@@ -346,97 +231,14 @@ impl Engine {
 
     fn on_execution_message(self: &Arc<Self>, from: &NodeId, id: ExecutionId, body: ExecutionMessage) {
         let known = self.lists.lock().get(&id);
-        if let Some(execution) = known {
-            let number = execution
-                .machine
-                .lock()
-                .setup()
-                .participants
-                .iter()
-                .position(|p| p == from);
-            if let Some(number) = number {
-                execution.drive(self, |m| m.on_message(number, body, self.host.now_ms()));
-            }
-        } else if let ExecutionMessage::Prepare {
-            epoch,
-            participants,
-            plan,
-            idle_limit_ms,
-        } = body
-            && let Err(reason) = self.accept(from, &id, epoch, participants, &plan, idle_limit_ms)
-        {
-            let refusal = ExecutionMessage::Prepared {
-                refusal: Some(reason),
-                retry: false,
-            };
-            // An initiator that is gone needs no refusal.
-            let _ = self.send(from, &id, refusal);
-        }
-    }
-
-    /// Worker: takes part in a peer's execution.
-    fn accept(
-        self: &Arc<Self>,
-        from: &NodeId,
-        id: &ExecutionId,
-        epoch: u64,
-        participants: Vec<NodeId>,
-        plan: &[u8],
-        idle_limit_ms: u64,
-    ) -> Result<(), String> {
-        let topology = self.topology();
-        let number_of = |node: &NodeId| participants.iter().position(|p| p == node);
-        let me = number_of(&topology.me).ok_or("this shard is not among the participants")?;
-        let initiator = number_of(from).ok_or("the initiator is not among the participants")?;
-        if participants.len() > limits::PARTICIPANTS || !id.as_str().starts_with(from.as_str()) {
-            return Err("the execution's id or its participants are not plausible".into());
-        }
-        let plan = Plan::decode(plan).map_err(|e| e.to_string())?;
-        let setup = Setup {
-            id: id.clone(),
-            me,
-            initiator,
-            epoch,
-            plan: Bytes::new(),
-            stages: plan.stages(true),
-            idle_limit_ms,
-            participants,
-        };
-        let machine = Machine::new(setup, self.host.now_ms());
-        let execution = Execution::new(plan, false, machine, self.host.new_interrupt());
-        self.counter.fetch_max(id.number() + 1, Ordering::Relaxed);
-        self.list(&execution);
-        let engine = self.clone();
-        self.preparing.submit(move || {
-            engine.wait_for_links(&execution);
-            if let Some(topology) = engine.wait_for_epoch(&execution, epoch) {
-                // Only now: the topology at the arrival of the plan may have been an older one.
-                execution.bind(&topology);
-                engine.prepare(&execution, true, true, None);
-                if engine.topology().epoch != epoch {
-                    execution.drive(&engine, |m| m.fail_here(SLOTS_MOVED));
+        match known {
+            Some(execution) => {
+                let number = execution.setup.participants.iter().position(|p| p == from);
+                if let Some(number) = number {
+                    execution.drive(self, |m| m.on_message(number, body, self.host.now_ms()));
                 }
-            } else {
-                let reason = "another view of the cluster's slots than the initiator; try again".to_owned();
-                execution.drive(&engine, |m| m.local_ready(Err(reason), engine.host.now_ms()));
             }
-        });
-        Ok(())
-    }
-
-    /// Waits until this shard sees the same topology as the initiator, and gives it; `None` if it does not.
-    fn wait_for_epoch(&self, execution: &Arc<Execution>, epoch: u64) -> Option<Arc<Topology>> {
-        let deadline = self.host.now_ms() + limits::TOPOLOGY_SETTLE.as_millis() as u64;
-        loop {
-            let topology = self.topology();
-            if topology.epoch == epoch {
-                return Some(topology);
-            }
-            if self.host.now_ms() >= deadline || execution.phase().is_over() {
-                return None;
-            }
-            self.host.refresh_topology();
-            std::thread::sleep(Duration::from_millis(20));
+            None => self.invited(from, &id, body),
         }
     }
 
@@ -462,6 +264,13 @@ impl Engine {
         self.management.submit(job);
     }
 
+    /// Aborts executions of a registration that this shard made and that have not started; how many.
+    pub fn abort_unstarted(self: &Arc<Self>, registration: &str) -> usize {
+        let is_its = |e: &Arc<Execution>| e.registration().is_some_and(|id| **id == *registration);
+        let its = self.unfinished().into_iter().filter(is_its);
+        its.filter(|e| e.drive(self, Machine::abort_unstarted)).count()
+    }
+
     /// Aborts the execution on this shard; returns when it has left its thread.
     pub fn abort_here(self: &Arc<Self>, id: &ExecutionId) -> Result<(), String> {
         let Some(execution) = self.find(id) else {
@@ -478,23 +287,4 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-/// All shards with slots, and this node if it has none.
-fn participants(topology: &Topology) -> Result<(Vec<NodeId>, usize), CreateError> {
-    let mut participants: Vec<NodeId> = topology.shards.iter().map(|s| s.id.clone()).collect();
-    if participants.len() >= limits::PARTICIPANTS.min(usize::from(NO_OWNER)) {
-        return Err(CreateError::TooManyShards(participants.len()));
-    }
-    let me = topology.my_number().unwrap_or_else(|| {
-        participants.push(topology.me.clone());
-        participants.len() - 1
-    });
-    Ok((participants, me))
-}
-
-/// The plan reads the keyspace or routes by slot.
-fn needs_all_slots(plan: &Plan, stages: &[Stage]) -> bool {
-    !matches!(plan.reader, Reader::ShardsId | Reader::Python { .. })
-        || stages.iter().any(|s| matches!(s.output, Output::Shuffle { .. }))
 }

@@ -1,8 +1,10 @@
 //! Whole engines in one process, joined by a transport that a test can break: epochs, losses, aborts, lists.
 
+mod fired;
+
 use std::{
     any::Any,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicI64, AtomicUsize, Ordering},
     time::Instant,
 };
@@ -11,7 +13,7 @@ use super::*;
 use crate::{
     codec::{RecordBatch, put_int},
     execution::Phase,
-    plan::Op,
+    plan::{Mode, Op, Output, Reader},
     stage::{Input, Route, RunState, Source, SourceState, StageRunner, StageSink},
     topology::{Shard, Slot},
 };
@@ -30,6 +32,10 @@ struct FakeHost {
     records: usize,
     gate: Arc<Gate>,
     refreshed: AtomicUsize,
+    /// Index of the registry that is active here, and the plans that are registered.
+    active: Mutex<u64>,
+    activated: parking_lot::Condvar,
+    registered: Mutex<HashMap<String, Arc<Plan>>>,
 }
 
 #[derive(Default)]
@@ -152,6 +158,10 @@ impl Host for FakeHost {
             }) as Box<dyn StageRunner>
         };
         let runners = request.stages.iter().map(runner).collect();
+        if let Some(fired) = request.fired {
+            let input = Input::Batch(fired.input.clone());
+            return Ok(Job { input, runners });
+        }
         Ok(Job {
             input: Input::Source(Box::new(source)),
             runners,
@@ -174,6 +184,30 @@ impl Host for FakeHost {
         self.refreshed.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn registered(&self, registration: &str, index: u64) -> Option<RegisteredPlan> {
+        if *self.active.lock() < index {
+            return None;
+        }
+        let plan = self.registered.lock().get(registration).cloned()?;
+        Some(RegisteredPlan {
+            plan,
+            local: Arc::new(()),
+            idle_limit_ms: 5000,
+        })
+    }
+
+    fn await_active(&self, index: u64, deadline_ms: u64) -> bool {
+        let mut active = self.active.lock();
+        while *active < index {
+            let left_ms = deadline_ms.saturating_sub(self.now_ms());
+            if left_ms == 0 {
+                return false;
+            }
+            self.activated.wait_for(&mut active, Duration::from_millis(left_ms));
+        }
+        true
+    }
+
     fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
         let id = ExecutionId::parse(argument).ok_or("no id")?;
         match what {
@@ -192,6 +226,7 @@ struct FakeTransport {
     from: NodeId,
     network: Network,
     cut: Arc<Mutex<HashSet<NodeId>>>,
+    sent: Arc<Mutex<Vec<Message>>>,
 }
 
 impl Transport for FakeTransport {
@@ -201,6 +236,7 @@ impl Transport for FakeTransport {
         }
         let target = self.network.lock().iter().find(|e| e.topology().me == *to).cloned();
         let target = target.ok_or("unknown")?;
+        self.sent.lock().push(message.clone());
         let from = self.from.clone();
         // Another thread, as a network would; order per sender is kept by its one thread.
         target
@@ -219,6 +255,8 @@ struct Cluster {
     engines: Vec<Arc<Engine>>,
     hosts: Vec<Arc<FakeHost>>,
     cut: Arc<Mutex<HashSet<NodeId>>>,
+    /// All messages between the shards.
+    sent: Arc<Mutex<Vec<Message>>>,
 }
 
 fn node(number: usize) -> NodeId {
@@ -247,6 +285,7 @@ fn topology(me: usize, size: usize, moved: u16) -> Topology {
 fn cluster(size: usize, records: usize) -> Cluster {
     let network = Network::default();
     let cut = Arc::new(Mutex::new(HashSet::new()));
+    let sent = Arc::new(Mutex::new(Vec::new()));
     let mut hosts = Vec::new();
     for number in 0..size {
         let host = Arc::new(FakeHost {
@@ -256,6 +295,9 @@ fn cluster(size: usize, records: usize) -> Cluster {
             records,
             gate: Arc::default(),
             refreshed: AtomicUsize::new(0),
+            active: Mutex::new(0),
+            activated: parking_lot::Condvar::new(),
+            registered: Mutex::default(),
         });
         let engine = Engine::start(host.clone(), 2).unwrap();
         engine.set_topology(topology(number, size, 0));
@@ -263,13 +305,19 @@ fn cluster(size: usize, records: usize) -> Cluster {
             from: node(number),
             network: network.clone(),
             cut: cut.clone(),
+            sent: sent.clone(),
         };
         engine.set_transport(Arc::new(transport));
         network.lock().push(engine);
         hosts.push(host);
     }
     let engines = network.lock().clone();
-    Cluster { engines, hosts, cut }
+    Cluster {
+        engines,
+        hosts,
+        cut,
+        sent,
+    }
 }
 
 fn plan() -> Plan {
@@ -285,7 +333,17 @@ fn plan() -> Plan {
 }
 
 fn start(engine: &Arc<Engine>) -> Arc<Execution> {
-    engine.create(plan(), Arc::new(()), false, None).unwrap()
+    engine.create(order(plan()), None).unwrap()
+}
+
+fn order(plan: Plan) -> Order {
+    Order {
+        plan: Arc::new(plan),
+        local: Arc::new(()),
+        nested: false,
+        held: false,
+        fired: None,
+    }
 }
 
 /// Waits for the end; only a hang makes this fail.
@@ -348,7 +406,7 @@ fn a_shard_that_catches_up_routes_by_the_new_owners() {
     c.engines[1].set_topology(topology(1, 2, 100));
     let mut shuffles = plan();
     shuffles.ops = vec![Op::Repartition(0)];
-    let execution = c.engines[0].create(shuffles, Arc::new(()), false, None).unwrap();
+    let execution = c.engines[0].create(order(shuffles), None).unwrap();
     wait("a second look", || c.hosts[1].refreshed.load(Ordering::Relaxed) > 0);
     c.engines[1].set_topology(topology(1, 2, 0));
     assert_eq!(finish(&execution), (Phase::Done, 0, vec![]));
@@ -415,9 +473,7 @@ fn an_uncovered_slot_is_refused_only_where_it_matters() {
     }
     let mut reads = plan();
     reads.ops.insert(0, Op::Repartition(0));
-    let refused = c.engines[0]
-        .create(reads, Arc::new(()), false, None)
-        .map(|e| e.id.to_string());
+    let refused = c.engines[0].create(order(reads), None).map(|e| e.id.to_string());
     assert!(refused.unwrap_err().to_string().contains("slot 8192"));
     assert_eq!(finish(&start(&c.engines[0])).0, Phase::Done);
 }
@@ -461,4 +517,22 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
     assert_eq!(c.engines[0].abort_here(&execution.id), Ok(()));
     let unknown = ExecutionId::new(&node(0), 99);
     assert!(c.engines[0].abort_here(&unknown).is_err());
+}
+
+/// Dropped ones do not pile up behind the scenes, and do not count.
+#[test]
+fn dropped_executions_leave_room_for_others() {
+    let c = cluster(1, 1);
+    let engine = &c.engines[0];
+    c.hosts[0].max_executions.store(3, Ordering::Relaxed);
+    let kept = start(engine);
+    finish(&kept);
+    for _ in 0..500 {
+        let dropped = start(engine);
+        finish(&dropped);
+        engine.forget_everywhere(&dropped);
+    }
+    assert_eq!(engine.executions(), 1);
+    assert!(engine.find(&kept.id).is_some());
+    assert!(engine.lists.lock().waiting_to_leave() < 100);
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     codec::RecordBatch,
-    limits::{CREDIT_STEP_BYTES, REORDER_BATCHES, WINDOW_BYTES},
+    limits::{CREDIT_STEP_BYTES, REORDER_BATCHES, SMALL_BATCH_BYTES, WINDOW_BYTES},
     message::{BatchKind, ExecutionMessage},
 };
 
@@ -212,6 +212,16 @@ impl Exchange {
     /// The source has sent `sequence` batches and sends no more.
     pub fn on_end(&mut self, from: usize, sequence: u64) {
         self.incoming[from].end.get_or_insert(sequence);
+    }
+
+    /// The next batch and its source, if it is small.
+    pub fn take_small(&mut self, sends: &mut Sends) -> Option<(usize, RecordBatch)> {
+        let (from, batch) = self.inbox.front()?;
+        let from = *from;
+        if batch.bytes.len() > SMALL_BATCH_BYTES {
+            return None;
+        }
+        self.take(sends).map(|batch| (from, batch))
     }
 
     /// The next batch for the stage behind the exchange.

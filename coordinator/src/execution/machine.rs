@@ -4,13 +4,13 @@
 //! their reports and ends them. Nothing runs anywhere unless all are ready. Any loss ends the execution everywhere
 //! with a text that names shard, step and phase.
 
-use bytes::Bytes;
+use std::sync::Arc;
 
 use super::exchange::{Exchange, ExchangeKind, Sends};
 use crate::{
     codec::RecordBatch,
     limits,
-    message::{BatchKind, ExecutionId, ExecutionMessage},
+    message::{BatchKind, ExecutionId, ExecutionMessage, Work},
     plan::{Output, Stage},
     stage::Route,
     topology::NodeId,
@@ -68,15 +68,13 @@ pub struct Setup {
     /// Its id.
     pub id: ExecutionId,
     /// All participants; the same order on every shard.
-    pub participants: Vec<NodeId>,
+    pub participants: Arc<[NodeId]>,
     /// This shard's number among them.
     pub me: usize,
     /// The initiator's number among them.
     pub initiator: usize,
     /// The topology that it is bound to.
     pub epoch: u64,
-    /// The encoded plan; empty on workers and on executions of one shard.
-    pub plan: Bytes,
     /// The stages.
     pub stages: Vec<Stage>,
     /// Longest silence of the others, in ms.
@@ -92,15 +90,37 @@ pub struct Outcome {
     pub errors: Vec<String>,
 }
 
+impl Setup {
+    /// No other shard takes part.
+    pub fn is_alone(&self) -> bool {
+        self.participants.len() == 1
+    }
+
+    /// This shard made the execution.
+    pub fn is_initiator(&self) -> bool {
+        self.me == self.initiator
+    }
+
+    /// The last stage does nothing but to take what a collect brings.
+    pub fn last_stage_passes(&self) -> bool {
+        let last = self.stages.last().filter(|_| self.stages.len() > 1);
+        last.is_some_and(|s| s.locals.is_empty() && s.output == Output::Result && !s.keyed_input)
+    }
+}
+
 /// The state machine.
 pub struct Machine {
-    setup: Setup,
+    setup: Arc<Setup>,
+    /// What the others are told to run; only on an initiator that has not told them yet.
+    work: Option<Work>,
     phase: Phase,
     exchanges: Vec<Exchange>,
     stage_complete: Vec<bool>,
     ready: Vec<bool>,
     reported: Vec<bool>,
     outcome: Outcome,
+    /// See `Setup::last_stage_passes`.
+    passes: bool,
     /// This shard's own error list was filled by its own steps.
     own_errors: bool,
     parked: bool,
@@ -111,8 +131,10 @@ pub struct Machine {
 
 impl Machine {
     /// A new execution; `begin` (initiator) or `local_ready` (worker) sets it going.
-    pub fn new(setup: Setup, now_ms: u64) -> Machine {
+    pub fn new(setup: Arc<Setup>, work: Option<Work>, now_ms: u64) -> Machine {
         let n = setup.participants.len();
+        // Nobody acknowledges where nobody else takes part.
+        let flags = if n == 1 { 0 } else { n };
         let exchanges = setup
             .stages
             .iter()
@@ -130,14 +152,16 @@ impl Machine {
             phase: Phase::Created,
             exchanges,
             stage_complete: vec![false; setup.stages.len()],
-            ready: vec![false; n],
-            reported: vec![false; n],
+            ready: vec![false; flags],
+            reported: vec![false; flags],
             outcome: Outcome::default(),
             own_errors: false,
             parked: false,
             last_activity_ms: now_ms,
             last_progress_ms: now_ms,
             commands: Vec::new(),
+            passes: setup.last_stage_passes(),
+            work,
             setup,
         }
     }
@@ -153,7 +177,7 @@ impl Machine {
     }
 
     /// What it was made from.
-    pub fn setup(&self) -> &Setup {
+    pub fn setup(&self) -> &Arc<Setup> {
         &self.setup
     }
 
@@ -182,13 +206,12 @@ impl Machine {
         (others(&self.ready), others(&self.reported))
     }
 
-    /// This shard made the execution.
-    pub fn is_initiator(&self) -> bool {
-        self.setup.me == self.setup.initiator
+    fn is_initiator(&self) -> bool {
+        self.setup.is_initiator()
     }
 
     fn is_alone(&self) -> bool {
-        self.setup.participants.len() == 1
+        self.setup.is_alone()
     }
 
     /// This shard's own steps have failed on a record and the error stays here: its reader stops.
@@ -204,17 +227,17 @@ impl Machine {
         if self.phase.is_over() || self.is_alone() {
             return;
         }
+        let Some(work) = self.work.take() else { return };
         self.phase = Phase::PendingReceive;
         for to in self.others() {
             let message = ExecutionMessage::Prepare {
                 epoch: self.setup.epoch,
-                participants: self.setup.participants.clone(),
-                plan: self.setup.plan.clone(),
+                participants: self.setup.participants.to_vec(),
+                work: work.clone(),
                 idle_limit_ms: self.setup.idle_limit_ms,
             };
             self.commands.push(Command::Send(to, message));
         }
-        self.setup.plan = Bytes::new();
     }
 
     /// This shard's functions are loaded and its reader is open, or why they are not.
@@ -225,7 +248,8 @@ impl Machine {
         self.last_activity_ms = now_ms;
         match result {
             Ok(()) if self.is_initiator() => {
-                self.ready[self.setup.me] = true;
+                let me = self.setup.me;
+                self.ready.get_mut(me).into_iter().for_each(|ready| *ready = true);
                 self.start_if_ready();
             }
             Ok(()) => {
@@ -254,6 +278,14 @@ impl Machine {
         self.last_activity_ms = now_ms;
         match message {
             ExecutionMessage::Prepare { .. } | ExecutionMessage::Progress { .. } => {}
+            // They come one level deep only, see `net`.
+            ExecutionMessage::Several(parts) => {
+                for part in parts {
+                    if !matches!(part, ExecutionMessage::Several(_)) {
+                        self.on_message(from, part, now_ms);
+                    }
+                }
+            }
             ExecutionMessage::Prepared { refusal, .. } => self.on_prepared(from, refusal),
             ExecutionMessage::Start if from == self.setup.initiator => self.on_start(),
             ExecutionMessage::Batch {
@@ -266,7 +298,7 @@ impl Machine {
             }
             ExecutionMessage::EndOfInput { exchange, sequence } => {
                 self.with_exchange(exchange, |e, _| e.on_end(from, sequence));
-                self.wake();
+                self.arrived(exchange);
             }
             ExecutionMessage::Credit { exchange, bytes } => {
                 self.with_exchange(exchange, |e, sends| e.on_credit(from, bytes, sends));
@@ -330,7 +362,7 @@ impl Machine {
                 for batch in errors {
                     self.outcome.errors.extend(batch.texts());
                 }
-                self.wake();
+                self.arrived(exchange);
             }
             Err(why) => self.fail_at(from, &format!("broke the protocol: {why}")),
         }
@@ -390,6 +422,15 @@ impl Machine {
         ));
     }
 
+    /// Ends it if this shard made it and nothing runs yet anywhere; true if it did.
+    pub fn abort_unstarted(&mut self) -> bool {
+        let is_unstarted = matches!(self.phase, Phase::Created | Phase::PendingReceive) && self.is_initiator();
+        if is_unstarted {
+            self.abort();
+        }
+        is_unstarted
+    }
+
     /// RG.ABORTEXECUTION while no thread works on it: ends it here and tells the others.
     pub fn abort(&mut self) {
         if self.phase.is_over() {
@@ -429,6 +470,7 @@ impl Machine {
             Route::Default => self.setup.initiator,
         };
         self.with_exchange(stage as u32, |e, sends| e.emit(to, BatchKind::Records, batch, sends));
+        self.pass();
     }
 
     /// Test of the simulation's own checks: a result that nobody sent.
@@ -502,6 +544,7 @@ impl Machine {
         if stage < self.exchanges.len() {
             self.with_exchange(stage as u32, |e, sends| e.end(initiator, sends));
         }
+        self.pass();
         self.check_complete();
     }
 
@@ -552,6 +595,44 @@ impl Machine {
         }
     }
 
+    /// Something has come for the stage behind an exchange: a worker thread takes it, unless it only passes.
+    fn arrived(&mut self, exchange: u32) {
+        let is_last = exchange as usize + 1 == self.exchanges.len();
+        if is_last && self.pass() {
+            self.check_complete();
+        } else {
+            self.wake();
+        }
+    }
+
+    /// Takes small batches for a last stage that does nothing but to take them. True if a worker thread has nothing
+    /// to do for the stage.
+    fn pass(&mut self) -> bool {
+        let is_on = matches!(self.phase, Phase::Running | Phase::PendingCluster);
+        let last = self.exchanges.len();
+        if !self.passes || !is_on || self.stage_complete[last] {
+            return false;
+        }
+        let mut sends = Vec::new();
+        let exchange = &mut self.exchanges[last - 1];
+        let mut broken = None;
+        while let Some((from, batch)) = exchange.take_small(&mut sends) {
+            match batch.check() {
+                Ok(()) => self.outcome.results.push(batch),
+                Err(e) => broken = Some((from, e)),
+            }
+        }
+        let done = exchange.is_complete();
+        let idle = !exchange.has_input();
+        self.stage_complete[last] = done;
+        let sends = sends.into_iter().map(|(to, message)| Command::Send(to, message));
+        self.commands.extend(sends);
+        if let Some((from, e)) = broken {
+            self.fail_at(from, &format!("sent records that can not be decoded ({e})"));
+        }
+        idle
+    }
+
     fn with_exchange(&mut self, number: u32, f: impl FnOnce(&mut Exchange, &mut Sends)) {
         let mut sends = Vec::new();
         // A number beyond the plan can come only from a broken peer; its message has no effect.
@@ -571,7 +652,11 @@ impl Machine {
             self.phase = Phase::PendingTermination;
             return self.send_initiator(ExecutionMessage::Report);
         }
-        self.reported[self.setup.me] = true;
+        let me = self.setup.me;
+        self.reported
+            .get_mut(me)
+            .into_iter()
+            .for_each(|reported| *reported = true);
         self.phase = Phase::PendingCluster;
         if self.reported.iter().all(|&r| r) {
             for to in self.others() {

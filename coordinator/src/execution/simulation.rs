@@ -2,14 +2,17 @@
 //!
 //! Every run has a seed, which a failure prints; `OXIGEARS_SIM_SEED=<n>` replays one run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{Command, Machine, Phase, Setup};
 use crate::{
     codec::{Cursor, Item, RecordBatch, put_bytes, put_int, tag},
-    message::{ExecutionId, ExecutionMessage},
+    message::{ExecutionId, ExecutionMessage, Work},
     plan::{Mode, Op, Plan, Reader},
     stage::Route,
     topology::NodeId,
@@ -86,16 +89,16 @@ impl Cluster {
         let shards = (0..size).map(|me| {
             let setup = Setup {
                 id: ExecutionId::new(&nodes[0], 7),
-                participants: nodes.clone(),
+                participants: nodes.as_slice().into(),
                 me,
                 initiator: 0,
                 epoch: 1,
-                plan: vec![1].into(),
                 stages: plan.stages(true),
                 idle_limit_ms: IDLE_LIMIT_MS,
             };
             let (left, next) = (records, me as u64 * records);
-            let machine = Machine::new(setup, 0);
+            let work = (me == 0).then(|| Work::Plan(vec![1].into()));
+            let machine = Machine::new(Arc::new(setup), work, 0);
             Shard {
                 machine,
                 left,

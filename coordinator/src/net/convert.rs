@@ -8,8 +8,8 @@ use oxigears_proto::{self as wire, frame::Body};
 use super::convert_registry;
 use crate::{
     codec::RecordBatch,
-    limits::{EXECUTION_ID_BYTES, NODE_ID_BYTES, PARTICIPANTS},
-    message::{BatchKind, ExecutionId, ExecutionMessage, Message},
+    limits::{EXECUTION_ID_BYTES, MESSAGES_IN_ONE, NODE_ID_BYTES, PARTICIPANTS},
+    message::{BatchKind, ExecutionId, ExecutionMessage, Message, Work},
     topology::NodeId,
 };
 
@@ -20,9 +20,12 @@ pub(super) const FRAME_OVERHEAD_BYTES: usize = 4096;
 pub(super) fn payload_mut(message: &mut Message) -> Option<&mut Bytes> {
     match message {
         Message::Execution {
-            body: ExecutionMessage::Prepare { plan, .. },
+            body: ExecutionMessage::Prepare { work, .. },
             ..
-        } => Some(plan),
+        } => Some(match work {
+            Work::Plan(plan) => plan,
+            Work::Registered { input, .. } => &mut input.bytes,
+        }),
         Message::Execution {
             body: ExecutionMessage::Batch { batch, .. },
             ..
@@ -37,23 +40,40 @@ pub(super) fn payload_mut(message: &mut Message) -> Option<&mut Bytes> {
 /// About how many bytes a message takes without its payload; never too few.
 pub(super) fn head_bytes(message: &Message) -> usize {
     let texts = match message {
-        Message::Execution { body, .. } => match body {
-            ExecutionMessage::Prepare { participants, .. } => {
-                participants.iter().map(|id| id.as_str().len() + 4).sum::<usize>()
-            }
-            ExecutionMessage::Prepared {
-                refusal: Some(text), ..
-            }
-            | ExecutionMessage::Abort { reason: text, .. }
-            | ExecutionMessage::Progress { step: text } => text.len(),
-            _ => 0,
-        },
+        Message::Execution { body, .. } => execution_text_bytes(body),
         Message::Query { what, .. } => what.len(),
         Message::Answer { result: Err(text), .. } => text.len(),
         Message::Answer { result: Ok(_), .. } => 0,
         Message::Registry(message) => convert_registry::text_bytes(message),
     };
     texts + FRAME_OVERHEAD_BYTES
+}
+
+fn execution_text_bytes(body: &ExecutionMessage) -> usize {
+    match body {
+        ExecutionMessage::Prepare { participants, work, .. } => {
+            let id = match work {
+                Work::Registered { registration, .. } => registration.len(),
+                Work::Plan(_) => 0,
+            };
+            id + participants.iter().map(|id| id.as_str().len() + 4).sum::<usize>()
+        }
+        ExecutionMessage::Prepared {
+            refusal: Some(text), ..
+        }
+        | ExecutionMessage::Abort { reason: text, .. }
+        | ExecutionMessage::Progress { step: text } => text.len(),
+        // Their batches are part of the head: they are small, and do not travel in pieces.
+        ExecutionMessage::Several(parts) => {
+            let batch = |part: &ExecutionMessage| match part {
+                ExecutionMessage::Batch { batch, .. } => batch.bytes.len(),
+                _ => 0,
+            };
+            let sizes = parts.iter().map(|part| 64 + execution_text_bytes(part) + batch(part));
+            sizes.sum()
+        }
+        _ => 0,
+    }
 }
 
 /// The keep-alive frame.
@@ -88,15 +108,33 @@ fn execution_body(execution: String, body: ExecutionMessage) -> Body {
         ExecutionMessage::Prepare {
             epoch,
             participants,
-            plan,
+            work,
             idle_limit_ms,
-        } => Body::Prepare(wire::Prepare {
-            execution,
-            epoch,
-            participants: participants.iter().map(|id| id.as_str().to_owned()).collect(),
-            plan,
-            idle_limit_ms,
-        }),
+        } => {
+            let (payload, registered) = match work {
+                Work::Plan(plan) => (plan, None),
+                Work::Registered {
+                    registration,
+                    index,
+                    input,
+                } => {
+                    let registered = wire::Registered {
+                        id: registration.as_ref().to_owned(),
+                        index,
+                        records: input.records,
+                    };
+                    (input.bytes, Some(registered))
+                }
+            };
+            Body::Prepare(wire::Prepare {
+                execution,
+                epoch,
+                participants: participants.iter().map(|id| id.as_str().to_owned()).collect(),
+                payload,
+                idle_limit_ms,
+                registered,
+            })
+        }
         ExecutionMessage::Prepared { refusal, retry } => Body::Prepared(wire::Prepared {
             execution,
             refusal,
@@ -137,6 +175,15 @@ fn execution_body(execution: String, body: ExecutionMessage) -> Body {
             user,
         }),
         ExecutionMessage::Progress { step } => Body::Progress(wire::Progress { execution, step }),
+        ExecutionMessage::Several(parts) => Body::Several(wire::Several {
+            execution,
+            parts: parts
+                .into_iter()
+                .map(|part| wire::Frame {
+                    body: Some(execution_body(String::new(), part)),
+                })
+                .collect(),
+        }),
     }
 }
 
@@ -176,7 +223,8 @@ pub(super) fn from_frame(frame: wire::Frame) -> Result<Option<Message>, &'static
 
 fn execution_message(body: Body) -> Result<(String, ExecutionMessage), &'static str> {
     Ok(match body {
-        Body::Prepare(m) => (m.execution, prepare(m.epoch, m.participants, m.plan, m.idle_limit_ms)?),
+        Body::Prepare(m) => prepare(m)?,
+        Body::Several(m) => (m.execution, several(m.parts)?),
         Body::Prepared(m) => (
             m.execution,
             ExecutionMessage::Prepared {
@@ -233,25 +281,50 @@ fn execution_message(body: Body) -> Result<(String, ExecutionMessage), &'static 
     })
 }
 
-fn prepare(
-    epoch: u64,
-    participants: Vec<String>,
-    plan: Bytes,
-    idle_limit_ms: u64,
-) -> Result<ExecutionMessage, &'static str> {
-    if participants.len() > PARTICIPANTS {
+fn prepare(m: wire::Prepare) -> Result<(String, ExecutionMessage), &'static str> {
+    if m.participants.len() > PARTICIPANTS {
         return Err("a plan for more shards than an execution may have");
     }
-    if participants.iter().any(|id| id.is_empty() || id.len() > NODE_ID_BYTES) {
+    if m.participants
+        .iter()
+        .any(|id| id.is_empty() || id.len() > NODE_ID_BYTES)
+    {
         return Err("a plan for a shard without a proper node id");
     }
-    let participants = participants.iter().map(|id| NodeId::new(id)).collect();
-    Ok(ExecutionMessage::Prepare {
-        epoch,
-        participants,
-        plan,
-        idle_limit_ms,
-    })
+    let work = match m.registered {
+        None => Work::Plan(m.payload),
+        Some(r) if r.id.is_empty() || r.id.len() > EXECUTION_ID_BYTES => {
+            return Err("an execution of a registration without a proper id");
+        }
+        Some(r) => Work::Registered {
+            registration: r.id.into(),
+            index: r.index,
+            input: RecordBatch {
+                bytes: m.payload,
+                records: r.records,
+            },
+        },
+    };
+    let body = ExecutionMessage::Prepare {
+        epoch: m.epoch,
+        participants: m.participants.iter().map(|id| NodeId::new(id)).collect(),
+        work,
+        idle_limit_ms: m.idle_limit_ms,
+    };
+    Ok((m.execution, body))
+}
+
+/// Parts are plain messages: none that has parts itself, none that begins an execution.
+fn several(parts: Vec<wire::Frame>) -> Result<ExecutionMessage, &'static str> {
+    if parts.len() > MESSAGES_IN_ONE {
+        return Err("too many messages in one");
+    }
+    let part = |frame: wire::Frame| match frame.body {
+        None | Some(Body::Prepare(_) | Body::Several(_)) => Err("a message that can not be part of another"),
+        Some(body) => execution_message(body).map(|(_, part)| part),
+    };
+    let parts: Result<_, _> = parts.into_iter().map(part).collect();
+    parts.map(ExecutionMessage::Several)
 }
 
 #[cfg(test)]
@@ -275,10 +348,30 @@ mod tests {
         for body in [
             ExecutionMessage::Prepare {
                 epoch: 9,
-                participants,
-                plan: Bytes::from_static(b"p"),
+                participants: participants.clone(),
+                work: Work::Plan(Bytes::from_static(b"p")),
                 idle_limit_ms: 7,
             },
+            ExecutionMessage::Prepare {
+                epoch: 9,
+                participants,
+                work: Work::Registered {
+                    registration: "a-7".into(),
+                    index: u64::MAX,
+                    input: batch.clone(),
+                },
+                idle_limit_ms: 7,
+            },
+            ExecutionMessage::Several(vec![
+                ExecutionMessage::Batch {
+                    exchange,
+                    sequence,
+                    kind: BatchKind::Errors,
+                    batch: batch.clone(),
+                },
+                ExecutionMessage::EndOfInput { exchange, sequence },
+                ExecutionMessage::Report,
+            ]),
             ExecutionMessage::Prepared {
                 refusal: None,
                 retry: false,
@@ -350,6 +443,32 @@ mod tests {
             kind: 2,
             ..Default::default()
         }));
+        for id in [String::new(), "x".repeat(EXECUTION_ID_BYTES + 1)] {
+            let registered = wire::Registered {
+                id,
+                ..Default::default()
+            };
+            refused(Body::Prepare(wire::Prepare {
+                execution: "a-1".into(),
+                registered: Some(registered),
+                ..Default::default()
+            }));
+        }
+        let several = |parts: Vec<wire::Frame>| {
+            Body::Several(wire::Several {
+                execution: "a-1".into(),
+                parts,
+            })
+        };
+        let part = |body| wire::Frame { body: Some(body) };
+        refused(several(vec![part(several(vec![]))]));
+        refused(several(vec![part(Body::Prepare(wire::Prepare::default()))]));
+        refused(several(vec![heartbeat(1)]));
+        refused(several(vec![wire::Frame { body: None }]));
+        refused(several(vec![
+            part(Body::Report(wire::Report::default()));
+            MESSAGES_IN_ONE + 1
+        ]));
         let crowd = vec!["a".to_owned(); PARTICIPANTS + 1];
         refused(Body::Prepare(wire::Prepare {
             execution: "a-1".into(),

@@ -59,10 +59,6 @@ pub(super) fn to_body(message: RegistryMessage) -> Body {
             group: group_bytes(group),
             proposal,
         }),
-        RegistryMessage::Rejoin { group, raft_id } => Body::Rejoin(wire::Rejoin {
-            group: group_bytes(group),
-            raft_id,
-        }),
         RegistryMessage::Ask { ticket, question } => Body::Ask(wire::Ask {
             ticket,
             question: Some(match question {
@@ -102,10 +98,6 @@ pub(super) fn from_body(body: Body) -> Result<Result<RegistryMessage, Body>, &'s
         Body::Forward(m) => RegistryMessage::Forward {
             group: group_id(&m.group)?,
             proposal: m.proposal,
-        },
-        Body::Rejoin(m) => RegistryMessage::Rejoin {
-            group: group_id(&m.group)?,
-            raft_id: m.raft_id,
         },
         Body::Ask(m) => RegistryMessage::Ask {
             ticket: m.ticket,
@@ -157,7 +149,6 @@ mod tests {
             group,
             proposal: bytes.clone(),
         });
-        check(RegistryMessage::Rejoin { group, raft_id: 9 });
         for question in [RegistryQuestion::Check(bytes), RegistryQuestion::Active(5)] {
             check(RegistryMessage::Ask { ticket: 1, question });
         }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::state::{EventSource, RegisterMode, RegistrationId};
+use super::{
+    bounded,
+    state::{EventSource, RegisterMode, RegistrationId},
+};
 use crate::{limits, plan::FnId};
 
 /// Tells repeated copies of one request apart from new ones.
@@ -40,6 +43,7 @@ pub enum Command {
     /// Pauses registrations, all or none.
     Pause {
         /// Which.
+        #[serde(deserialize_with = "bounded::change_list")]
         ids: Vec<RegistrationId>,
         /// Executions that have not started are aborted on each shard.
         abort_pending: bool,
@@ -47,6 +51,7 @@ pub enum Command {
     /// Ends the pause, for all or none.
     Unpause {
         /// Which.
+        #[serde(deserialize_with = "bounded::change_list")]
         ids: Vec<RegistrationId>,
     },
     /// Every shard sets its statistics of all registrations to zero.
@@ -67,6 +72,7 @@ pub struct SessionChange {
     /// ACL user with whose rights it acts; `None`: all rights.
     pub user: Option<String>,
     /// Names of the requirements.
+    #[serde(deserialize_with = "bounded::names")]
     pub requirements: Vec<String>,
     /// If the session exists, replace it.
     pub upgrade: bool,
@@ -75,6 +81,7 @@ pub struct SessionChange {
     /// A running function adds to the session (which is created if it is not there); nothing is replaced.
     pub join: bool,
     /// The registrations, in order.
+    #[serde(deserialize_with = "bounded::change_list")]
     pub registrations: Vec<NewRegistration>,
 }
 
@@ -107,8 +114,12 @@ pub struct Requirement {
     /// Platform that the files are for.
     pub compiled_os: String,
     /// File names.
+    #[serde(deserialize_with = "bounded::names")]
     pub wheels: Vec<String>,
 }
+
+/// A word of a refusal's text.
+pub type Word = &'static str;
 
 /// Why a command changed nothing. The texts are those that clients know.
 #[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -131,13 +142,28 @@ pub enum Refusal {
     #[error("Execution {0} does not exists")]
     UnknownRegistration(String),
     #[error("Reader {reader} does not support {what}")]
-    NotPausable { reader: &'static str, what: &'static str },
+    NotPausable {
+        #[serde(deserialize_with = "bounded::word")]
+        reader: Word,
+        #[serde(deserialize_with = "bounded::word")]
+        what: Word,
+    },
     #[error("a session needs at least one registration")]
     NoRegistrations,
     #[error("{what}: {count} are asked for, at most {most} are allowed")]
-    TooMany { what: &'static str, count: usize, most: usize },
+    TooMany {
+        #[serde(deserialize_with = "bounded::word")]
+        what: Word,
+        count: usize,
+        most: usize,
+    },
     #[error("{what} has {bytes} bytes, at most {most} are allowed")]
-    TooLarge { what: &'static str, bytes: usize, most: usize },
+    TooLarge {
+        #[serde(deserialize_with = "bounded::word")]
+        what: Word,
+        bytes: usize,
+        most: usize,
+    },
     #[error("the request is too old: the registry has moved on by more than {most} changes; try again", most = limits::REMEMBERED_REQUESTS)]
     Stale,
     #[error("the registry is not empty")]

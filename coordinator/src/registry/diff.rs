@@ -23,7 +23,44 @@ pub struct Difference {
 
 impl Difference {
     /// Compares; parts that the two states share cost nothing.
-    pub fn between(_old: &Registry, _new: &Registry) -> Difference {
-        unimplemented!()
+    pub fn between(old: &Registry, new: &Registry) -> Difference {
+        let mut difference = Difference {
+            clear_statistics: old.statistics_epoch != new.statistics_epoch,
+            ..Difference::default()
+        };
+        old.registrations
+            .compare(&new.registrations, |was, is| match (was, is) {
+                (Some(was), Some(is)) if is_only_paused(was, is) => difference.changed.push(is.clone()),
+                _ => {
+                    let abort = |r: &Arc<Registration>| new.tombstones.get(&*r.id).is_some_and(|t| t.abort_pending);
+                    difference.removed.extend(was.map(|r| (r.clone(), abort(r))));
+                    difference.added.extend(is.cloned());
+                }
+            });
+        old.sessions.compare(&new.sessions, |was, is| {
+            let replaced = |was: &&Arc<Session>| is.is_none_or(|is| is.sequence != was.sequence);
+            difference.sessions_removed.extend(was.filter(replaced).cloned());
+            difference.sessions_changed.extend(is.cloned());
+        });
+        difference.removed.sort_unstable_by_key(|(r, _)| r.sequence);
+        difference.added.sort_unstable_by_key(|r| r.sequence);
+        difference.changed.sort_unstable_by_key(|r| r.sequence);
+        difference.sessions_removed.sort_unstable_by_key(|s| s.sequence);
+        difference.sessions_changed.sort_unstable_by_key(|s| s.sequence);
+        difference
     }
+
+    /// Nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        *self == Difference::default()
+    }
+}
+
+/// The same registration; another one can have the same id only if the two states have different histories.
+fn is_only_paused(was: &Registration, is: &Registration) -> bool {
+    let as_it_was = Registration {
+        paused: was.paused,
+        ..is.clone()
+    };
+    as_it_was == *was
 }

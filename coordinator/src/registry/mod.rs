@@ -7,19 +7,23 @@
 //! * `command`: what can be asked, and why it may be refused
 //! * `state`: what is held, and how commands change it
 //! * `shared_map`: the map that makes states cheap to clone
-//! * `encode`: the bytes of a state in snapshots and dumps
+//! * `change`, `rules`: what each command does, and what it must look like
+//! * `encode`, `bounded`: the bytes of states and commands
 //! * `diff`: what a node has to do to get from one state to another
 
+mod bounded;
+mod change;
 mod command;
 mod diff;
 mod encode;
+mod rules;
 mod shared_map;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
-    command::{Command, NewRegistration, Proposal, Refusal, RequestId, Requirement, SessionChange},
+    command::{Command, NewRegistration, Proposal, Refusal, RequestId, Requirement, SessionChange, Word},
     diff::Difference,
     encode::StateError,
     state::{EventSource, FailurePolicy, RegisterMode, Registration, RegistrationId, Registry, Session, Tombstone},

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Command, Proposal, Refusal, Requirement};
-use crate::plan::FnId;
+use super::{
+    Command, Proposal, Refusal, RequestId, Requirement, bounded,
+    shared_map::{SharedFifo, SharedMap},
+};
+use crate::{limits, plan::FnId};
 
 /// `<40 characters>-<number>`: the node that made it, a number that is used once in a cluster's life.
 pub type RegistrationId = Arc<str>;
@@ -26,12 +29,15 @@ pub enum EventSource {
         /// Exact name, or prefix with `*` at its end.
         prefix: Bytes,
         /// Names of events; `None`: all.
+        #[serde(deserialize_with = "bounded::some_names")]
         event_types: Option<Vec<String>>,
         /// Types of keys; `None`: all.
+        #[serde(deserialize_with = "bounded::some_names")]
         key_types: Option<Vec<String>>,
         /// Records hold type and value.
         read_value: bool,
         /// Commands that clients' replies are tied to.
+        #[serde(deserialize_with = "bounded::some_names")]
         commands: Option<Vec<String>>,
     },
     /// Entries of streams.
@@ -49,6 +55,22 @@ pub enum EventSource {
         /// Processed entries are removed.
         trim: bool,
     },
+}
+
+impl EventSource {
+    /// The reader's name as clients know it.
+    pub fn reader(&self) -> &'static str {
+        match self {
+            EventSource::Command { .. } => "CommandReader",
+            EventSource::Keys { .. } => "KeysReader",
+            EventSource::Stream { .. } => "StreamReader",
+        }
+    }
+
+    /// The user can pause it.
+    pub fn is_pausable(&self) -> bool {
+        matches!(self, EventSource::Stream { .. })
+    }
 }
 
 /// What a stream registration does after a failure.
@@ -108,8 +130,10 @@ pub struct Session {
     /// ACL user with whose rights it acts.
     pub user: Option<String>,
     /// Names of its requirements.
+    #[serde(deserialize_with = "bounded::names")]
     pub requirements: Vec<String>,
     /// Ids of its registrations, in order.
+    #[serde(deserialize_with = "bounded::state_list")]
     pub registrations: Vec<RegistrationId>,
 }
 
@@ -124,10 +148,31 @@ pub struct Tombstone {
     pub index: u64,
 }
 
+/// An applied request and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    pub request: RequestId,
+    pub index: u64,
+    pub outcome: Result<(), Refusal>,
+}
+
 /// The state. Cloning is cheap; clones share what they have in common.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Registry {
-    index: u64,
+    pub(super) index: u64,
+    /// Sequences that were given to sessions and registrations.
+    pub(super) made: u64,
+    pub(super) highest_number: u64,
+    pub(super) statistics_epoch: u64,
+    /// Bytes of sessions, registrations and requirements; see `rules`.
+    pub(super) bytes: usize,
+    pub(super) registrations: SharedMap<RegistrationId, Registration>,
+    /// CommandReader registrations by trigger.
+    pub(super) triggers: SharedMap<Bytes, Registration>,
+    pub(super) sessions: SharedMap<Arc<str>, Session>,
+    pub(super) requirements: SharedMap<Arc<str>, Requirement>,
+    pub(super) tombstones: SharedFifo<RegistrationId, Tombstone>,
+    pub(super) remembered: SharedFifo<u128, Remembered>,
 }
 
 impl Registry {
@@ -141,73 +186,122 @@ impl Registry {
         self.index = self.index.max(index);
     }
 
-    /// Applies the command with this index. A repeated request answers what its first copy answered.
-    pub fn apply(&mut self, _index: u64, _proposal: &Proposal) -> Result<(), Refusal> {
-        unimplemented!()
+    /// Applies the command with this index. A repeated request answers what its first copy answered; a refused one
+    /// changes nothing but the index and what is remembered of it.
+    pub fn apply(&mut self, index: u64, proposal: &Proposal) -> Result<(), Refusal> {
+        if let Some(outcome) = self.outcome(proposal.request) {
+            self.advance(index);
+            return outcome;
+        }
+        if index <= self.index {
+            let text = format!("index {index} is applied already, the state is that of {}", self.index);
+            return Err(Refusal::Malformed(text));
+        }
+        let outcome = self.judge_age(index, proposal.basis).and_then(|()| {
+            let mut next = self.clone();
+            next.perform(index, &proposal.command)?;
+            *self = next;
+            Ok(())
+        });
+        self.index = index;
+        self.remember(proposal.request, outcome.clone());
+        outcome
+    }
+
+    /// Refuses requests whose first copy may be forgotten. One that claims to know the future could be handed in again
+    /// for ever.
+    fn judge_age(&self, index: u64, basis: u64) -> Result<(), Refusal> {
+        if basis >= index {
+            let text = format!("it is made for index {basis}, but the registry is at {}", self.index);
+            return Err(Refusal::Malformed(text));
+        }
+        if index - basis > limits::REMEMBERED_REQUESTS {
+            return Err(Refusal::Stale);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, request: RequestId, outcome: Result<(), Refusal>) {
+        let oldest = self.index.saturating_sub(limits::REMEMBERED_REQUESTS);
+        while self.remembered.oldest().is_some_and(|r| r.index < oldest) {
+            self.remembered.pop_oldest();
+        }
+        let remembered = Remembered {
+            request,
+            index: self.index,
+            outcome,
+        };
+        self.remembered.push(request.0, remembered);
     }
 
     /// Whether the command would be refused now; changes nothing.
-    pub fn check(&self, _command: &Command) -> Result<(), Refusal> {
-        unimplemented!()
+    pub fn check(&self, command: &Command) -> Result<(), Refusal> {
+        self.clone().perform(self.index.saturating_add(1), command)
     }
 
     /// The outcome of a request that was applied and is remembered.
-    pub fn outcome(&self, _request: super::RequestId) -> Option<Result<(), Refusal>> {
-        unimplemented!()
+    pub fn outcome(&self, request: RequestId) -> Option<Result<(), Refusal>> {
+        self.remembered.get(&request.0).map(|r| r.outcome.clone())
     }
 
     /// The registration with this id.
-    pub fn registration(&self, _id: &str) -> Option<Arc<Registration>> {
-        unimplemented!()
+    pub fn registration(&self, id: &str) -> Option<Arc<Registration>> {
+        self.registrations.get(id).cloned()
     }
 
     /// All registrations, in the order in which they were made.
     pub fn registrations(&self) -> Vec<Arc<Registration>> {
-        unimplemented!()
+        let mut all: Vec<Arc<Registration>> = self.registrations.values().cloned().collect();
+        all.sort_unstable_by_key(|r| r.sequence);
+        all
     }
 
     /// Number of registrations.
     pub fn registration_count(&self) -> usize {
-        unimplemented!()
+        self.registrations.len()
     }
 
     /// The registration that RG.TRIGGER with this name fires.
-    pub fn trigger(&self, _name: &[u8]) -> Option<Arc<Registration>> {
-        unimplemented!()
+    pub fn trigger(&self, name: &[u8]) -> Option<Arc<Registration>> {
+        self.triggers.get(name).cloned()
     }
 
     /// The session of this name.
-    pub fn session(&self, _name: &str) -> Option<Arc<Session>> {
-        unimplemented!()
+    pub fn session(&self, name: &str) -> Option<Arc<Session>> {
+        self.sessions.get(name).cloned()
     }
 
     /// All sessions, by name.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
-        unimplemented!()
+        let mut all: Vec<Arc<Session>> = self.sessions.values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 
     /// All requirements, by name.
     pub fn requirements(&self) -> Vec<Arc<Requirement>> {
-        unimplemented!()
+        let mut all: Vec<Arc<Requirement>> = self.requirements.values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 
     /// What is remembered of a removed registration; the memory is bounded.
-    pub fn tombstone(&self, _id: &str) -> Option<Tombstone> {
-        unimplemented!()
+    pub fn tombstone(&self, id: &str) -> Option<Tombstone> {
+        self.tombstones.get(id).map(|t| (**t).clone())
     }
 
     /// Highest number of a registration id that was ever seen: new ids are above it.
     pub fn highest_number(&self) -> u64 {
-        unimplemented!()
+        self.highest_number
     }
 
     /// How often statistics were cleared.
     pub fn statistics_epoch(&self) -> u64 {
-        unimplemented!()
+        self.statistics_epoch
     }
 
     /// Nothing was ever registered or imported.
     pub fn is_empty(&self) -> bool {
-        unimplemented!()
+        self.made == 0 && self.highest_number == 0 && self.requirements.len() == 0
     }
 }

@@ -27,6 +27,7 @@ __version__: str
 _B = TypeVar("_B", bound="GearsBuilder")
 _Reader = Literal["KeysReader", "KeysOnlyReader", "StreamReader", "PythonReader", "ShardsIDReader", "CommandReader"]
 _Mode = Literal["async", "async_local"]
+_RegisterMode = Literal["async", "async_local", "sync"]
 _Level = Literal["debug", "verbose", "notice", "warning"]
 _Function = Callable[[Any], Any]
 
@@ -105,8 +106,23 @@ class GearsBuilder:
         fromId: str = "0-0",
     ) -> GearsFuture:
         """Starts an execution. Which keywords count depends on the reader."""
-    def register(self, prefix: str = "*", convertToStr: bool = True, collect: bool = True, **kwargs: Any) -> str:
-        """Registers the pipeline for events."""
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        trigger: str | bytes,
+        mode: _RegisterMode = "async",
+        inorder: bool = False,
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """Registers the pipeline of a CommandReader for `RG.TRIGGER <trigger> ...`; gives the registration's id.
+
+        `onRegistered` is called on each shard when the registration becomes active there, also after a restart,
+        `onUnregistered` when it is gone.
+        """
 
 GB = GearsBuilder
 gearsCtx = GearsBuilder

@@ -3,6 +3,7 @@
 import types
 
 import _oxigears
+from oxigears import registering
 from oxigears.errors import error
 from oxigears.futures import GearsFuture
 
@@ -58,6 +59,7 @@ class GearsBuilder:
         self._default = defaultArg
         self._description = desc
         self._steps = []
+        _oxigears.builder_made()
 
     def _add(self, *step):
         self._steps.append(step)
@@ -167,8 +169,16 @@ class GearsBuilder:
         return GearsFuture(_oxigears.run(reader, self._steps, _is_local(kwargs.get("mode", "async"))))
 
     def register(self, prefix="*", convertToStr=True, collect=True, **kwargs):
-        """Registers the pipeline for events."""
-        raise error("register() is not supported yet")
+        """Registers the pipeline for events; gives the registration's id."""
+        if convertToStr:
+            self._add("str")
+        if collect:
+            self._add("collect")
+        mode = registering.mode(kwargs.get("mode", "async"))
+        on_registered = registering.callback(_is_function, kwargs, "onRegistered")
+        on_unregistered = registering.callback(_is_function, kwargs, "onUnregistered")
+        source = registering.source(self._reader, prefix, mode, kwargs)
+        return _oxigears.register(source, self._steps, mode, self._description, on_registered, on_unregistered)
 
     def _run_reader(self, arg, kwargs):
         match self._reader:

@@ -44,8 +44,6 @@ from oxigears.futures import (
 from oxigears.profiling import profileGetInfo, profilerCreate, profileStart, profileStop
 
 _LEVELS = ("debug", "verbose", "notice", "warning")
-# Python's deepest recursion on a 64 MiB stack, with room for C code in between.
-_DEEPEST_RECURSION = 20_000
 _STACK_BYTES = 64 * 1024 * 1024
 
 
@@ -202,7 +200,7 @@ base_environment = {name: globals()[name] for name in __all__}
 pickling.base_names.update(base_environment)
 
 
-def prepare_process():
+def prepare_process(deepest_recursion):
     """Settings of the interpreter that all scripts share."""
     sys.argv = ["oxigears"]
     output.redirect()
@@ -211,6 +209,6 @@ def prepare_process():
 
     def setrecursionlimit(limit, /):
         # A deeper recursion would run over the end of the thread's stack.
-        set_limit(min(limit, _DEEPEST_RECURSION))
+        set_limit(min(limit, deepest_recursion))
 
     sys.setrecursionlimit = setrecursionlimit

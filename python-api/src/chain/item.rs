@@ -148,7 +148,7 @@ pub(super) unsafe fn key_text(key: Obj) -> Result<Obj, Raised> {
 /// # Safety
 /// The GIL is held.
 #[inline]
-pub(super) unsafe fn is_coroutine(object: &Obj) -> bool {
+pub(crate) unsafe fn is_coroutine(object: &Obj) -> bool {
     // SAFETY: `object` is alive.
     unsafe {
         if ffi::Py_TYPE(object.as_ptr()) != &raw mut ffi::PyCoro_Type {

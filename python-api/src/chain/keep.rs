@@ -9,6 +9,34 @@ use super::{
 use crate::{codec::key_bytes, obj::Obj, runtime::runtime};
 
 impl Kind {
+    /// Forgets what the step keeps. Called with the GIL held.
+    pub(super) fn reset(&mut self) {
+        match self {
+            Kind::Accumulate { kept, .. }
+            | Kind::Fold { kept, .. }
+            | Kind::SortAll { kept, .. }
+            | Kind::DistinctSet { kept } => *kept = None,
+            Kind::ReduceTable { table, .. }
+            | Kind::BatchTable { table, .. }
+            | Kind::FoldTable { table, .. }
+            | Kind::CombineTable { table, .. } => table.clear(),
+            Kind::CountTable { table, .. } | Kind::SumTable { table } => table.clear(),
+            Kind::Limit { seen, .. } => *seen = 0,
+            Kind::CountRecords { records } => *records = 0,
+            Kind::SumCounts { sum, any } => (*sum, *any) = (0, false),
+            Kind::AvgPartial { sum, count } | Kind::AvgFinal { sum, count } => (*sum, *count) = (Sum::Nothing, 0),
+            Kind::Map(_)
+            | Kind::ToStr
+            | Kind::ToFloat
+            | Kind::Filter(_)
+            | Kind::ForEach(_)
+            | Kind::FlatMap(_)
+            | Kind::ExtractKey(_)
+            | Kind::DropKey
+            | Kind::KeyedToDict => {}
+        }
+    }
+
     /// Takes one record into what the step keeps.
     ///
     /// # Safety

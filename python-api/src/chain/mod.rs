@@ -2,7 +2,9 @@
 
 mod build;
 mod drain;
+mod fused;
 mod input;
+mod invoker;
 mod item;
 mod keep;
 mod native;
@@ -14,6 +16,8 @@ mod table;
 
 use std::sync::Arc;
 
+pub use invoker::Invoker;
+pub(crate) use item::is_coroutine;
 use oxigears_coordinator::{
     plan::{Output, Plan, Reader, Stage},
     stage::StageRunner,

@@ -7,14 +7,14 @@ use oxigears_coordinator::{
 use pyo3::prelude::*;
 
 use super::{
+    fused::Closing,
     input::Batch,
     native::{self, NativeInput, Tail, Written},
-    state::{Closing, Slice, State},
+    state::{Slice, State},
 };
 use crate::{
     context::{self, Place},
-    lock, reaper,
-    server::{LogLevel, server},
+    reaper,
 };
 
 /// One stage on one shard.
@@ -36,12 +36,12 @@ impl Runner {
     /// Works natively; `None` if Python is needed.
     fn run_natively(&mut self, sink: &mut dyn StageSink) -> Option<RunState> {
         let state = self.state.as_mut()?;
-        if state.has_pending() {
+        if state.chain.has_pending() {
             return None;
         }
-        if state.closing.is_none() && state.native != NativeInput::None {
+        if state.chain.closing.is_none() && state.native != NativeInput::None {
             if let Some(batch) = self.whole.take()
-                && let Err(text) = native::take_batch(state.native, &mut state.steps, batch, sink)
+                && let Err(text) = native::take_batch(state.native, &mut state.chain.steps, batch, sink)
             {
                 sink.error(text);
             }
@@ -50,11 +50,11 @@ impl Runner {
             }
             state.begin_closing();
         }
-        let closing = state.closing_from_floor()?;
-        if closing.step >= state.steps.len() {
+        let closing = state.chain.closing_from_floor()?;
+        if closing.step >= state.chain.steps.len() {
             return Some(state.finish(sink));
         }
-        let tail = native::tail(&state.steps, closing.step, &state.out)?;
+        let tail = native::tail(&state.chain.steps, closing.step, &state.out)?;
         Some(write(state, closing, tail, sink))
     }
 
@@ -64,16 +64,9 @@ impl Runner {
         };
         Python::attach(|py| {
             let interrupt = state.interrupt.clone();
-            let _entered = context::enter(Place::Step, state.functions.session());
+            let _visit = context::visit(Place::Step, state.functions.session());
             let _running = interrupt.enter(py);
-            let result = state.run_slice(py, sink);
-            if lock::leave_atomic() {
-                server().log(
-                    LogLevel::Warning,
-                    "a step left its atomic block open; the server lock was given back",
-                );
-            }
-            result
+            state.run_slice(py, sink)
         })
     }
 }
@@ -81,7 +74,7 @@ impl Runner {
 /// Writes the table of a step natively; takes the GIL only for keys whose `repr` needs it.
 fn write(state: &mut State, mut closing: Closing, tail: Tail, sink: &mut dyn StageSink) -> RunState {
     let mut slice = Slice::new();
-    let (kind, out) = (&mut state.steps[closing.step].kind, &mut state.out);
+    let (kind, out) = (&mut state.chain.steps[closing.step].kind, &mut state.out);
     let mut go = |python: Option<Python<'_>>, at: &mut usize| {
         native::write_tail(tail, kind, at, out, sink, python, |sink| slice.is_over(sink, 32))
     };
@@ -91,14 +84,14 @@ fn write(state: &mut State, mut closing: Closing, tail: Tail, sink: &mut dyn Sta
     }
     match written {
         Written::All => {
-            state.closing = Some(Closing {
-                step: state.steps.len(),
+            state.chain.closing = Some(Closing {
+                step: state.chain.steps.len(),
                 at: 0,
             });
             state.finish(sink)
         }
         Written::Part | Written::NeedsPython => {
-            state.closing = Some(closing);
+            state.chain.closing = Some(closing);
             RunState::Yield
         }
     }
@@ -140,7 +133,7 @@ impl StageRunner for Runner {
             return Vec::new();
         };
         let mut durations = vec![0; state.locals];
-        for step in &state.steps {
+        for step in &state.chain.steps {
             durations[step.local] += step.spent_ns;
         }
         durations

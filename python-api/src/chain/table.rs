@@ -137,7 +137,9 @@ impl<V> KeyTable<V> {
 
     /// Gives the memory back.
     pub(crate) fn clear(&mut self) {
-        *self = KeyTable::new();
+        if !self.entries.is_empty() {
+            *self = KeyTable::new();
+        }
     }
 }
 

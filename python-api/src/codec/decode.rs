@@ -70,6 +70,16 @@ unsafe fn keyspace_text(
     }
 }
 
+/// An argument of a command: `str`, or `bytearray` if it is not UTF-8. On failure an exception is set.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+pub(crate) unsafe fn argument_text(bytes: &[u8]) -> Option<Obj> {
+    // SAFETY: the GIL is held.
+    unsafe { keyspace_text(bytes, ffi::PyByteArray_FromStringAndSize) }.ok()
+}
+
 #[inline]
 unsafe fn made(ptr: *mut ffi::PyObject) -> Decoded {
     // SAFETY: `ptr` is a new reference or NULL with an exception set.

@@ -4,6 +4,21 @@ mod decode;
 mod encode;
 mod kept;
 
-pub(crate) use decode::{DecodeError, Decoder, new_text};
+use oxigears_coordinator::codec::{RecordBatch, put_head, put_tagged, tag};
+
+pub(crate) use decode::{DecodeError, Decoder, argument_text, new_text};
 pub(crate) use encode::{Encoder, key_bytes};
 pub(crate) use kept::Kept;
+
+/// One record: the list of a command's arguments, `str` or (not UTF-8) `bytearray`. Needs no Python.
+pub fn encode_arguments(args: &[Vec<u8>]) -> RecordBatch {
+    let mut bytes = Vec::with_capacity(8 + args.iter().map(|arg| arg.len() + 8).sum::<usize>());
+    put_head(&mut bytes, tag::LIST, args.len());
+    for arg in args {
+        put_tagged(&mut bytes, tag::TEXT, arg);
+    }
+    RecordBatch {
+        bytes: bytes.into(),
+        records: 1,
+    }
+}

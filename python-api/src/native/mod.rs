@@ -2,8 +2,10 @@
 
 mod atomic;
 mod execute;
+mod register;
 mod run;
 mod session;
+mod table;
 
 use pyo3::{
     prelude::*,
@@ -26,6 +28,8 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(atomic::is_in_atomic_block, &module)?)?;
     module.add_function(wrap_pyfunction!(execute::execute, &module)?)?;
     module.add_function(wrap_pyfunction!(run::run, &module)?)?;
+    module.add_function(wrap_pyfunction!(register::register, &module)?)?;
+    module.add_function(wrap_pyfunction!(builder_made, &module)?)?;
     module.add_function(wrap_pyfunction!(session::get_gears_session, &module)?)?;
     module.add_function(wrap_pyfunction!(session::set_gears_session, &module)?)?;
     module.add_function(wrap_pyfunction!(session::register_gears_thread, &module)?)?;
@@ -59,6 +63,12 @@ fn log(py: Python<'_>, level: &str, message: &Bound<'_, PyString>) {
 fn config_get(py: Python<'_>, key: &Bound<'_, PyString>) -> Option<String> {
     let key = key.to_string_lossy();
     py.detach(|| server().config_get(&key))
+}
+
+/// A builder takes one number of the registration counter.
+#[pyfunction]
+fn builder_made() {
+    server().builder_made();
 }
 
 /// True in a step, which may go on asynchronously.

@@ -2,19 +2,34 @@
 
 use std::{
     cell::Cell,
-    collections::HashMap,
-    sync::{Arc, Once, OnceLock},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Once, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
+use oxigears_coordinator::{
+    codec::{Cursor, Item, RecordBatch},
+    registry::EventSource,
+};
 use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
 
-use crate::{InitOptions, LogLevel, Reply, RunRequest, Server, initialize};
+use crate::{InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, initialize};
 
 pub(super) struct Fake {
     strings: Mutex<HashMap<Vec<u8>, i64>>,
     texts: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     pub(super) log: Mutex<Vec<(LogLevel, String)>>,
     pub(super) started: Mutex<Vec<RunRequest>>,
+    /// Builders that were made.
+    pub(super) builders: AtomicUsize,
+    /// Names of triggers that are taken.
+    pub(super) taken: Mutex<HashSet<Vec<u8>>>,
+    /// Sync triggers, for RG.TRIGGER.
+    pub(super) triggers: Mutex<HashMap<Vec<u8>, Arc<Invoker>>>,
+    /// What `register_now` got.
+    pub(super) registered: Mutex<Vec<RegistrationDraft>>,
     lock: RawMutex,
 }
 
@@ -25,6 +40,10 @@ impl Default for Fake {
             texts: Mutex::default(),
             log: Mutex::default(),
             started: Mutex::default(),
+            builders: AtomicUsize::new(0),
+            taken: Mutex::default(),
+            triggers: Mutex::default(),
+            registered: Mutex::default(),
             lock: RawMutex::INIT,
         }
     }
@@ -72,6 +91,22 @@ impl Server for Fake {
                 Reply::Null,
                 Reply::Error("ERR x\r\n".into()),
             ])),
+            ("rg.trigger", args) => {
+                let invoker = self.triggers.lock().get(&args[0]).cloned();
+                let Some(invoker) = invoker else {
+                    return Err("ERR subcommand not found".into());
+                };
+                // As a module's command on the thread that runs it: with the lock held.
+                while !self.try_lock() {
+                    std::thread::yield_now();
+                }
+                let outcome = invoker.call(args);
+                self.unlock();
+                match outcome.errors.into_iter().next() {
+                    Some(text) => Ok(Reply::Error(text)),
+                    None => Ok(Reply::Array(texts(&outcome.results))),
+                }
+            }
             ("wrong", []) => Ok(Reply::Error("WRONGTYPE Operation against a key\r\n".into())),
             _ => Err(format!("ERR unknown command '{word}'")),
         }
@@ -125,6 +160,52 @@ impl Server for Fake {
         started.push(request);
         Ok(format!("{}-{}", "0".repeat(40), started.len()))
     }
+
+    fn builder_made(&self) {
+        self.builders.fetch_add(1, Relaxed);
+    }
+
+    fn new_registration(
+        &self,
+        _session: &Session,
+        source: &EventSource,
+        earlier: &[RegistrationDraft],
+    ) -> Result<String, String> {
+        if earlier.iter().any(|draft| draft.source == *source) {
+            return Err("trigger already registered in this session".into());
+        }
+        if matches!(source, EventSource::Command { trigger, .. } if self.taken.lock().contains(&trigger[..])) {
+            return Err("trigger already registered".into());
+        }
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        Ok(format!("{}-{}", "0".repeat(40), NUMBER.fetch_add(1, Relaxed)))
+    }
+
+    fn register_now(&self, draft: RegistrationDraft) -> Result<(), String> {
+        assert!(!pyo3_holds_gil(), "register_now is called without the GIL");
+        self.registered.lock().push(draft);
+        Ok(())
+    }
+}
+
+/// Results that are texts.
+fn texts(batches: &[RecordBatch]) -> Vec<Reply> {
+    let mut texts = Vec::new();
+    for batch in batches {
+        let mut cursor = Cursor::new(&batch.bytes);
+        for _ in 0..batch.records {
+            texts.push(match cursor.next_item() {
+                Ok(Item::Str(text)) => Reply::Bulk(text.to_vec()),
+                other => Reply::Error(format!("{other:?}")),
+            });
+        }
+    }
+    texts
+}
+
+fn pyo3_holds_gil() -> bool {
+    // SAFETY: the interpreter is initialised.
+    unsafe { pyo3::ffi::PyGILState_Check() == 1 }
 }
 
 static FAKE: OnceLock<Arc<Fake>> = OnceLock::new();

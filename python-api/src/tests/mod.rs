@@ -7,21 +7,23 @@ mod fake;
 mod operations;
 mod outcomes;
 mod pickling;
+mod registering;
 mod running;
+mod triggers;
 
 use std::{sync::Arc, thread};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
-    plan::Stage,
+    plan::{Plan, Stage},
     stage::{Route, RunState, StageRunner, StageSink},
     topology::Slot,
 };
 use pyo3::prelude::*;
 
 use crate::{
-    ExecContext, Functions, Interrupt, RunRequest, Session, codec::Decoder, compile, init::PYTHON_STACK_BYTES,
-    load_functions, obj::Obj, run_script,
+    ExecContext, Functions, Interrupt, Invoker, RegistrationDraft, RunRequest, Session, codec::Decoder, compile,
+    init::PYTHON_STACK_BYTES, load_functions, obj::Obj, run_script,
 };
 
 /// Runs a test on a thread like the engine's, with the interpreter up.
@@ -189,7 +191,11 @@ fn deliver(
 
 /// The functions as another shard loads them: into a session of its own.
 fn elsewhere(request: &RunRequest, shard: u64) -> Functions {
-    let mut plan = request.plan.clone();
+    loaded_elsewhere(&request.plan, shard)
+}
+
+fn loaded_elsewhere(plan: &Plan, shard: u64) -> Functions {
+    let mut plan = plan.clone();
     assert!(!plan.code.is_empty(), "the plan travels");
     // The nonce follows magic, format and two version bytes.
     for (byte, other) in plan.code[6..14].iter_mut().zip(shard.to_le_bytes()) {
@@ -229,6 +235,28 @@ fn request(script: &str) -> Option<RunRequest> {
     run_script(&session, script.as_bytes())
         .unwrap_or_else(|e| panic!("{script}\n{e}"))
         .run
+}
+
+/// Runs a script that must succeed; gives the registrations that it asked for.
+fn register(script: &str) -> Vec<RegistrationDraft> {
+    let session = Session::create("test", None).unwrap();
+    run_script(&session, script.as_bytes())
+        .unwrap_or_else(|e| panic!("{script}\n{e}"))
+        .registrations
+}
+
+/// Calls a registration as a sync trigger.
+fn invoke(invoker: &Invoker, session: &Arc<Session>, args: &[&[u8]]) -> Outcome {
+    let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
+    let outcome = invoker.call(&args);
+    Outcome {
+        results: outcome.results.iter().flat_map(|batch| show(batch, session)).collect(),
+        errors: outcome.errors,
+    }
+}
+
+fn invoker(draft: &RegistrationDraft) -> Invoker {
+    Invoker::new(&draft.plan, &draft.functions).unwrap()
 }
 
 /// Runs a script with one `run()` on one shard.

@@ -13,6 +13,6 @@ pub fn dumpexecutions(call: &mut Call) {
         reply.bulk(execution.id.as_str().as_bytes());
         reply.bulk(b"status");
         reply.bulk(execution.status.as_bytes());
-        reply.named_int("registered", 0);
+        reply.named_int("registered", i64::from(execution.registered));
     }
 }

@@ -10,7 +10,11 @@ mod getresults;
 mod options;
 mod pyexecute;
 mod python;
+mod registrations;
+mod registry;
+mod sessions;
 mod table;
+mod trigger;
 
 use oxigears_coordinator::execution::Outcome;
 

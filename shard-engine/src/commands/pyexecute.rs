@@ -7,6 +7,7 @@ use crate::{
     identity, mesh,
     module::module,
     redis::{blocked::BlockedClient, register::Call},
+    registrations::{drafts::Replacing, service},
     scripts,
 };
 
@@ -24,13 +25,21 @@ pub fn pyexecute(call: &mut Call) {
         Ok(options) => options,
         Err(text) => return call.reply().error(&text),
     };
+    let replacing = Replacing {
+        name: options.id.unwrap_or_else(random_id),
+        upgrade: options.upgrade || options.replace_with.is_some(),
+        replace: options.replace_with,
+    };
+    if let Err(refusal) = replacing.check(&service().state()) {
+        return call.reply().error(&refusal.to_string());
+    }
     mesh::refresh_topology_if_old(call.guard());
     let user = identity::of_caller(call);
     let code = std::mem::take(&mut call.args[1]);
     let client = BlockedClient::block(call, None);
     module().scripts.submit(scripts::Call {
         code,
-        id: options.id.unwrap_or_else(random_id),
+        replacing,
         description: options.description,
         user,
         unblocking: options.unblocking,
@@ -38,18 +47,7 @@ pub fn pyexecute(call: &mut Call) {
     });
 }
 
-/// Sessions outlive their script only with registrations, which this version does not have: there is never one to
-/// replace.
 fn refuse_later_work(options: options::Options) -> Result<options::Options, String> {
-    if let Some(old) = &options.replace_with {
-        return Err(format!(
-            "Can not replace with {old}, session does not exists. (REPLACE_WITH is not supported yet: sessions need \
-             registrations)"
-        ));
-    }
-    if options.upgrade {
-        return Err("ERR UPGRADE is not supported yet: sessions need registrations".into());
-    }
     if options.force_reinstall || !options.requirements.is_empty() {
         return Err("ERR REQUIREMENTS are not supported yet: install packages into the server's Python".into());
     }

@@ -1,15 +1,43 @@
 //! The table of commands: name, handler, documentation.
 
-use super::{abort, cluster, config, drop, dumpexecutions, getexecution, getresults, pyexecute, python};
+use super::{
+    abort, cluster, config, drop, dumpexecutions, getexecution, getresults, pyexecute, python, registrations, registry,
+    sessions, trigger,
+};
 use crate::redis::{
     lock::ServerLock,
-    register::{Argument, CommandSpec, create},
+    register::{Argument, CommandSpec, create, create_with},
 };
 
 /// Registers every command.
 pub fn register(guard: &ServerLock) -> Result<(), String> {
-    COMMANDS.iter().try_for_each(|command| create(guard, command))
+    COMMANDS.iter().try_for_each(|command| create(guard, command))?;
+    create_with(guard, &TRIGGER, FIRING, (0, 0, 0))?;
+    create_with(guard, &TRIGGER_ON_KEY, FIRING, (2, 2, 1))
 }
+
+/// What these fire may write: while writes are paused the server holds them up.
+const FIRING: &str = "readonly may-replicate";
+
+static TRIGGER: CommandSpec = CommandSpec {
+    name: "rg.trigger",
+    handler: trigger::trigger,
+    summary: "Runs what is registered for a trigger; answers its results, or its first error.",
+    complexity: "That of the registered function.",
+    since: "1.0.0",
+    args: &[Argument::text("trigger"), Argument::texts("argument")],
+};
+
+static TRIGGER_ON_KEY: CommandSpec = CommandSpec {
+    name: "rg.triggeronkey",
+    handler: trigger::triggeronkey,
+    summary: "Runs what is registered for a trigger, on the shard that holds a key.",
+    complexity: "That of the registered function.",
+    since: "1.2.1",
+    args: &[Argument::text("trigger"), Argument::text("key"), Argument::texts("argument")],
+};
+
+const REGISTRATION: Argument = Argument::text("registration_id");
 
 const ID: Argument = Argument::text("execution_id");
 
@@ -78,6 +106,66 @@ static COMMANDS: &[CommandSpec] = &[
         complexity: "O(N) where N is the number of results.",
         since: "1.0.0",
         args: &[ID],
+    },
+    CommandSpec {
+        name: "rg.dumpregistrations",
+        handler: registrations::dumpregistrations,
+        summary: "Lists the registrations that are active on this shard, and what they have done here.",
+        complexity: "O(N) where N is the number of registrations.",
+        since: "1.0.0",
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.unregister",
+        handler: registrations::unregister,
+        summary: "Removes a registration from all shards.",
+        complexity: "O(1)",
+        since: "1.0.0",
+        args: &[REGISTRATION, Argument::flag("abortpending", "ABORTPENDING")],
+    },
+    CommandSpec {
+        name: "rg.pauseregistrations",
+        handler: registrations::pause,
+        summary: "Pauses registrations of streams on all shards, all or none.",
+        complexity: "O(N) where N is the number of ids.",
+        since: "1.2.0",
+        args: &[Argument::flag("abortpending", "ABORTPENDING"), Argument::texts("registration_id")],
+    },
+    CommandSpec {
+        name: "rg.unpauseregistrations",
+        handler: registrations::unpause,
+        summary: "Ends the pause of registrations on all shards, for all or none.",
+        complexity: "O(N) where N is the number of ids.",
+        since: "1.2.0",
+        args: &[Argument::texts("registration_id")],
+    },
+    CommandSpec {
+        name: "rg.clearregistrationsstats",
+        handler: registrations::clear_stats,
+        summary: "Sets what registrations have counted to zero, on all shards.",
+        complexity: "O(N) where N is the number of registrations.",
+        since: "1.2.6",
+        args: &[],
+    },
+    CommandSpec {
+        name: "rg.pydumpsessions",
+        handler: sessions::pydumpsessions,
+        summary: "Lists the sessions that are active on this shard.",
+        complexity: "O(N) where N is the number of sessions and registrations.",
+        since: "1.2.0",
+        args: &[
+            Argument::flag("verbose", "VERBOSE"),
+            Argument::flag("dead", "DEAD"),
+            Argument::options("session", "SESSIONS"),
+        ],
+    },
+    CommandSpec {
+        name: "rg.registry",
+        handler: registry::registry,
+        summary: "Shows how this node takes part in agreeing on sessions and registrations.",
+        complexity: "O(N) where N is the number of nodes.",
+        since: "1.2.0",
+        args: &[Argument::flag("status", "STATUS")],
     },
     CommandSpec {
         name: "rg.configget",

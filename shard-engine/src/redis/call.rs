@@ -4,6 +4,8 @@ use std::{
     cell::Cell,
     ffi::CString,
     ptr::{NonNull, null},
+    thread,
+    time::{Duration, Instant},
 };
 
 use oxigears_coordinator::topology::key_slot;
@@ -15,9 +17,18 @@ use super::{
     call_reply::CallReply,
     context::server_flags,
     ffi::{OwnedString, api},
-    lock::ServerLock,
+    lock::{self, ServerLock},
+    replicate,
     version::at_least,
 };
+
+/// Longest wait for the end of a pause of all writes: twice what the server takes for a fail-over by hand.
+const PAUSE_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two looks.
+const PAUSE_POLL: Duration = Duration::from_millis(5);
+
+/// Commands that are not marked as writes, but may be replicated. The server does not show that mark.
+const MAY_REPLICATE: [&str; 6] = ["EVAL", "EVALSHA", "FCALL", "PFCOUNT", "PUBLISH", "SPUBLISH"];
 
 /// How a command is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,6 +88,8 @@ pub enum CallError {
     NoUserSupport(String),
     #[error("READONLY You can't write against a read only replica.")]
     ReadOnly,
+    #[error("ERR writes are paused (CLIENT PAUSE, or a fail-over is under way): '{0}' changed nothing; try again")]
+    WritesPaused(String),
     #[error("ERR the reply of '{0}' is nested too deeply")]
     TooDeep(String),
     #[error("ERR failed executing command '{command}': {reason}")]
@@ -93,6 +106,47 @@ thread_local! {
 /// This thread is inside a command that `call` runs: nothing may block.
 pub fn in_nested_call() -> bool {
     NESTED.get() > 0
+}
+
+/// What a thread that borrows the lock must know of the lender's calls, so that its own ones run like the lender's.
+pub(super) struct Surroundings {
+    nested: u32,
+    user: *const raw::RedisModuleUser,
+}
+
+// SAFETY: the user is the lender's: it lives until the loan is back, and only the borrower touches it meanwhile.
+unsafe impl Send for Surroundings {}
+
+impl Surroundings {
+    /// Those of this thread.
+    pub(super) fn of_this_thread() -> Surroundings {
+        Surroundings {
+            nested: NESTED.get(),
+            user: CONTEXT_USER.get(),
+        }
+    }
+
+    /// Takes them over until the result is dropped.
+    pub(super) fn enter(&self) -> Entered {
+        Entered {
+            before: Surroundings {
+                nested: NESTED.replace(self.nested),
+                user: CONTEXT_USER.replace(self.user),
+            },
+        }
+    }
+}
+
+/// See `Surroundings::enter`.
+pub(super) struct Entered {
+    before: Surroundings,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        NESTED.set(self.before.nested);
+        CONTEXT_USER.set(self.before.user);
+    }
 }
 
 /// Counts nested calls, also when a panic passes.
@@ -132,7 +186,13 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
         respect_memory_limit: flags.respect_memory_limit && !server.evicts,
         ..flags
     };
-    let format = format_of(flags, flags.respect_read_only && server.read_only);
+    // The server ends itself if a write is replicated while writes are paused.
+    let paused = flags.replicate && replicate::is_paused(guard);
+    if paused && may_replicate(name.as_ref()) {
+        return Err(CallError::WritesPaused(shown));
+    }
+    let read_only = flags.respect_read_only && server.read_only;
+    let format = format_of(flags, read_only || paused);
     let _nested = Nested::enter();
     set_errno(0);
     // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.
@@ -151,9 +211,35 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
     };
     match reply.read() {
         None => Err(CallError::TooDeep(shown)),
-        Some(Reply::Error(text)) => Err(clear_error(text, shown, flags.user)),
+        Some(Reply::Error(text)) => Err(match clear_error(text, shown.clone(), flags.user) {
+            CallError::ReadOnly if paused && !read_only => CallError::WritesPaused(shown),
+            error => error,
+        }),
         Some(value) => Ok(value),
     }
+}
+
+/// Takes the lock and runs `args`. A write waits for the end of a pause of all writes, unless this thread holds the
+/// lock already: then it is an error, because nobody could end the pause.
+pub fn call_patiently<A: AsRef<[u8]>>(args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
+    let deadline = Instant::now() + PAUSE_WAIT;
+    loop {
+        let guard = lock::lock();
+        let outcome = call(&guard, args, flags);
+        let paused = matches!(outcome, Err(CallError::WritesPaused(_)));
+        if !paused || !lock::is_outermost() || Instant::now() >= deadline {
+            return outcome;
+        }
+        drop(guard);
+        thread::sleep(PAUSE_POLL);
+    }
+}
+
+/// The command is no write, but may cause some.
+fn may_replicate(name: &[u8]) -> bool {
+    MAY_REPLICATE
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 /// The command has keys in several slots. The server must not be asked: Valkey 9.1 refuses every later call of the

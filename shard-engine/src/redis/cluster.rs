@@ -52,6 +52,17 @@ pub fn is_enabled(guard: &ServerLock) -> bool {
     server_flags(guard).cluster
 }
 
+/// This server is a replica. A replica of a cluster that has just started does not follow its master yet, but knows that
+/// it is one.
+pub fn is_replica(guard: &ServerLock) -> bool {
+    let flags = server_flags(guard);
+    let by_cluster = || {
+        let me = CString::new(my_id(guard).as_str()).ok()?;
+        node(guard, &me).map(|me| !me.master)
+    };
+    flags.replica || (flags.cluster && by_cluster() == Some(true))
+}
+
 /// The other nodes that this server knows, replicas included; empty outside a cluster.
 pub fn members(guard: &ServerLock) -> Vec<Member> {
     let mut count = 0usize;

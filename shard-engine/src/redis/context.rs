@@ -2,7 +2,10 @@
 
 use redis_module::raw;
 
-use super::{ffi::api, lock::ServerLock};
+use super::{
+    ffi::{api, c_string},
+    lock::ServerLock,
+};
 
 /// Flags of a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,4 +68,18 @@ impl Flags {
 pub fn server_flags(guard: &ServerLock) -> Flags {
     // SAFETY: the guard proves that the lock is held and the context alive.
     unsafe { Flags::of(guard.ctx()) }
+}
+
+/// A number out of INFO; `None` if the server does not show it.
+pub fn server_info(guard: &ServerLock, section: &str, field: &str) -> Option<u64> {
+    let (section, field) = (c_string(section), c_string(field));
+    let mut error = 0;
+    // SAFETY: the lock is held, the texts are C strings; the data is freed here, once.
+    let value = unsafe {
+        let info = api!(RedisModule_GetServerInfo)(guard.ctx(), section.as_ptr());
+        let value = api!(RedisModule_ServerInfoGetFieldUnsigned)(info, field.as_ptr(), &mut error);
+        api!(RedisModule_FreeServerInfo)(guard.ctx(), info);
+        value
+    };
+    (error == 0).then_some(value)
 }

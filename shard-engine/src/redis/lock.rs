@@ -1,18 +1,23 @@
 //! The server lock as a token: a function that needs the lock takes a `ServerLock`.
 //!
 //! The lock is re-entrant per thread. Inside a callback of the server (command, timer, event) it is held already.
-//! A thread that waits here must not hold the GIL.
+//! A thread that waits here must not hold the GIL. Who holds the lock can lend it to another thread (`lend`).
 
 use std::{
     cell::Cell,
     marker::PhantomData,
     ptr::null_mut,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, Ordering},
+    },
 };
+
+use parking_lot::{Condvar, Mutex};
 
 use redis_module::raw;
 
-use super::ffi::api;
+use super::{call::Surroundings, ffi::api, replicate};
 
 /// Proof that this thread holds the server lock; one hold is given back when it is dropped.
 pub struct ServerLock {
@@ -76,6 +81,12 @@ pub fn is_held() -> bool {
     state.depth > 0 || state.callbacks > 0
 }
 
+/// This thread took the lock once, itself: giving that back sets it free.
+pub(super) fn is_outermost() -> bool {
+    let state = STATE.get();
+    state.depth == 1 && state.callbacks == 0 && state.owned
+}
+
 /// Takes the lock without a guard; `exit` gives it back, on the same thread.
 pub fn enter() {
     let mut state = STATE.get();
@@ -101,6 +112,21 @@ pub fn try_enter() -> bool {
     }
     state.depth += 1;
     STATE.set(state);
+    true
+}
+
+/// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that needs
+/// waiting, and not while writes are paused.
+pub fn try_enter_unpaused() -> bool {
+    if !try_enter() {
+        return false;
+    }
+    let guard = ServerLock { _not_send: PhantomData };
+    if is_outermost() && replicate::is_paused(&guard) {
+        return false;
+    }
+    // The hold stays.
+    std::mem::forget(guard);
     true
 }
 
@@ -140,5 +166,100 @@ pub(super) struct Callback {
 impl Drop for Callback {
     fn drop(&mut self) {
         STATE.set(self.before);
+    }
+}
+
+/// Another thread acts as the holder of the lock until it is done, while this one waits for it. `start` hands the loan
+/// over; this returns once the loan is used up or dropped, wherever that happens.
+pub fn lend(_guard: &ServerLock, start: impl FnOnce(Loan)) {
+    let back = Arc::new(Back::default());
+    start(Loan {
+        back: back.clone(),
+        surroundings: Surroundings::of_this_thread(),
+    });
+    back.wait();
+}
+
+/// The right to act as the holder of the lock, once, on any thread. Dropping it gives the lock back to the lender.
+pub struct Loan {
+    back: Arc<Back>,
+    surroundings: Surroundings,
+}
+
+impl Loan {
+    /// Runs `work` as if the lender did: commands run as they would there.
+    pub fn run<R>(self, work: impl FnOnce(&ServerLock) -> R) -> R {
+        // Both are put back before `self` is dropped and the lender goes on, also when `work` panics.
+        let _callback = enter_callback();
+        let _surroundings = self.surroundings.enter();
+        work(&lock())
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.back.set();
+    }
+}
+
+/// The lender waits here.
+#[derive(Default)]
+struct Back {
+    given: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Back {
+    fn set(&self) {
+        // Notified under the lock: the lender may not go on and free this before.
+        let mut given = self.given.lock();
+        *given = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut given = self.given.lock();
+        while !*given {
+            self.changed.wait(&mut given);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn who_borrows_holds_the_lock_and_gives_it_back() {
+        let lender = enter_callback();
+        let guard = lock();
+        let (sender, receiver) = mpsc::channel::<Loan>();
+        let borrower = thread::spawn(move || {
+            let loan = receiver.recv().expect("a loan");
+            let inside = loan.run(|_| (is_held(), exit(), is_held()));
+            (inside, is_held())
+        });
+        lend(&guard, |loan| sender.send(loan).expect("the borrower waits"));
+        let seen = borrower.join().expect("no panic");
+        // It gives back what `run` took for it, but not the lender's own hold.
+        assert_eq!(seen, ((true, true, true), false));
+        assert!(is_held());
+        drop(guard);
+        drop(lender);
+        assert!(!is_held());
+    }
+
+    #[test]
+    fn a_loan_that_is_dropped_or_panics_goes_back() {
+        let _lender = enter_callback();
+        let guard = lock();
+        lend(&guard, drop);
+        lend(&guard, |loan| {
+            let borrower = thread::spawn(move || loan.run(|_| panic!("on purpose")));
+            assert!(borrower.join().is_err());
+        });
+        assert!(is_held());
     }
 }

@@ -7,10 +7,12 @@
 //! * `blocked`, `reply`, `records`: answering clients
 //! * `keyspace`, `key`: scanning and reading keys
 //! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
+//! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
 
+pub mod aux_data;
 pub mod blocked;
 mod bus;
 pub mod call;
@@ -18,6 +20,7 @@ mod call_reply;
 pub mod cluster;
 mod command_info;
 pub mod context;
+pub mod events;
 mod ffi;
 pub mod info;
 pub mod key;
@@ -27,6 +30,7 @@ pub mod lock;
 pub mod log;
 mod records;
 pub mod register;
+pub mod replicate;
 pub mod reply;
 mod slots;
 pub mod timer;

@@ -77,6 +77,12 @@ impl ReplyWriter {
         unsafe { api!(RedisModule_ReplyWithLongLong)(self.ctx, n) };
     }
 
+    /// A double; for RESP2 its text.
+    pub fn double(&mut self, x: f64) {
+        // SAFETY: see `new`.
+        unsafe { api!(RedisModule_ReplyWithDouble)(self.ctx, x) };
+    }
+
     /// A null.
     pub fn null(&mut self) {
         // SAFETY: see `new`.

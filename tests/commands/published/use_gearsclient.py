@@ -20,7 +20,11 @@ def main(port):
     numbers, errors = keys.map(lambda record: int(record["value"])).sort().run()
     counted, _ = builder(client, "KeysReader", "client:*").countby(lambda record: int(record["value"]) % 2).run()
     failed = builder(client, "ShardsIDReader").map(lambda record: record.nothing).run()
+    suffix = "!"
+    made = builder(client, "CommandReader").map(lambda record: record[1] + suffix).register(trigger="published")
     return {
+        "made": made.decode(),
+        "answer": [one.decode() for one in client.execute_command("RG.TRIGGER", "published", "a")],
         "numbers": numbers,
         "errors": len(errors),
         "counted": sorted([record["key"], record["value"]] for record in counted),

@@ -4,8 +4,10 @@ import json
 import sys
 
 import redgrease.client
+import redis
 from redgrease.data import ExecLocality
 
+TRIGGER = "GB('CommandReader').map(lambda x: x[1]).register(trigger='published', mode='sync')"
 ERROR_SCRIPT = "GB('ShardsIDReader').map(lambda x: y).run()"
 
 
@@ -68,6 +70,18 @@ def cluster_info(gears):
     return {"my_id": text(info.my_id), "shards": shards}
 
 
+def registrations(gears, port):
+    """Its reader of RG.DUMPREGISTRATIONS knows only the shape of servers up to 1.2.1: the id is read without it."""
+    made = gears.pyexecute(TRIGGER)
+    ids = [row[1] for row in redis.Redis(host="127.0.0.1", port=port).execute_command("RG.DUMPREGISTRATIONS")]
+    return {
+        "made": repr(getattr(made, "value", made)),
+        "answer": text(gears.trigger("published", "a").value),
+        "again": refusal(gears, TRIGGER)["class"],
+        "removed": [gears.unregister(one) for one in ids],
+    }
+
+
 def main(port):
     client = redgrease.client.Redis(host="127.0.0.1", port=port)
     gears = client.gears
@@ -83,6 +97,7 @@ def main(port):
         "execution": execution_commands(gears),
         "config": config_commands(gears),
         "cluster": cluster_info(gears),
+        "registrations": registrations(gears, port),
         "refreshed": gears.refreshcluster(),
         "stats": [stats.TotalAllocated, stats.PeakAllocated, stats.CurrAllocated],
     }

@@ -1,1 +1,3 @@
 //! Groups on a simulated network, disk and clock.
+
+pub(super) mod disk;

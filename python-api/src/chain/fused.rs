@@ -1,0 +1,220 @@
+//! The fused steps of a stage: how records move through them with the GIL held. Knows nothing of where records come
+//! from and where they go.
+
+use std::time::Instant;
+
+use pyo3::{ffi, prelude::*};
+
+use super::{
+    drain::Drained,
+    item::{Item, add_traceback},
+    step::{Flow, Step},
+};
+use crate::{errors::take_error_text, obj::Obj};
+
+/// Takes what has passed all steps.
+pub(super) trait Exit {
+    /// Takes a record.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    unsafe fn put(&mut self, py: Python<'_>, item: &Item);
+    /// Takes the text of an error record.
+    fn error(&mut self, text: String);
+    /// The chain should pause; asked once per record or emission, answered from what is known at every `every`th.
+    fn is_over(&mut self, every: u32) -> bool;
+}
+
+/// A list whose elements go on one by one.
+struct Pending {
+    list: Obj,
+    at: ffi::Py_ssize_t,
+    /// The step that takes them.
+    next: usize,
+}
+
+/// Emission of what the accumulating steps keep.
+#[derive(Clone, Copy)]
+pub(super) struct Closing {
+    /// The step that emits.
+    pub(super) step: usize,
+    /// Its next emission.
+    pub(super) at: usize,
+}
+
+/// The steps, and what is under way between them. Holds Python objects: dropped only with the GIL held.
+pub(super) struct Chain {
+    pub(super) steps: Vec<Step>,
+    stack: Vec<Pending>,
+    profile: bool,
+    /// Steps before this one get no more records: a limit behind them is satisfied.
+    floor: usize,
+    pub(super) closing: Option<Closing>,
+}
+
+impl Chain {
+    pub(super) fn new(steps: Vec<Step>, profile: bool) -> Chain {
+        Chain {
+            steps,
+            stack: Vec::new(),
+            profile,
+            floor: 0,
+            closing: None,
+        }
+    }
+
+    /// A limit wants no more records.
+    pub(super) fn is_satisfied(&self) -> bool {
+        self.floor > 0
+    }
+
+    /// Elements of lists wait.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.stack.is_empty()
+    }
+
+    /// Input has ended; emission begins.
+    pub(super) fn begin_closing(&mut self) {
+        self.closing.get_or_insert(Closing { step: 0, at: 0 });
+    }
+
+    /// Where emission goes on: steps before the satisfied one have nothing to emit.
+    pub(super) fn closing_from_floor(&self) -> Option<Closing> {
+        let closing = self.closing?;
+        match closing.step < self.floor {
+            true => Some(Closing {
+                step: self.floor,
+                at: 0,
+            }),
+            false => Some(closing),
+        }
+    }
+
+    /// Takes a record through the steps from number `i` on.
+    #[inline]
+    pub(super) fn push(&mut self, py: Python<'_>, mut i: usize, mut item: Item, exit: &mut impl Exit) {
+        loop {
+            let Some(step) = self.steps.get_mut(i) else {
+                // SAFETY: the GIL is held.
+                return unsafe { exit.put(py, &item) };
+            };
+            let start = self.profile.then(Instant::now);
+            // SAFETY: the GIL is held; the owner of the chain keeps the callbacks alive.
+            let flow = unsafe { step.kind.apply(item) };
+            if let Some(start) = start {
+                step.spent_ns += start.elapsed().as_nanos() as u64;
+            }
+            match flow {
+                Flow::Next(next) => {
+                    item = next;
+                    i += 1;
+                }
+                Flow::Gone => return,
+                other => return self.settle(py, i, other, exit),
+            }
+        }
+    }
+
+    /// Ends the way of a record that became something else at step `i`.
+    fn settle(&mut self, py: Python<'_>, i: usize, flow: Flow, exit: &mut impl Exit) {
+        match flow {
+            Flow::Next(item) => self.push(py, i + 1, item, exit),
+            Flow::Gone => {}
+            Flow::List(list) => self.stack.push(Pending {
+                list,
+                at: 0,
+                next: i + 1,
+            }),
+            Flow::Failed => exit.error(take_error_text(py)),
+            Flow::Broken => {
+                add_traceback(py);
+                exit.error(take_error_text(py));
+            }
+            Flow::Refused(text) => exit.error(text.to_owned()),
+            Flow::Satisfied => {
+                self.floor = self.floor.max(i + 1);
+                // What would only reach the satisfied step is not needed.
+                let floor = self.floor;
+                self.stack.retain(|pending| pending.next >= floor);
+            }
+        }
+    }
+
+    /// Sends the elements of flattened lists on, innermost list first; false if the chain should pause.
+    #[inline]
+    pub(super) fn drain_stack(&mut self, py: Python<'_>, exit: &mut impl Exit) -> bool {
+        while let Some(top) = self.stack.last_mut() {
+            let list = top.list.as_ptr();
+            // SAFETY: the GIL is held; the index is below the size, which is read anew because callbacks may change
+            // the list.
+            let value = unsafe {
+                match top.at < ffi::PyList_GET_SIZE(list) {
+                    true => Some(Obj::from_borrowed(ffi::PyList_GET_ITEM(list, top.at))),
+                    false => None,
+                }
+            };
+            let Some(value) = value else {
+                self.stack.pop();
+                continue;
+            };
+            top.at += 1;
+            let next = top.next;
+            self.push(py, next, Item::plain(value), exit);
+            if exit.is_over(32) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// One emission of the step that is being closed; false if all steps are closed.
+    pub(super) fn emit_next(&mut self, py: Python<'_>, exit: &mut impl Exit) -> bool {
+        let Some(mut closing) = self.closing_from_floor() else {
+            return false;
+        };
+        self.closing = Some(closing);
+        let Some(step) = self.steps.get_mut(closing.step) else {
+            return false;
+        };
+        let start = self.profile.then(Instant::now);
+        // SAFETY: the GIL is held; the owner of the chain keeps the callbacks alive.
+        let drained = unsafe { step.kind.drain(py, &mut closing.at) };
+        if let Some(start) = start {
+            step.spent_ns += start.elapsed().as_nanos() as u64;
+        }
+        match drained {
+            Drained::Some(flow) => {
+                self.closing = Some(closing);
+                self.settle(py, closing.step, flow, exit);
+            }
+            Drained::Empty => {
+                self.closing = Some(Closing {
+                    step: closing.step + 1,
+                    at: 0,
+                })
+            }
+        }
+        true
+    }
+
+    /// Takes one record from the first step to the end, with all that comes after it, and forgets everything.
+    #[inline]
+    pub(super) fn run_one(&mut self, py: Python<'_>, item: Item, exit: &mut impl Exit) {
+        self.push(py, 0, item, exit);
+        self.drain_stack(py, exit);
+        self.begin_closing();
+        while self.emit_next(py, exit) {
+            self.drain_stack(py, exit);
+        }
+        self.reset();
+    }
+
+    /// As new.
+    fn reset(&mut self) {
+        self.stack.clear();
+        (self.floor, self.closing) = (0, None);
+        for step in &mut self.steps {
+            step.kind.reset();
+        }
+    }
+}

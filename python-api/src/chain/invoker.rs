@@ -1,0 +1,162 @@
+//! Sync triggers: one record from a client's arguments through the steps at once, on the thread that asks.
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    execution::Outcome,
+    plan::{Plan, Stage},
+};
+use parking_lot::Mutex;
+use pyo3::{ffi, prelude::*};
+
+use super::{
+    build,
+    fused::{Chain, Exit},
+    item::{Item, Raised},
+};
+use crate::{
+    codec::{Encoder, argument_text},
+    context::{self, Place},
+    errors::take_error_text,
+    functions::Functions,
+    obj::Obj,
+};
+
+/// Chains that wait for their next call; more than one is in use only when triggers call each other.
+const IDLE_CHAINS: usize = 16;
+
+/// The steps of a plan that runs on this shard only, ready to be called. May be called by any thread, also by a
+/// thread that it is running on.
+pub struct Invoker {
+    stage: Stage,
+    functions: Functions,
+    encoder: Encoder,
+    /// Hold no Python objects while they are here.
+    idle: Mutex<Vec<Chain>>,
+}
+
+// SAFETY: raw pointers are functions and globals, which `functions` keeps alive; they are touched only with the GIL
+// held.
+unsafe impl Send for Invoker {}
+// SAFETY: as above; a chain is used by one call at a time.
+unsafe impl Sync for Invoker {}
+
+impl Invoker {
+    /// Compiles the steps of a plan that stays on this shard.
+    pub fn new(plan: &Plan, functions: &Functions) -> Result<Invoker, String> {
+        let mut stages = plan.stages(false);
+        let (Some(stage), true) = (stages.pop(), stages.is_empty()) else {
+            return Err("the plan has more than one stage, so it can not run on one shard alone".to_owned());
+        };
+        let invoker = Invoker {
+            encoder: Encoder {
+                globals: functions.session().globals().as_ptr(),
+                is_result: true,
+                opaque: true,
+                kept: std::ptr::null(),
+            },
+            functions: functions.clone(),
+            stage,
+            idle: Mutex::default(),
+        };
+        let chain = invoker.chain()?;
+        invoker.idle.lock().push(chain);
+        Ok(invoker)
+    }
+
+    fn chain(&self) -> Result<Chain, String> {
+        Ok(Chain::new(build::steps(&self.stage.locals, &self.functions)?, false))
+    }
+
+    /// Runs the steps with the record `[args...]`. Takes the GIL, unless this thread has it.
+    pub fn call(&self, args: &[Vec<u8>]) -> Outcome {
+        let mut exit = ToOutcome {
+            encoder: &self.encoder,
+            bytes: Vec::new(),
+            records: 0,
+            errors: Vec::new(),
+        };
+        Python::attach(|py| {
+            let _visit = context::visit(Place::Step, self.functions.session());
+            // SAFETY: the GIL is held.
+            match unsafe { record(args) } {
+                Ok(record) => self.run(py, Item::plain(record), &mut exit),
+                Err(Raised) => exit.error(take_error_text(py)),
+            }
+        });
+        exit.into_outcome()
+    }
+
+    fn run(&self, py: Python<'_>, item: Item, exit: &mut ToOutcome<'_>) {
+        let idle = self.idle.lock().pop();
+        let mut chain = match idle.map_or_else(|| self.chain(), Ok) {
+            Ok(chain) => chain,
+            Err(text) => return exit.error(text),
+        };
+        chain.run_one(py, item, exit);
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_CHAINS {
+            idle.push(chain);
+        }
+    }
+}
+
+/// A list of the arguments: `str`, or `bytearray` if the bytes are not UTF-8.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn record(args: &[Vec<u8>]) -> Result<Obj, Raised> {
+    // SAFETY: the GIL is held; the list has room for all items, each is set once, unset ones are NULL.
+    unsafe {
+        let list = Obj::from_owned(ffi::PyList_New(args.len() as ffi::Py_ssize_t)).ok_or(Raised)?;
+        for (i, arg) in args.iter().enumerate() {
+            let text = argument_text(arg).ok_or(Raised)?;
+            ffi::PyList_SET_ITEM(list.as_ptr(), i as ffi::Py_ssize_t, text.into_ptr());
+        }
+        Ok(list)
+    }
+}
+
+/// Gathers what a call gives.
+struct ToOutcome<'a> {
+    encoder: &'a Encoder,
+    bytes: Vec<u8>,
+    records: u32,
+    errors: Vec<String>,
+}
+
+impl Exit for ToOutcome<'_> {
+    #[inline]
+    unsafe fn put(&mut self, py: Python<'_>, item: &Item) {
+        // SAFETY: the GIL is held; the item is alive.
+        match unsafe { self.encoder.encode(&mut self.bytes, item.value.as_ptr()) } {
+            Ok(()) => self.records += 1,
+            Err(_) => self.errors.push(take_error_text(py)),
+        }
+    }
+
+    fn error(&mut self, text: String) {
+        self.errors.push(text);
+    }
+
+    #[inline]
+    fn is_over(&mut self, _every: u32) -> bool {
+        false
+    }
+}
+
+impl ToOutcome<'_> {
+    fn into_outcome(self) -> Outcome {
+        let mut outcome = Outcome {
+            results: Vec::new(),
+            errors: self.errors,
+        };
+        if self.records > 0 {
+            outcome.results.push(RecordBatch {
+                bytes: self.bytes.into(),
+                records: self.records,
+            });
+        }
+        outcome
+    }
+}

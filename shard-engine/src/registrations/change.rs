@@ -1,0 +1,146 @@
+//! Making a change of the registry: handed to the group, or to the activation thread of a server that is alone.
+//!
+//! Nothing here waits: who wants to know the outcome gives a closure.
+
+use std::{sync::Arc, time::Duration};
+
+use oxigears_coordinator::{
+    consensus::ProposeError,
+    limits as bounds,
+    message::RegistryQuestion,
+    registry::{Command, Refusal},
+};
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use super::{limits, registrations};
+use crate::{
+    module::module,
+    redis::{lock::ServerLock, log},
+};
+
+/// Why a change was not made, or may not have been made.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The registry refuses it: nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Anything else; the text tells what is known of the outcome.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<ProposeError> for Failure {
+    fn from(error: ProposeError) -> Failure {
+        match error {
+            ProposeError::Refused(refusal) => Failure::Refused(refusal),
+            other => Failure::Failed(other.to_string()),
+        }
+    }
+}
+
+/// What a replica answers to changes.
+pub const READONLY: &str = "READONLY You can't write against a read only replica.";
+
+/// Hears how a change ended. Called on any thread: it must not block.
+pub type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
+
+/// Makes a change. `done` hears of success when the change is active here and, as far as they answer in time, on the
+/// other masters.
+pub fn make(command: Command, done: Done) {
+    let state = registrations();
+    if !state.service.is_group() {
+        return state.activation.change(command, done);
+    }
+    propose(command, done);
+}
+
+/// The same in a group.
+pub fn propose(command: Command, done: Done) {
+    let then = Box::new(move |outcome: Result<u64, ProposeError>| match outcome {
+        Ok(index) => settle(index, Box::new(move || done(Ok(())))),
+        Err(e) => done(Err(e.into())),
+    });
+    registrations().service.propose(command, then);
+}
+
+/// Calls `then` once the state of `index` is active here and on the connected masters, or their time is up.
+fn settle(index: u64, then: Box<dyn FnOnce() + Send>) {
+    let state = registrations();
+    // Two parties: this node, and all the others.
+    let last = Arc::new(Mutex::new((2, Some(then))));
+    let party = |last: Arc<Mutex<(u32, Option<Box<dyn FnOnce() + Send>>)>>| {
+        move || {
+            let then = {
+                let mut last = last.lock();
+                last.0 -= 1;
+                if last.0 > 0 {
+                    return;
+                }
+                last.1.take()
+            };
+            if let Some(then) = then {
+                then();
+            }
+        }
+    };
+    let (here, there) = (party(last.clone()), party(last));
+    let question = RegistryQuestion::Active(index);
+    let peers = state.spread.connected_masters();
+    state
+        .spread
+        .ask(peers, question, bounds::ACTIVATION_WAIT, Box::new(move |_| there()));
+    let wait = limits::OWN_ACTIVATION_WAIT;
+    let then = move |active: bool| {
+        if !active {
+            log::warning(&format!(
+                "a change of the registry was made but is not active here after {} ms: is the interpreter or the server busy?",
+                wait.as_millis()
+            ));
+        }
+        here();
+    };
+    state.activation.when_active(index, wait, Box::new(then));
+}
+
+/// Makes a change where nobody may wait. Done at once on a server that is alone; refused in a group.
+pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failure> {
+    let state = registrations();
+    if state.service.is_group() {
+        return Err(Failure::Failed(
+            "ERR in a cluster this command waits for other nodes and can not be called from a transaction, a script or a \
+             function"
+                .into(),
+        ));
+    }
+    state.activation.remove_here(guard, command).map(drop)
+}
+
+/// Makes a change and waits for its end. For threads that may block, without GIL and server lock.
+pub fn make_and_wait(command: Command) -> Result<(), Failure> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // The receiver is gone only if this thread is.
+    make(
+        command,
+        Box::new(move |outcome| {
+            let _ = sender.send(outcome);
+        }),
+    );
+    // Longer than all that `make` waits for: it always answers.
+    let most: Duration = bounds::PROPOSE_TIMEOUT + limits::OWN_ACTIVATION_WAIT + bounds::ACTIVATION_WAIT;
+    receiver.recv_timeout(most).unwrap_or_else(|_| {
+        Err(Failure::Failed(
+            "TIMEOUT it is unknown whether the change was made; look with RG.DUMPREGISTRATIONS".into(),
+        ))
+    })
+}
+
+/// How the refusal of a shard reads for clients.
+pub fn refusal_of(shard: &str, reason: &str) -> String {
+    format!("ERR shard-{shard}: {reason}")
+}
+
+/// The same for a refusal by the registry itself.
+pub fn own_refusal(refusal: &Refusal) -> String {
+    refusal_of(module().engine.topology().me.as_str(), &refusal.to_string())
+}

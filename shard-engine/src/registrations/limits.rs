@@ -1,0 +1,30 @@
+//! The bounds of this folder in one table. Units are in the names; those of the engine are in the coordinator's table.
+
+use std::time::Duration;
+
+/// Pause between two looks at deadlines.
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A command that can not be parked waits this long for the interpreter before it answers that it is busy.
+pub const INTERPRETER_WAIT: Duration = Duration::from_millis(50);
+/// RG.TRIGGER of a registration that is known but not active here yet waits this long.
+pub const TRIGGER_WAIT: Duration = Duration::from_secs(10);
+/// The answer to a change waits this long for its activation on the node that was asked.
+pub const OWN_ACTIVATION_WAIT: Duration = Duration::from_secs(4);
+/// Those who may wait for an activation at the same time.
+pub const WAITERS: usize = 100_000;
+/// Questions to peers that may be open.
+pub const OPEN_QUESTIONS: usize = 4096;
+/// Functions that were loaded for a change that may come.
+pub const PREPARED: usize = 40_000;
+/// Life of such functions.
+pub const PREPARED_LIFE: Duration = Duration::from_secs(30);
+/// Other shards may start executions of a removed registration for so long: those that have not heard of it yet.
+pub const RETIRED_LIFE: Duration = Duration::from_secs(5);
+/// Removed registrations that are kept for that.
+pub const RETIRED: usize = 1000;
+/// Rounds in which the activation loads functions outside the server lock before it loads the rest inside.
+pub const LOADING_ROUNDS: usize = 5;
+/// Changes that may wait for the activation thread on a server that is alone.
+pub const WAITING_CHANGES: usize = 4096;
+/// Pause before a group that could not be started is tried again.
+pub const GROUP_RETRY: Duration = Duration::from_secs(5);

@@ -1,0 +1,181 @@
+//! What is registered, as it lives on this shard: active registrations, their statistics, their triggers.
+//!
+//! The coordinator's registry says what there is; this folder makes it work here. It never decides about changes of the
+//! cluster, and never writes to disk.
+//!
+//! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
+//! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
+//! * `trigger`, `sync`: firing
+//! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
+//!   `prepared`: functions that wait for it
+//! * `group`: taking part in the cluster's group
+//! * `describe`: what clients see
+
+pub mod activation;
+mod active;
+pub mod change;
+pub mod describe;
+pub mod drafts;
+pub mod group;
+mod limits;
+mod prepared;
+pub mod spread;
+mod stats;
+mod sync;
+mod table;
+pub mod trigger;
+mod turns;
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use oxigears_coordinator::{
+    consensus::{RegistryHost, RegistryService},
+    message::{Message, RegistryMessage},
+    net::LogLevel,
+    registry::{Command, Refusal, Registry},
+    topology::NodeId,
+};
+
+pub use self::active::Active;
+use self::{activation::Activation, spread::Spread, sync::Helpers};
+use crate::{
+    mesh::{self, mesh},
+    module::module,
+    redis::{
+        context::server_flags,
+        lock::ServerLock,
+        log, timer,
+    },
+};
+
+/// All of it.
+pub struct Registrations {
+    /// The registry.
+    pub service: Arc<RegistryService>,
+    /// What is active here.
+    pub activation: Activation,
+    /// Questions to other masters.
+    pub spread: Spread,
+    helpers: Helpers,
+    master: AtomicBool,
+}
+
+static REGISTRATIONS: OnceLock<Registrations> = OnceLock::new();
+
+/// All of it. Nothing of it is used before `start`.
+pub fn registrations() -> &'static Registrations {
+    REGISTRATIONS.get().expect("the module is loaded")
+}
+
+/// Makes everything, without starting what works on its own. At load, before commands and events can come.
+pub fn create(guard: &ServerLock) -> Result<(), String> {
+    let all = Registrations {
+        service: RegistryService::new(Arc::new(Surroundings)),
+        activation: Activation::default(),
+        spread: Spread::default(),
+        helpers: Helpers::start().map_err(|e| format!("no threads: {e}"))?,
+        master: AtomicBool::new(!server_flags(guard).replica),
+    };
+    if REGISTRATIONS.set(all).is_err() {
+        return Err("the module is loaded already".into());
+    }
+    Ok(())
+}
+
+/// Starts the activation and the look at deadlines. At load, last.
+pub fn start(guard: &ServerLock) -> Result<(), String> {
+    let all = registrations();
+    all.activation.start().map_err(|e| format!("no threads: {e}"))?;
+    timer::every(guard, limits::LOOK_EVERY, |guard| {
+        // The server tells of changes, but not of the role that it was started with.
+        role_changed(!server_flags(guard).replica);
+        let now_ms = module().now_ms();
+        all.activation.look(now_ms);
+        all.spread.look(now_ms);
+        prepared::tidy();
+    });
+    Ok(())
+}
+
+/// What the registry asks of its surroundings.
+struct Surroundings;
+
+impl RegistryHost for Surroundings {
+    fn published(&self) {
+        registrations().activation.wake();
+    }
+
+    fn send(&self, to: &NodeId, message: RegistryMessage) -> Result<(), String> {
+        let mesh = mesh().ok_or("the mesh is not up")?;
+        mesh.send(to, Message::Registry(message)).map_err(|e| e.to_string())
+    }
+
+    fn log(&self, level: LogLevel, text: &str) {
+        mesh::write_log(level, text);
+    }
+}
+
+/// A message of a peer. Called on the mesh's thread: never blocks.
+pub fn on_message(from: &NodeId, message: RegistryMessage) {
+    match message {
+        RegistryMessage::Ask { ticket, question } => spread::on_ask(from, ticket, question),
+        RegistryMessage::Tell { ticket, result } => registrations().spread.on_tell(from, ticket, result),
+        other => registrations().service.on_message(from, other),
+    }
+}
+
+/// The link to a peer came up or was lost.
+pub fn on_peer(peer: &NodeId, up: bool) {
+    registrations().service.on_peer(peer, up);
+    if !up {
+        registrations().spread.on_peer_lost(peer);
+    }
+}
+
+/// The registry, for dumps.
+pub fn service() -> &'static Arc<RegistryService> {
+    &registrations().service
+}
+
+/// A dataset is about to be loaded: what was held so far goes, unless a group decides.
+pub fn load_started() {
+    let replaced = registrations().service.replace_alone(Registry::default());
+    registrations().activation.load_started(replaced);
+}
+
+/// It brings this state.
+pub fn load_state(state: Registry) {
+    registrations().service.replace_alone(state);
+}
+
+/// It is there: what it brought becomes active.
+pub fn load_ended() {
+    registrations().activation.load_ended();
+}
+
+/// A command of the replication link or of the AOF. In a group the log decides, and this changes nothing.
+pub fn apply_replicated(_guard: &ServerLock, command: Command) -> Result<(), Refusal> {
+    let all = registrations();
+    all.service.apply_alone(command)?;
+    all.activation.wake();
+    Ok(())
+}
+
+/// The server became a master or a replica.
+pub fn role_changed(master: bool) {
+    if registrations().master.swap(master, Ordering::AcqRel) != master {
+        log::notice(if master {
+            "this server is a master now: its registrations fire"
+        } else {
+            "this server is a replica now: its registrations are kept but do not fire"
+        });
+    }
+}
+
+/// The server is a master: registrations fire, changes are taken.
+pub fn is_master() -> bool {
+    registrations().master.load(Ordering::Acquire)
+}

@@ -1,0 +1,152 @@
+//! What RG.DUMPREGISTRATIONS counts of a registration on this shard.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// How an execution ended.
+pub enum End<'a> {
+    /// Without an error.
+    Success,
+    /// With this error first.
+    Failure(&'a str),
+    /// It did not run, or was stopped before it had results or errors.
+    Aborted,
+}
+
+/// The numbers at one moment; they fit together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counts {
+    /// Requested.
+    pub triggered: u64,
+    /// Ended without error.
+    pub success: u64,
+    /// Ended with an error.
+    pub failures: u64,
+    /// Did not run.
+    pub aborted: u64,
+    last_ns: u64,
+    total_ns: u64,
+    /// Of the last failure, until a success.
+    pub last_error: Option<Arc<str>>,
+}
+
+impl Counts {
+    fn finished(&self) -> u64 {
+        self.success + self.failures + self.aborted
+    }
+
+    /// Whole milliseconds of the last one.
+    pub fn last_ms(&self) -> u64 {
+        self.last_ns / 1_000_000
+    }
+
+    /// Whole milliseconds of all.
+    pub fn total_ms(&self) -> u64 {
+        self.total_ns / 1_000_000
+    }
+
+    /// Milliseconds of one, on average.
+    pub fn average_ms(&self) -> f64 {
+        match self.finished() {
+            0 => 0.0,
+            n => self.total_ms() as f64 / n as f64,
+        }
+    }
+
+    fn end(&mut self, end: &End<'_>, ns: u64) {
+        self.last_ns = ns;
+        self.total_ns = self.total_ns.saturating_add(ns);
+        match end {
+            End::Success => {
+                self.success += 1;
+                self.last_error = None;
+            }
+            End::Failure(text) => {
+                self.failures += 1;
+                self.last_error = Some(Arc::from(*text));
+            }
+            End::Aborted => self.aborted += 1,
+        }
+    }
+}
+
+/// The counters of one registration. A lock of a few nanoseconds, so that the numbers always fit together.
+#[derive(Debug, Default)]
+pub struct Stats(Mutex<Counts>);
+
+impl Stats {
+    /// An execution is wanted.
+    pub fn triggered(&self) {
+        self.0.lock().triggered += 1;
+    }
+
+    /// It is over, after so many nanoseconds of work.
+    pub fn ended(&self, end: &End<'_>, ns: u64) {
+        self.0.lock().end(end, ns);
+    }
+
+    /// One that was wanted and run in one go.
+    pub fn ran(&self, end: &End<'_>, ns: u64) {
+        let mut counts = self.0.lock();
+        counts.triggered += 1;
+        counts.end(end, ns);
+    }
+
+    /// The numbers now.
+    pub fn counts(&self) -> Counts {
+        self.0.lock().clone()
+    }
+
+    /// From zero again; what is under way stays counted as requested.
+    pub fn clear(&self) {
+        let mut counts = self.0.lock();
+        *counts = Counts {
+            triggered: counts.triggered.saturating_sub(counts.finished()),
+            ..Counts::default()
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_averages() {
+        let stats = Stats::default();
+        assert_eq!(stats.counts().average_ms(), 0.0);
+        stats.triggered();
+        stats.triggered();
+        stats.ended(&End::Failure("no"), 20_000_000);
+        assert_eq!(stats.counts().last_error.as_deref(), Some("no"));
+        stats.ended(&End::Aborted, 0);
+        assert_eq!(stats.counts().last_error.as_deref(), Some("no"), "only a success clears it");
+        stats.ran(&End::Success, 5_999_999);
+        let counts = stats.counts();
+        assert_eq!((counts.triggered, counts.success, counts.failures, counts.aborted), (3, 1, 1, 1));
+        assert_eq!((counts.last_ms(), counts.total_ms()), (5, 25));
+        assert_eq!(counts.average_ms(), 25.0 / 3.0);
+        assert_eq!(counts.last_error, None);
+    }
+
+    #[test]
+    fn clearing_keeps_what_is_under_way() {
+        let stats = Stats::default();
+        for _ in 0..5 {
+            stats.triggered();
+        }
+        stats.ended(&End::Success, 1);
+        stats.ended(&End::Failure("x"), 1);
+        stats.clear();
+        assert_eq!(
+            stats.counts(),
+            Counts {
+                triggered: 3,
+                ..Counts::default()
+            }
+        );
+        stats.clear();
+        assert_eq!(stats.counts().triggered, 3);
+    }
+}

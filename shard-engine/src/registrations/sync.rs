@@ -1,0 +1,155 @@
+//! Running a registration of mode `sync`: on the thread of the event if the interpreter is free, else on a helper.
+//!
+//! The main thread never waits for the interpreter without a bound: who holds it may be busy for seconds.
+
+use std::{
+    sync::Arc,
+    time::Instant,
+};
+
+use oxigears_coordinator::{engine::Pool, execution::Outcome, limits as bounds};
+use oxigears_python_api as python;
+use parking_lot::{Condvar, Mutex};
+
+use super::{
+    active::{Active, Code},
+    limits, registrations,
+    stats::End,
+};
+use crate::{
+    identity,
+    redis::{
+        blocked::BlockedClient,
+        lock::{self, Loan, ServerLock},
+        log,
+        reply::ReplyWriter,
+    },
+    server,
+};
+
+/// Threads that may run Python for others.
+pub struct Helpers {
+    /// Runs `sync` registrations for parked clients.
+    parked: Pool,
+    /// Runs them for threads that wait.
+    errands: Pool,
+    /// Loads functions to answer peers.
+    pub checking: Pool,
+}
+
+impl Helpers {
+    /// Starts them.
+    pub fn start() -> std::io::Result<Helpers> {
+        let on_panic = |text: String| log::warning(&format!("a helper thread met an internal error: {text}"));
+        Ok(Helpers {
+            parked: Pool::start("oxi-sync", 1, on_panic)?,
+            errands: Pool::start("oxi-errand", 1, on_panic)?,
+            checking: Pool::start("oxi-check", 1, on_panic)?,
+        })
+    }
+}
+
+/// This thread can run Python at once: it has the GIL, or nobody has.
+pub fn interpreter_is_free() -> bool {
+    server::python_is_here() || python::gil_is_free()
+}
+
+/// Runs the registration on this thread, which holds the server lock.
+pub fn run(active: &Active, code: &Code, args: &[Vec<u8>]) -> Outcome {
+    let start = Instant::now();
+    let outcome = {
+        let _identity = identity::enter(active.core.loaded.user.clone());
+        match &code.invoker {
+            Some(invoker) => invoker.call(args),
+            None => Outcome {
+                errors: vec!["ERR internal error: the registration is not compiled".into()],
+                ..Outcome::default()
+            },
+        }
+    };
+    let end = match outcome.errors.first() {
+        None => End::Success,
+        Some(text) => End::Failure(text),
+    };
+    active.core.stats.ran(&end, start.elapsed().as_nanos() as u64);
+    outcome
+}
+
+/// The reply of a trigger: the results, or the first error.
+pub fn answer(reply: &mut ReplyWriter, outcome: &Outcome) {
+    match outcome.errors.first() {
+        None => reply.write_records(&outcome.results),
+        Some(text) => reply.error(text),
+    }
+}
+
+/// The text if too many wait.
+pub fn too_many() -> String {
+    format!(
+        "ERR Could not trigger execution, {} executions wait already",
+        bounds::QUEUED_EXECUTIONS
+    )
+}
+
+/// Runs the registration for a parked client as soon as interpreter and server lock are free.
+pub fn run_parked(active: Arc<Active>, code: Arc<Code>, args: Vec<Vec<u8>>, client: BlockedClient) {
+    let helpers = &registrations().helpers;
+    if helpers.parked.queued() >= bounds::QUEUED_EXECUTIONS {
+        active.core.stats.ran(&End::Aborted, 0);
+        return client.reply(|reply| reply.error(&too_many()));
+    }
+    helpers.parked.submit(move || {
+        let outcome = python::with_server_locked(|| run(&active, &code, &args));
+        client.reply(|reply| answer(reply, &outcome));
+    });
+}
+
+/// Where a loan waits for the helper.
+#[derive(Default)]
+struct Desk {
+    loan: Mutex<Option<Loan>>,
+    taken: Condvar,
+}
+
+impl Desk {
+    fn take(&self) -> Option<Loan> {
+        let loan = self.loan.lock().take();
+        self.taken.notify_one();
+        loan
+    }
+
+    /// Waits for the helper to take the loan; takes it back if that takes too long.
+    fn wait(&self) {
+        let deadline = Instant::now() + limits::INTERPRETER_WAIT;
+        let mut loan = self.loan.lock();
+        while loan.is_some() && !self.taken.wait_until(&mut loan, deadline).timed_out() {}
+        let unused = loan.take();
+        drop(loan);
+        drop(unused);
+    }
+}
+
+/// Runs the registration on a helper thread while this one waits: for a moment until it has the interpreter, then until
+/// it is done. `None` if it did not get the interpreter: then nothing has run and nothing will.
+pub fn run_for_waiting(guard: &ServerLock, active: &Arc<Active>, code: &Arc<Code>, args: &[Vec<u8>]) -> Option<Outcome> {
+    let desk = Arc::new(Desk::default());
+    let done: Arc<Mutex<Option<Outcome>>> = Arc::default();
+    lock::lend(guard, |loan| {
+        *desk.loan.lock() = Some(loan);
+        let (desk_there, done, active, code, args) =
+            (desk.clone(), done.clone(), active.clone(), code.clone(), args.to_vec());
+        registrations().helpers.errands.submit(move || {
+            if desk_there.loan.lock().is_none() {
+                return;
+            }
+            // The interpreter first: whoever holds it may hold it for long, and nobody waits for it with the lock.
+            python::with_interpreter(|| {
+                if let Some(loan) = desk_there.take() {
+                    loan.run(|_| *done.lock() = Some(run(&active, &code, &args)));
+                }
+            });
+        });
+        desk.wait();
+    });
+    done.lock().take()
+}

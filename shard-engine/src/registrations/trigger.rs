@@ -1,0 +1,200 @@
+//! Firing registrations with a trigger: RG.TRIGGER in all modes.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    engine::{Execution, Fired, Order},
+    execution::Phase,
+    registry::RegisterMode,
+};
+use oxigears_python_api as python;
+
+use super::{
+    active::{Active, Code},
+    change::READONLY,
+    limits, registrations,
+    stats::End,
+    sync,
+};
+use crate::{
+    module::module,
+    redis::{blocked::BlockedClient, register::Call},
+};
+
+/// A registration that needs other threads was triggered where nobody may wait for them.
+const NO_BLOCKING: &str =
+    "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading.";
+const UNKNOWN: &str = "ERR subcommand not found";
+const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
+const NOT_ACTIVE: &str = "ERR the trigger is registered but not active on this shard yet; try again";
+const ABORTED: &str = "ERR the execution was aborted";
+
+/// What is to be run: the registration, its functions, and the index of the state that it is active in.
+struct Shot {
+    active: Arc<Active>,
+    code: Arc<Code>,
+    index: u64,
+}
+
+enum Aim {
+    Ready(Shot),
+    /// Its functions are not there.
+    Broken(String),
+    /// Known, but active only with the state of this index.
+    NotYet(u64),
+    Unknown,
+}
+
+fn aim(name: &[u8]) -> Aim {
+    let state = registrations();
+    let table = state.activation.table().read();
+    if let Some(active) = table.trigger(name) {
+        return match active.code() {
+            Ok(code) => Aim::Ready(Shot {
+                active: active.clone(),
+                code: code.clone(),
+                index: table.state().index(),
+            }),
+            Err(text) => {
+                active.core.stats.ran(&End::Failure(&text), 0);
+                Aim::Broken(text)
+            }
+        };
+    }
+    let newest = state.service.state();
+    if !Arc::ptr_eq(&newest, table.state()) && newest.trigger(name).is_some() {
+        return Aim::NotYet(newest.index());
+    }
+    Aim::Unknown
+}
+
+/// Runs what is registered for the trigger in the first argument, with all arguments behind the command's name.
+pub fn trigger(call: &mut Call) {
+    let flags = call.context_flags();
+    if flags.replica {
+        return call.reply().error(READONLY);
+    }
+    let shot = match aim(&call.args[1]) {
+        Aim::Ready(shot) => shot,
+        Aim::Broken(text) => return call.reply().error(&text),
+        Aim::Unknown => return call.reply().error(UNKNOWN),
+        Aim::NotYet(_) if !flags.may_block() => return call.reply().error(NOT_ACTIVE),
+        Aim::NotYet(index) => return later(call, index),
+    };
+    if shot.active.registration.mode == RegisterMode::Sync {
+        return run_sync(call, &shot, flags.may_block());
+    }
+    if flags.loading || !flags.may_block() {
+        return call.reply().error(NO_BLOCKING);
+    }
+    let input = python::encode_arguments(&call.args[1..]);
+    let client = BlockedClient::block(call, None);
+    fire(shot, input, client);
+}
+
+fn run_sync(call: &mut Call, shot: &Shot, may_block: bool) {
+    let (active, code) = (&shot.active, &shot.code);
+    if sync::interpreter_is_free() {
+        let outcome = sync::run(active, code, &call.args[1..]);
+        return sync::answer(call.reply(), &outcome);
+    }
+    if may_block {
+        let args = call.args.split_off(1);
+        let client = BlockedClient::block(call, None);
+        return sync::run_parked(active.clone(), code.clone(), args, client);
+    }
+    match sync::run_for_waiting(call.guard(), active, code, &call.args[1..]) {
+        Some(outcome) => sync::answer(call.reply(), &outcome),
+        None => {
+            active.core.stats.ran(&End::Aborted, 0);
+            call.reply().error(BUSY);
+        }
+    }
+}
+
+/// Right after a start or a change: the registration becomes active in a moment, the client waits for that.
+fn later(call: &mut Call, index: u64) {
+    let args = call.args.split_off(1);
+    let client = BlockedClient::block(call, None);
+    let then = move |active: bool| match aim(&args[0]) {
+        Aim::Ready(shot) if active => run_later(shot, args, client),
+        Aim::Broken(text) if active => client.reply(|reply| reply.error(&text)),
+        Aim::Unknown => client.reply(|reply| reply.error(UNKNOWN)),
+        _ => client.reply(|reply| reply.error(NOT_ACTIVE)),
+    };
+    let activation = &registrations().activation;
+    activation.when_active(index, limits::TRIGGER_WAIT, Box::new(then));
+}
+
+fn run_later(shot: Shot, args: Vec<Vec<u8>>, client: BlockedClient) {
+    if shot.active.registration.mode == RegisterMode::Sync {
+        return sync::run_parked(shot.active, shot.code, args, client);
+    }
+    let input = python::encode_arguments(&args);
+    fire(shot, input, client);
+}
+
+/// Starts an execution, which answers the client.
+fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
+    let Shot { active, code, index } = shot;
+    let engine = &module().engine;
+    active.core.stats.triggered();
+    let inorder = active.is_inorder();
+    if inorder && active.core.turns.is_full() {
+        active.core.stats.ended(&End::Aborted, 0);
+        return client.reply(|reply| reply.error(&sync::too_many()));
+    }
+    let order = Order {
+        plan: active.core.loaded.plan.clone(),
+        local: code.local.clone(),
+        nested: false,
+        held: inorder,
+        fired: Some(Fired {
+            registration: active.registration.id.clone(),
+            index,
+            input,
+            idle_limit_ms: active.core.idle_limit_ms,
+        }),
+    };
+    // Shared, because it comes back if the execution can not be created.
+    let client = Arc::new(parking_lot::Mutex::new(Some(client)));
+    let (waiting, fired) = (client.clone(), active.clone());
+    let waiter = Box::new(move |execution: &Arc<Execution>| {
+        let client = waiting.lock().take();
+        over(&fired, execution, client);
+    });
+    match engine.create(order, Some(waiter)) {
+        Ok(execution) if inorder => active.core.turns.join(&execution),
+        Ok(_) => {}
+        Err(e) => {
+            active.core.stats.ended(&End::Aborted, 0);
+            if let Some(client) = client.lock().take() {
+                client.reply(|reply| reply.error(&format!("ERR Could not trigger execution, {e}")));
+            }
+        }
+    }
+}
+
+/// The execution is over: it is counted, answered and dropped. On any thread; must not wait.
+fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClient>) {
+    let outcome = execution.take_outcome();
+    let aborted = execution.phase() == Phase::Aborted;
+    let end = match outcome.errors.first() {
+        Some(text) => End::Failure(text),
+        None if aborted => End::Aborted,
+        None => End::Success,
+    };
+    active.core.stats.ended(&end, execution.total_ns.load(Ordering::Relaxed));
+    if active.is_inorder() {
+        active.core.turns.over(execution);
+    }
+    module().engine.forget_everywhere(execution);
+    if let Some(client) = client {
+        client.reply(|reply| match end {
+            // What an aborted execution had so far is not its result.
+            End::Aborted => reply.error(ABORTED),
+            _ => sync::answer(reply, &outcome),
+        });
+    }
+}

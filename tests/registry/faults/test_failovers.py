@@ -1,0 +1,135 @@
+"""Fail-over: a promoted replica fires within 2 s of its new role, a demoted master is silent at once."""
+
+import time
+
+from breaking import HEAL_S
+from ledger import Ledger, Writer
+from registrations import find_leader, register, simple_trigger, trigger, wait_equal, wait_group
+from replies import wait_until
+from wire import Error, Simple, Wire
+
+# Promised.
+ACTIVE_S = 2.0
+
+
+def replica_of(cluster, master):
+    return next(server for server in cluster.replicas() if server.command("ROLE")[2] == master.port)
+
+
+def has_role(wire, role):
+    return wire.ok("ROLE")[0] == role
+
+
+def expect_active(server):
+    """From the moment on when the server calls itself a master."""
+    with Wire(server.port) as wire:
+        while not has_role(wire, b"master"):
+            assert trigger(wire, "t").text.startswith("READONLY"), "a replica has fired"
+        until = time.monotonic() + ACTIVE_S
+        while trigger(wire, "t") != [b"v"]:
+            assert time.monotonic() < until, f"{server} is not active {ACTIVE_S:g} s after its promotion"
+
+
+def expect_silent(server):
+    """From the moment on when the server calls itself a replica."""
+    with Wire(server.port) as wire:
+        wait_until(lambda: has_role(wire, b"slave"), f"{server} becoming a replica", HEAL_S)
+        for _ in range(20):
+            reply = trigger(wire, "t")
+            assert isinstance(reply, Error) and reply.text.startswith("READONLY"), reply
+            text = wire.error("RG.PYEXECUTE", simple_trigger("new"))
+            assert "READONLY" in text
+
+
+def settle(cluster):
+    cluster.wait_cluster_ok(HEAL_S)
+    wait_group(cluster.servers, HEAL_S)
+
+
+def hand_over(cluster, master):
+    heir = replica_of(cluster, master)
+    wait_until(lambda: heir.command("CLUSTER", "FAILOVER") == b"OK", "the hand-over beginning")
+    expect_active(heir)
+    expect_silent(master)
+    settle(cluster)
+    return heir
+
+
+def test_masters_hand_over(six):
+    with Wire(six.masters()[0].port) as wire:
+        register(wire, simple_trigger("t", "v"))
+    wait_equal(six.servers)
+    # The leader among them, and back again.
+    heirs = [hand_over(six, master) for master in [*six.masters(), find_leader(six.servers)]]
+    for heir in heirs[:2]:
+        with Wire(heir.port) as wire:
+            if has_role(wire, b"master"):
+                register(wire, simple_trigger(f"by {heir.port}"))
+    wait_equal(six.servers)
+
+
+def test_a_master_dies(six):
+    with Wire(six.masters()[0].port) as wire:
+        register(wire, simple_trigger("t", "v"))
+    wait_equal(six.servers)
+    victim = six.masters()[-1]
+    heir = replica_of(six, victim)
+    victim.kill()
+    expect_active(heir)
+    victim.start()
+    expect_silent(victim)
+    settle(six)
+    assert len(wait_equal(six.servers)[0]) == 1
+
+
+def test_a_master_is_stopped_and_wakes_up_as_a_replica(six):
+    with Wire(six.masters()[0].port) as wire:
+        register(wire, simple_trigger("t", "v"), "ID", "s")
+    wait_equal(six.servers)
+    victim = six.masters()[0]
+    heir = replica_of(six, victim)
+    victim.pause()
+    expect_active(heir)
+    with Wire(heir.port) as wire:
+        wait_until(lambda: upgraded(wire), "an upgrade without the stopped one", HEAL_S)
+    victim.resume()
+    expect_silent(victim)
+    settle(six)
+    (row,) = wait_equal(six.servers)[0]
+    assert row[3] == b"t2"
+
+
+def upgraded(wire):
+    """A repeated upgrade is safe."""
+    return wire.call("RG.PYEXECUTE", simple_trigger("t2"), "ID", "s", "UPGRADE") == Simple("OK")
+
+
+def test_registrations_while_masters_hand_over(six):
+    ledger = Ledger()
+    with Writer(ledger, six.servers, "a") as first, Writer(ledger, six.servers, "b"):
+        for _ in range(4):
+            first.wait_done(5)
+            master = find_leader(six.servers) or six.masters()[0]
+            if master.is_master():
+                heir = replica_of(six, master)
+                wait_until(lambda heir=heir: heir.command("CLUSTER", "FAILOVER") == b"OK", "the hand-over beginning")
+                wait_until(lambda heir=heir: heir.is_master(), "the hand-over", HEAL_S)
+            first.wait_done(5)
+    settle(six)
+    ledger.check(six.servers)
+
+
+def test_a_client_that_waits_when_its_master_hands_over(six):
+    """Whatever it is told, all nodes agree, and what it was told is so."""
+    ledger = Ledger()
+    for turn in range(3):
+        master = six.masters()[0]
+        heir = replica_of(six, master)
+        with Writer(ledger, [master], f"w{turn}") as writer:
+            writer.wait_done(3)
+            wait_until(lambda heir=heir: heir.command("CLUSTER", "FAILOVER") == b"OK", "the hand-over beginning")
+            wait_until(lambda heir=heir: heir.is_master(), "the hand-over", HEAL_S)
+            count = writer.count
+            wait_until(lambda count=count: writer.count > count + 3 or writer.broken, "the writer being refused")
+        settle(six)
+    ledger.check(six.servers)

@@ -1,0 +1,209 @@
+"""Registering on three shards: on all or on none, seen by all when the client has its OK."""
+
+import pytest
+from registrations import (
+    NOT_FOUND,
+    dump,
+    refusals_of,
+    register,
+    sessions,
+    simple_trigger,
+    state,
+    trigger,
+    wait_equal,
+)
+from replies import own_tag, wait_until
+from wire import Error, Simple, Wire
+
+B = "GB('CommandReader')"
+ROUNDS = 40
+# A global that only the shard with this tag can load.
+ODD = """
+def load(tag):
+    if hashtag() != tag:
+        raise ValueError('only loaded on one shard')
+    return 1
+class Odd:
+    def __reduce__(self):
+        return load, (%r,)
+odd = Odd()
+GB('CommandReader').map(lambda x: odd).register(trigger=%r)
+"""
+
+
+def test_ok_means_that_all_shards_have_it(cluster, wires):
+    for i in range(ROUNDS):
+        here, others = wires[i % 3], [wire for wire in wires if wire is not wires[i % 3]]
+        register(here, simple_trigger(f"t{i}", f"v{i}"))
+        for wire in (*others, here):
+            assert trigger(wire, f"t{i}") == [b"v%d" % i], "a shard did not know it when the client had its OK"
+        assert len({tuple(dump(wire)) for wire in wires}) == 1
+
+
+def test_ok_means_that_no_shard_has_it_any_more(wires):
+    for i in range(ROUNDS):
+        register(wires[i % 3], simple_trigger("t", i))
+        (one,) = dump(wires[(i + 1) % 3])
+        assert wires[(i + 1) % 3].call("RG.UNREGISTER", one) == Simple("OK")
+        for wire in wires:
+            assert trigger(wire, "t") == Error(NOT_FOUND), "a shard still had it when the client had its OK"
+            assert dump(wire) == {} and sessions(wire) == {}
+
+
+def test_ok_means_that_all_shards_have_the_new_version(wires):
+    for i in range(ROUNDS):
+        register(wires[i % 3], simple_trigger("t", f"v{i}"), "ID", "s", "UPGRADE")
+        for wire in wires:
+            assert trigger(wire, "t") == [b"v%d" % i]
+
+
+def test_the_order_is_the_same_everywhere(cluster, wires):
+    """Scripts of all shards at once; every shard lists what they made in one order."""
+    for turn in range(10):
+        for i, wire in enumerate(wires):
+            wire.send(
+                "RG.PYEXECUTE", "\n".join(simple_trigger(f"t{turn}-{i}-{j}") for j in range(3)), "ID", f"s{turn}-{i}"
+            )
+        for wire in wires:
+            assert wire.read() == Simple("OK")
+    found = wait_equal(cluster.servers)
+    assert len(found[0]) == 90 and len(found[1]) == 30
+    assert [row[0] for row in found[1]] == sorted(row[0] for row in found[1])
+
+
+def test_one_of_those_who_want_a_name_gets_it(cluster, wires):
+    """As many clients on every shard, with one trigger and with one session name."""
+    clients = [(i, Wire(server.port)) for i, server in enumerate(cluster.servers * 2)]
+    try:
+        for turn in range(15):
+            for i, client in clients:
+                name = f"s{turn}" if turn % 2 else f"s{turn}-{i}"
+                which = f"t{turn}-{i}" if turn % 2 else f"t{turn}"
+                client.send("RG.PYEXECUTE", simple_trigger(which, f"by {i}"), "ID", name)
+            replies = {i: client.read() for i, client in clients}
+            (winner,) = [i for i, reply in replies.items() if reply == Simple("OK")]
+            for i, reply in replies.items():
+                if i != winner:
+                    text = " ".join(refusals_of(reply))
+                    assert f"Session s{turn} already exists" in text or "trigger already registered" in text, text
+            name = f"t{turn}-{winner}" if turn % 2 else f"t{turn}"
+            for wire in wires:
+                assert trigger(wire, name) == [b"by %d" % winner]
+    finally:
+        for _, client in clients:
+            client.close()
+    assert len(wait_equal(cluster.servers)[0]) == 15
+
+
+@pytest.mark.parametrize("options", [[], ["ID", "s", "UPGRADE"]], ids=["create", "upgrade"])
+def test_a_function_that_one_shard_cannot_load_is_refused_everywhere(cluster, wires, options):
+    register(wires[1], simple_trigger("t", "old"), "ID", "s")
+    before = [wire.ok("RG.DUMPREGISTRATIONS") for wire in wires]
+    for i, server in enumerate(cluster.servers):
+        others = [other.node_id for other in cluster.servers if other is not server]
+        name = "t" if options else "new"
+        script = simple_trigger("fine") + ODD % (own_tag(server), name)
+        texts = refusals_of(wires[i].call("RG.PYEXECUTE", script, *options))
+        assert all(text.startswith("ERR shard-") and "only loaded on one shard" in text for text in texts), texts
+        assert sorted(text[len("ERR shard-") :][:40] for text in texts) == sorted(others)
+    assert [wire.ok("RG.DUMPREGISTRATIONS") for wire in wires] == before
+    for wire in wires:
+        assert trigger(wire, "t") == [b"old"]
+        assert trigger(wire, "fine") == trigger(wire, "new") == Error(NOT_FOUND)
+
+
+def test_a_refusal_comes_as_a_list(wires):
+    reply = wires[0].call("RG.PYEXECUTE", ODD % ("nowhere", "t"))
+    assert isinstance(reply, list) and len(reply) >= 2
+    assert all(isinstance(one, Error) and one.text.startswith("ERR shard-") for one in reply)
+
+
+def test_ids_are_unique_and_rise_on_every_shard(wires):
+    numbers = {}
+    for i in range(30):
+        wire = wires[i % 3]
+        register(wire, simple_trigger("t", i), "ID", "s", "UPGRADE")
+        (one,) = dump(wire)
+        node, number = one[:40], int(one[41:])
+        assert node == wire.ok("CLUSTER", "MYID")
+        assert number not in numbers.values(), "a number was used twice"
+        assert number > max(numbers.values(), default=-1)
+        numbers[i] = number
+
+
+def test_ids_of_scripts_at_once_are_unique(cluster, wires):
+    for turn in range(10):
+        for i, wire in enumerate(wires):
+            wire.send("RG.PYEXECUTE", "\n".join(simple_trigger(f"{turn}-{i}-{j}") for j in range(5)))
+        for wire in wires:
+            assert wire.read() == Simple("OK")
+    ids = [row[0] for row in wait_equal(cluster.servers)[0]]
+    assert len(ids) == len(set(ids)) == 150
+    assert len({one[41:] for one in ids}) == 150, "numbers are used once in a cluster's life"
+
+
+def test_the_function_of_a_new_session_is_loaded_with_its_globals(wires):
+    script = f"""
+import json
+table = {{'a': 1}}
+class Box:
+    def __init__(self, n):
+        self.n = n
+    def get(self, key):
+        return json.dumps([self.n, table.get(key)])
+box = Box(7)
+def use(x):
+    return box.get(x[1])
+{B}.map(use).register(trigger='use', mode='sync')
+{B}.foreach(lambda x: table.update({{x[1]: 2}})).register(trigger='put', mode='sync')
+"""
+    register(wires[0], script)
+    for wire in wires:
+        assert trigger(wire, "use", "a") == [b"[7, 1]"]
+        assert trigger(wire, "use", "b") == [b"[7, null]"]
+        trigger(wire, "put", "b")
+        assert trigger(wire, "use", "b") == [b"[7, 2]"]
+
+
+def test_a_large_script(cluster, wires):
+    """Some megabytes of constants; the trigger works on every shard, and the next change is quick again."""
+    register(wires[0], f"text = 'x' * 5_000_000\n{B}.map(lambda x: len(text)).register(trigger='t', mode='sync')")
+    for wire in wires:
+        assert trigger(wire, "t") == [b"5000000"]
+    register(wires[1], simple_trigger("u"))
+    assert len(wait_equal(cluster.servers)[0]) == 2
+
+
+def test_a_script_that_is_too_large(cluster, wires):
+    before = state(cluster.servers[0])
+    script = f"text = 'x' * 100_000_000\n{B}.map(lambda x: len(text)).register(trigger='t', mode='sync')"
+    text = " ".join(refusals_of(wires[0].call("RG.PYEXECUTE", script)))
+    assert "bytes" in text and "at most" in text
+    assert state(cluster.servers[0]) == before
+    register(wires[1], simple_trigger("u"))
+    for wire in wires:
+        assert trigger(wire, "u") == [b"1"]
+
+
+def test_a_script_does_not_hold_up_others_while_it_is_agreed_on(cluster, wires):
+    """A trigger answers on every shard while registrations go on."""
+    register(wires[0], simple_trigger("t"))
+    for i in range(10):
+        wires[0].send("RG.PYEXECUTE", simple_trigger(f"more{i}"))
+        with Wire(cluster.servers[1].port) as other:
+            while not wires[0].has_reply():
+                assert trigger(other, "t") == [b"1"]
+        assert wires[0].read() == Simple("OK")
+
+
+def test_unregister_by_a_client_that_leaves(cluster, wires):
+    register(wires[0], simple_trigger("t"))
+    (one,) = dump(wires[0])
+    with Wire(cluster.servers[1].port) as leaving:
+        leaving.send("RG.UNREGISTER", one)
+    for wire in wires:
+        wait_until(lambda wire=wire: dump(wire) == {}, "the registration going away")
+    with Wire(cluster.servers[1].port) as leaving:
+        leaving.send("RG.PYEXECUTE", simple_trigger("t"))
+    for wire in wires:
+        wait_until(lambda wire=wire: trigger(wire, "t") == [b"1"], "the registration coming")
