@@ -166,6 +166,10 @@ pub const RAFT_INFLIGHT: usize = 64;
 pub const RAFT_QUEUE: usize = 16 * 1024;
 /// Bytes of messages that may wait for it.
 pub const RAFT_QUEUE_BYTES: usize = 256 * 1024 * 1024;
+/// Entries in one message: more than fit into its bytes.
+pub const RAFT_MESSAGE_ENTRIES: usize = 512 * 1024;
+/// Members of a group.
+pub const GROUP_MEMBERS: usize = 10_000;
 /// A peer's term may be ahead of ours by this much.
 pub const RAFT_TERM_LEAP: u64 = 1_000_000;
 /// Entries behind the last snapshot before a new one is made.

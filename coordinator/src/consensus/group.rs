@@ -120,6 +120,7 @@ impl<D: Disk> Group<D> {
         guard::Ours {
             raft_id: self.raft_id,
             term: self.raw.raft.term,
+            leader: self.raw.raft.leader_id,
             last: self.raw.raft.raft_log.last_index(),
         }
     }

@@ -693,12 +693,10 @@ impl<D: Disk> Member<D> {
         group.members.iter().map(status).collect()
     }
 
-    /// Takes the disk out, at the end or after a panic.
-    pub fn into_disk(mut self) -> Option<D> {
-        match &mut self.part {
-            Part::Outside(disk) | Part::Failed { disk, .. } => disk.take(),
-            Part::In(group) => group.take_disk(),
-        }
+    /// The state that is applied here.
+    #[cfg(test)]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
     }
 }
 

@@ -27,6 +27,8 @@ mod storage;
 mod view;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     service::{GroupConfig, ProposeError, RegistryHost, RegistryService},

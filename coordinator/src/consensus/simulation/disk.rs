@@ -270,6 +270,11 @@ impl SimDisk {
         state.stop_at = Some(state.operations + count);
     }
 
+    /// The machine goes on.
+    pub fn never_stop(&self) {
+        self.0.lock().stop_at = None;
+    }
+
     pub fn has_stopped(&self) -> bool {
         self.0.lock().stopped
     }

@@ -1,3 +1,110 @@
-//! Groups on a simulated network, disk and clock.
+//! Groups on a simulated network, disk and clock: the real registry, members and storage, whole clusters in one thread.
+//!
+//! Each run has a seed. It forms a cluster node by node, lets clients ask for changes while links, disks, processes and
+//! the cluster's membership get into trouble, and watches all the time: one leader a term, equal states at equal index,
+//! no changes while another group is known. Then the troubles end; the nodes must come to one group, take changes, and
+//! the states must agree with all that clients were told.
+//!
+//! A failure prints the seed and how to repeat it. `OXIGEARS_SIM_SEED=<n>` repeats one run, `OXIGEARS_SIM_RUNS=<n>`
+//! sets the number of random runs, `OXIGEARS_SIM_VERBOSE=1` prints all that happens.
+//!
+//! * `disk`, `net`: what the nodes run on
+//! * `cluster`: what nodes believe of the cluster
+//! * `world`: the nodes, the clock, what is watched
+//! * `history`: what clients were told, and whether it is so
+//! * `scenario`: one run
 
+mod cluster;
 pub(super) mod disk;
+mod history;
+mod net;
+mod scenario;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use self::scenario::{Report, Run, Trouble};
+
+/// Random runs in an ordinary `cargo test`.
+const RUNS: u64 = 40;
+/// Fixed runs of each kind of trouble.
+const FIXED_RUNS: u64 = 6;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// One run; the error is the text of the failure.
+fn run(seed: u64, trouble: Trouble) -> Result<Report, String> {
+    let mut run = Run::new(seed, trouble);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let duration_ms = 15_000 + seed % 5 * 5000;
+        run.suffer(duration_ms);
+        run.mend();
+        let group = run.recover();
+        run.check(&group)
+    }));
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        format!("{}\n{}", text.unwrap_or_default(), run.world.describe())
+    })
+}
+
+/// Kinds of trouble are in the seed, so that a seed is enough to repeat a run.
+fn trouble(seed: u64) -> Trouble {
+    Trouble::ALL[(seed % Trouble::ALL.len() as u64) as usize]
+}
+
+fn run_or_print(seed: u64) -> Report {
+    let trouble = trouble(seed);
+    match run(seed, trouble) {
+        Ok(report) => report,
+        Err(text) => {
+            eprintln!("{text}");
+            let command = "cargo test -p oxigears-coordinator --lib consensus::simulation::random -- --nocapture";
+            eprintln!("seed {seed} ({trouble:?}); to repeat it: OXIGEARS_SIM_SEED={seed} {command}");
+            resume_unwind(Box::new(format!("seed {seed} fails")));
+        }
+    }
+}
+
+fn many(seeds: impl Iterator<Item = u64>) {
+    let mut sum = Report::default();
+    let mut count = 0;
+    for seed in seeds {
+        let report = run_or_print(seed);
+        count += 1;
+        sum.made += report.made;
+        sum.refused += report.refused;
+        sum.no_quorum += report.no_quorum;
+        sum.unknown += report.unknown;
+    }
+    eprintln!("{count} runs: {sum:?}");
+    assert!(sum.made > 0, "no change was ever made");
+}
+
+#[test]
+fn random() {
+    if let Some(seed) = variable("OXIGEARS_SIM_SEED") {
+        return many(std::iter::once(seed));
+    }
+    let runs = variable("OXIGEARS_SIM_RUNS").unwrap_or(RUNS);
+    many((0..runs).map(|_| rand::random::<u64>() >> 20));
+}
+
+#[test]
+fn fixed() {
+    if variable("OXIGEARS_SIM_SEED").is_none() {
+        many(0..FIXED_RUNS * Trouble::ALL.len() as u64);
+    }
+}
+
+/// A seed is worth nothing if it does not lead to the same run.
+#[test]
+fn a_run_can_be_repeated() {
+    for seed in [6, 13] {
+        let (a, b) = (run_or_print(seed), run_or_print(seed));
+        assert_eq!(a.fingerprint, b.fingerprint);
+    }
+}
