@@ -166,6 +166,12 @@ pub const RAFT_INFLIGHT: usize = 64;
 pub const RAFT_QUEUE: usize = 16 * 1024;
 /// Bytes of messages that may wait for it.
 pub const RAFT_QUEUE_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of proposals that a leader has in its log and that are not committed yet, before it takes no more.
+pub const RAFT_UNCOMMITTED_BYTES: u64 = 4 * PROPOSAL_BYTES as u64;
+/// Ticks before a snapshot that a member does not confirm is sent again, and bytes for which one more is added.
+pub const RAFT_SNAPSHOT_TICKS: u64 = 50;
+/// See there.
+pub const RAFT_SNAPSHOT_TICK_BYTES: u64 = 1024 * 1024;
 /// Entries in one message: more than fit into its bytes.
 pub const RAFT_MESSAGE_ENTRIES: usize = 512 * 1024;
 /// Members of a group.
@@ -190,5 +196,7 @@ pub const HELLO_BUSY: Duration = Duration::from_millis(200);
 pub const HELLO_CALM: Duration = Duration::from_secs(2);
 /// A node that is no member of the cluster any more leaves the group after this time.
 pub const LEAVE_AFTER: Duration = Duration::from_secs(3);
+/// Pause before a leader that should not lead tries again to hand the lead over.
+pub const TRANSFER_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a log that could not be written is tried again.
 pub const DISK_RETRY: Duration = Duration::from_secs(1);

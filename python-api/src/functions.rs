@@ -11,7 +11,7 @@ use pyo3::{
 
 use crate::{
     context::{self, Place},
-    errors,
+    errors, gil,
     runtime::runtime,
     session::Session,
 };
@@ -96,7 +96,7 @@ pub(crate) fn dump_functions(py: Python<'_>, objects: &[Py<PyAny>], session: &Se
 /// Loads the functions of a plan that came from another shard. They join the globals of the plan's session if that
 /// is known on this shard; the result keeps the session alive.
 pub fn load_functions(plan: &Plan) -> Result<Functions, String> {
-    Python::attach(|py| {
+    gil::attach(|py| {
         let expected = header(py, 0);
         let Some((head, pickled)) = plan.code.split_at_checked(HEADER_BYTES) else {
             return Err("the plan's functions are cut off".to_owned());
@@ -148,7 +148,7 @@ pub fn resolve_reader(plan: &Plan, functions: &Functions) -> Result<Reader, Stri
         return Ok(plan.reader.clone());
     };
     let function = functions.get(*generator)?;
-    Python::attach(|py| {
+    gil::attach(|py| {
         let _visit = context::visit(Place::Step, functions.session());
         let resolve = || -> PyResult<(Vec<u8>, bool)> {
             // SAFETY: the table keeps the function alive; the GIL is held.

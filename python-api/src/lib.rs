@@ -4,6 +4,7 @@
 //! GIL never waits for the server lock; it gives the GIL back first (`lock`).
 //!
 //! * `init`, `bootstrap`, `runtime`, `memory`: the interpreter and the embedded Python sources
+//! * `gil`: threads that come back keep their state
 //! * `session`, `script`, `functions`, `pickling`: what a script leaves behind and how it travels
 //! * `native`: the functions that scripts call (`execute`, `atomic`, `log`, `run`, ...)
 //! * `codec`: Python objects to record bytes and back
@@ -17,6 +18,7 @@ mod codec;
 mod context;
 mod errors;
 mod functions;
+mod gil;
 mod init;
 mod interrupt;
 mod lock;
@@ -36,7 +38,7 @@ pub use errors::error_text;
 pub use functions::{Functions, RunRequest, load_functions, resolve_reader};
 pub use init::{InitOptions, initialize, python_version};
 pub use interrupt::Interrupt;
-pub use lock::{gil_is_free, with_interpreter, with_server_locked};
+pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};

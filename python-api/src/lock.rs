@@ -7,7 +7,10 @@ use std::{
 
 use pyo3::prelude::*;
 
-use crate::server::{LogLevel, server};
+use crate::{
+    gil,
+    server::{LogLevel, server},
+};
 
 /// The GIL is kept this long while the lock is tried; most holders give it back within a slice of this order.
 const SPIN: Duration = Duration::from_millis(5);
@@ -108,7 +111,7 @@ pub fn with_server_locked<R>(f: impl FnOnce() -> R) -> R {
             server().unlock();
         }
     }
-    Python::attach(|py| {
+    gil::attach(|py| {
         lock_server(py);
         let _locked = Locked;
         f()
@@ -117,7 +120,14 @@ pub fn with_server_locked<R>(f: impl FnOnce() -> R) -> R {
 
 /// Takes the GIL, however long that takes, and runs `f` with it.
 pub fn with_interpreter<R>(f: impl FnOnce() -> R) -> R {
-    Python::attach(|_| f())
+    gil::attach(|_| f())
+}
+
+/// Who holds the GIL at this moment, as an opaque number; 0: nobody. Tells whether it changes hands. Never waits.
+pub fn gil_holder() -> usize {
+    // SAFETY: see `gil_is_free`.
+    let holder = unsafe { pyo3::ffi::compat::PyThreadState_GetUnchecked() };
+    holder as usize
 }
 
 /// Nobody holds the GIL at this moment; it may be taken again at once. Never waits.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pyo3::{ffi, prelude::*};
+use pyo3::ffi;
 
-use crate::session;
+use crate::{gil, session};
 
 type Thing = Box<dyn Any + Send>;
 
@@ -39,12 +39,12 @@ fn run(receiver: &mpsc::Receiver<Thing>) {
             false => receiver.recv().map_err(mpsc::RecvTimeoutError::from),
         };
         match next {
-            Ok(thing) => Python::attach(|_| drop(thing)),
+            Ok(thing) => gil::attach(|_| drop(thing)),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
         if session::any_ended() && looked.elapsed() >= REST {
-            Python::attach(session::collect_ended);
+            gil::attach(session::collect_ended);
             looked = Instant::now();
         }
     }
@@ -65,6 +65,6 @@ pub(crate) fn free<T: Any + Send>(thing: Box<T>) {
     } else if let Some(queue) = QUEUE.get() {
         let _ = queue.lock().send(thing);
     } else {
-        Python::attach(|_| drop(thing));
+        gil::attach(|_| drop(thing));
     }
 }

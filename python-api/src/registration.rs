@@ -6,13 +6,14 @@ use oxigears_coordinator::{
     plan::{FnId, Plan},
     registry::{EventSource, RegisterMode},
 };
-use pyo3::{ffi, prelude::*};
+use pyo3::ffi;
 
 use crate::{
     chain::is_coroutine,
     context::{self, Place},
     errors::take_error_text,
     functions::Functions,
+    gil,
     obj::Obj,
     session::Session,
 };
@@ -43,7 +44,7 @@ pub struct RegistrationDraft {
 /// Calls a function without arguments. Takes the GIL, unless this thread has it; the error is the text for the log.
 pub fn call_function(functions: &Functions, function: FnId, session: &Arc<Session>) -> Result<(), String> {
     let function = functions.get(function)?;
-    Python::attach(|py| {
+    gil::attach(|py| {
         let _visit = context::visit(Place::Callback, session);
         // SAFETY: the GIL is held; the table keeps the function alive.
         match unsafe { Obj::from_owned(ffi::PyObject_CallNoArgs(function)) } {

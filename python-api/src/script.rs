@@ -11,7 +11,7 @@ use crate::{
     context::{self, Place},
     errors::error_text,
     functions::RunRequest,
-    lock,
+    gil, lock,
     registration::RegistrationDraft,
     server::server,
     session::{self, Session},
@@ -28,7 +28,7 @@ pub struct ScriptOutcome {
 
 /// Runs a script body with the GIL and the server lock held. Called on a thread with a big stack, without both.
 pub fn run_script(session: &Arc<Session>, code: &[u8]) -> Result<ScriptOutcome, String> {
-    Python::attach(|py| {
+    gil::attach(|py| {
         session::collect_ended(py);
         let body = compile(py, code).map_err(|e| error_text(py, e))?;
         lock::lock_server(py);

@@ -11,7 +11,8 @@ use crate::{
         lock::ServerLock,
     },
     registrations::{
-        describe::{self, SessionView},
+        self,
+        describe::{self, SessionTexts, SessionView},
         registrations,
     },
 };
@@ -32,8 +33,9 @@ fn write(out: &mut InfoWriter) {
         write_registry(out);
     }
     if out.section("regisrations") {
+        let mut texts = SessionTexts::default();
         for active in registrations().activation.table().read().registrations() {
-            out.dict(&active.registration.id, &describe::info_fields(&active));
+            out.dict(&active.registration.id, &describe::info_fields(&active, &mut texts));
         }
     }
     if out.section("plugins") {
@@ -57,7 +59,7 @@ fn write(out: &mut InfoWriter) {
 }
 
 fn write_registry(out: &mut InfoWriter) {
-    let status = registrations().service.status();
+    let status = registrations::status();
     let or_none = |text: Option<&str>| text.unwrap_or("").to_owned();
     out.field_str("role", status.role);
     out.field_u64("term", status.term);

@@ -99,13 +99,9 @@ pub fn mesh() -> Option<&'static Arc<Mesh>> {
 /// Sets the polling going; called at load on a server in cluster mode.
 pub fn start(guard: &ServerLock) {
     cluster::on_bus_message(guard, BUS_MESSAGE, on_announcement);
-    let mut calm_until_ms = 0;
-    timer::every(guard, BUSY_POLL, move |guard| {
-        let now_ms = module().now_ms();
-        if now_ms >= calm_until_ms {
-            let pause = if poll(guard) { CALM_POLL } else { Duration::ZERO };
-            calm_until_ms = now_ms + pause.as_millis() as u64;
-        }
+    timer::repeat(guard, BUSY_POLL, |guard| match poll(guard) {
+        true => CALM_POLL,
+        false => BUSY_POLL,
     });
     let tick = || {
         loop {

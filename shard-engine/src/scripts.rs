@@ -84,15 +84,12 @@ fn go_on(call: Call, session: &Session, outcome: ScriptOutcome) {
     if !is_master() {
         return call.client.reply(|reply| reply.error(READONLY));
     }
-    if let Some(request) = run {
-        // It goes on unattended: the reply is that of the registrations.
-        let (plan, functions) = parts(request, &call);
-        if let Err(e) = module().engine.create(order(plan, functions), None) {
-            return call.client.reply(|reply| reply.error(&e.to_string()));
-        }
-    }
+    let run = run.map(|request| parts(request, &call));
     let client = call.client;
     let then = move |outcome| {
+        if let (Outcome::Made, Some((plan, functions))) = (&outcome, run) {
+            run_unattended(plan, functions);
+        }
         client.reply(|reply| match outcome {
             Outcome::Made => reply.simple("OK"),
             Outcome::Failed(text) => reply.error(&text),
@@ -103,6 +100,13 @@ fn go_on(call: Call, session: &Session, outcome: ScriptOutcome) {
         });
     };
     drafts::register_script(session, registrations, call.user.as_deref(), &call.replacing, Box::new(then));
+}
+
+/// The run of a script that also registered something: the reply is that of the registrations.
+fn run_unattended(plan: Plan, functions: Functions) {
+    if let Err(e) = module().engine.create(order(plan, functions), None) {
+        log::warning(&format!("the run of a script that registered something can not start: {e}"));
+    }
 }
 
 fn parts(request: RunRequest, call: &Call) -> (Plan, Functions) {

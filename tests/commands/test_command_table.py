@@ -108,11 +108,9 @@ def test_keyless_commands_are_served_by_every_node(wires):
 def test_unload_is_refused_with_a_reason(fresh):
     server = fresh(server_args=("--enable-module-command", "yes"))
     with Wire(server.port) as wire:
-        seen = len(server.log())
-        assert "unload" in wire.error("MODULE", "UNLOAD", "rg").lower()
-        said = [line for line in server.log()[seen:].splitlines() if "unload" in line.lower()]
-        assert any("rg" in line or "OxiGears" in line for line in said), said
-        assert any(len(line.split()) > 10 for line in said), "the log must say why"
+        # The server itself refuses modules whose data it has: the registry travels in its dumps.
+        text = wire.error("MODULE", "UNLOAD", "rg").lower()
+        assert "unload" in text and "data type" in text
         assert listed_module(wire)[b"ver"] == 10213
         assert wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').run()") == [[b"1"], []]
 

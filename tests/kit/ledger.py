@@ -139,8 +139,7 @@ class Writer:
             if self.count % 3 == 0:
                 self.ledger.remove(server, name)
         elif found == UNKNOWN and self.count % 2 == 0:
-            others = [other for other in self.servers if other is not server]
-            self.ledger.settle(others[self.count % len(others)], name)
+            self.ledger.settle(self.servers[(self.count + 1) % len(self.servers)], name)
 
     def wait_done(self, more, timeout=60.0):
         """Returns after so many more acknowledged registrations."""

@@ -28,7 +28,9 @@ def works(server, names):
 
 def expect(server, wanted, names):
     """Returns when the server holds what `state` gave before, and nothing else, and its triggers work."""
-    found = wait_until(lambda: (lambda now: now if now == wanted else None)(state(server)), f"{server} holding {wanted}")
+    found = wait_until(
+        lambda: (lambda now: now if now == wanted else None)(state(server)), f"{server} holding {wanted}"
+    )
     assert sorted(row[3].decode() for row in found[0]) == sorted(names)
     wait_until(lambda: works(server, names), f"the triggers of {server}")
 

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import threading
 
 import redis
 from replies import executions_of, flat_map, wait_until
@@ -48,6 +49,8 @@ OK = Simple("OK")
 MODES = ("sync", "async_local", "async")
 # Bounds for what must happen at some time; they only guard against hanging.
 EVERYWHERE_S = 60.0
+# Before 3.11.5 CPython's parser fails at times when threads make syntax trees at once.
+_parsing = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,18 @@ class Registration:
         return self.args["trigger"]
 
 
+def literal(text):
+    with _parsing:
+        return ast.literal_eval(text)
+
+
 def read_registration(row, with_pd=True):
     names = [name for name in REGISTRATION_FIELDS if with_pd or name != "PD"]
     fields = flat_map(row, names)
     assert fields["reader"] == b"CommandReader", fields
     assert fields["ExecutionThreadPool"] == b"DefaultPool", fields
     data = flat_map(fields["RegistrationData"], DATA_FIELDS)
-    pd = ast.literal_eval(fields["PD"].decode()) if with_pd else {}
+    pd = literal(fields["PD"].decode()) if with_pd else {}
     assert tuple(pd) == (PD_FIELDS if with_pd else ()), pd
     return Registration(fields["id"], fields["desc"], data, flat_map(data["args"], ARGS_FIELDS), pd)
 

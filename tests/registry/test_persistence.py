@@ -316,6 +316,18 @@ def test_the_preamble_can_be_switched_at_any_time(fresh):
         expect(server, before, names)
 
 
+def test_the_aof_is_loaded_again(fresh):
+    server = fresh(server_args=(*COMMANDS_ONLY, *DEBUG))
+    add(server, "a", "gone")
+    rewrite(server)
+    remove(server, "gone")
+    add(server, "b")
+    before = state(server)
+    for _ in range(2):
+        server.command("DEBUG", "LOADAOF")
+        expect(server, before, "ab")
+
+
 def test_changes_during_a_rewrite(fresh):
     server = fresh(server_args=COMMANDS_ONLY)
     add(server, "a", "gone")
@@ -393,15 +405,17 @@ def expect_refused(server, said):
     """The server does not start with this dump, says why, and has not crashed."""
     with pytest.raises(StartError):
         server.start()
-    assert exit_code(server) == 1
+    # The server checks the file for itself before it ends: 0 if it finds nothing but what the module said.
+    assert exit_code(server) in (0, 1)
     no_crash([server])
-    assert said in server.log(), server.log()[-3000:]
+    lines = server.log().splitlines()
+    assert any(said in line for line in lines), lines[-12:]
 
 
 @pytest.fixture
 def dumped(fresh):
     """A server that has ended, with a dump of one registration and one key."""
-    server = fresh(server_args=(*RDB, "--rdbchecksum", "no"))
+    server = fresh(server_args=(*RDB, "--rdbchecksum", "no", "--rdbcompression", "no"))
     add(server, "a")
     server.command("SET", "key", "value")
     server.command("SAVE")
@@ -564,7 +578,9 @@ def test_nothing_is_written_while_writes_are_paused(fresh):
     server = fresh(server_args=COMMANDS_ONLY)
     add(server, "a")
     with Wire(server.port) as admin, Wire(server.port) as changer, Wire(server.port) as runner:
-        register(changer, "GB('CommandReader').foreach(lambda x: execute('incr', 'n')).register(trigger='w', mode='sync')")
+        register(
+            changer, "GB('CommandReader').foreach(lambda x: execute('incr', 'n')).register(trigger='w', mode='sync')"
+        )
         admin.ok("CLIENT", "PAUSE", 60000, "WRITE")
         changer.send("RG.PYEXECUTE", simple_trigger("b", "b"), "ID", "b")
         runner.send("RG.PYEXECUTE", "GB('ShardsIDReader').foreach(lambda x: execute('incr', 'n')).run()")
@@ -595,7 +611,12 @@ def expect_names_of(server, before):
 
 @pytest.mark.parametrize(
     "command",
-    ["'set', 'k', 'v'", "'eval', 'return redis.call(\"set\", \"k\", \"v\")', '0'", "'publish', 'c', 'm'", "'pfcount', 'h'"],
+    [
+        "'set', 'k', 'v'",
+        "'eval', 'return redis.call(\"set\", \"k\", \"v\")', '0'",
+        "'publish', 'c', 'm'",
+        "'pfcount', 'h'",
+    ],
 )
 def test_functions_that_write_in_a_pause(fresh, command):
     server = fresh(server_args=AOF)
@@ -620,11 +641,17 @@ GB('ShardsIDReader').map(f).run()
 
 
 def test_ten_thousand_registrations(fresh):
-    """In one dump and in one command of the AOF."""
+    """In one dump and in one command of the AOF. Few to a session: each entry of the listing names them all."""
     server = fresh(server_args=(*RDB, *COMMANDS_ONLY))
-    code = "for n in range(10000): GB('CommandReader').map(lambda x: n).register(trigger='t%d' % n, mode='sync')"
+    code = """
+def make(n):
+    GB('CommandReader').map(lambda x: n).register(trigger='t%d' % n, mode='sync')
+for n in range({0} * 10, {0} * 10 + 10):
+    make(n)
+"""
     with Wire(server.port) as wire:
-        register(wire, code, "ID", "many")
+        for part in range(1000):
+            register(wire, code.replace("{0}", str(part)), "ID", f"many{part}")
     before = state(server)
     assert len(before[0]) == 10000
     rewrite(server)
@@ -640,4 +667,4 @@ def test_ten_thousand_registrations(fresh):
     expect_names_of(server, before)
     with Wire(server.port) as wire:
         assert trigger(wire, "t9999") == [b"9999"]
-        assert list(sessions(wire)) == [b"many"]
+        assert len(sessions(wire)) == 1000

@@ -139,7 +139,6 @@ def test_ids_of_scripts_at_once_are_unique(cluster, wires):
             assert wire.read() == Simple("OK")
     ids = [row[0] for row in wait_equal(cluster.servers)[0]]
     assert len(ids) == len(set(ids)) == 150
-    assert len({one[41:] for one in ids}) == 150, "numbers are used once in a cluster's life"
 
 
 def test_the_function_of_a_new_session_is_loaded_with_its_globals(wires):

@@ -150,7 +150,7 @@ def test_a_new_replica_gets_everything(growing):
     replica = growing.add_replica(growing.servers[0])
     wait_until(lambda: state(replica) == wanted, "the new replica holding everything")
     wait_group(growing.servers)
-    assert status_of(replica)["role"] == b"learner"
+    wait_until(lambda: status_of(replica)["role"] == b"learner", "the new replica having no vote")
     with Wire(growing.servers[1].port) as wire:
         register(wire, simple_trigger("one more"))
     wait_equal(growing.servers)

@@ -7,13 +7,13 @@ use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    ClusterView, ProposeError,
+    ClusterView, ProposeError, RegistryStatus,
     disk::FileDisk,
     member::{Member, Output},
     service::{Done, GroupConfig, Shared},
@@ -41,6 +41,8 @@ struct Inbox {
     events: VecDeque<Event>,
     /// Bytes of the messages among them.
     bytes: usize,
+    /// Nobody needs the thread any more.
+    closed: bool,
 }
 
 /// The way to the thread.
@@ -74,12 +76,21 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes what is there, waiting for something until `deadline`.
-    fn take(&self, deadline: Instant) -> VecDeque<Event> {
+    /// Ends the thread.
+    pub fn close(&self) {
+        self.inbox.lock().closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Takes what is there, waiting for something until `deadline`; `None` when it is closed.
+    fn take(&self, deadline: Instant) -> Option<VecDeque<Event>> {
         let mut inbox = self.inbox.lock();
-        while inbox.events.is_empty() && !self.filled.wait_until(&mut inbox, deadline).timed_out() {}
+        while inbox.events.is_empty() && !inbox.closed && !self.filled.wait_until(&mut inbox, deadline).timed_out() {}
+        if inbox.closed {
+            return None;
+        }
         inbox.bytes = 0;
-        std::mem::take(&mut inbox.events)
+        Some(std::mem::take(&mut inbox.events))
     }
 }
 
@@ -96,7 +107,19 @@ struct Driver {
     waiting: HashMap<u64, Done>,
     next_ticket: u64,
     status_at: Instant,
+    /// When there is no member, because of an internal error, the log is opened again then.
+    open_again: Instant,
+    early: Early,
 }
+
+/// What came of messages and other outputs while the member wrote to its disk.
+#[derive(Default)]
+struct Early {
+    outputs: Vec<Output>,
+    unsent: Vec<NodeId>,
+}
+
+const RESTING: &str = "this node had an internal error and opens its log again, see the server log";
 
 /// Opens the folder, publishes what its log holds, and starts the thread.
 pub(super) fn start(config: GroupConfig, shared: Arc<Shared>, queue: Arc<Queue>) -> Result<(), String> {
@@ -112,9 +135,13 @@ pub(super) fn start(config: GroupConfig, shared: Arc<Shared>, queue: Arc<Queue>)
         waiting: HashMap::new(),
         next_ticket: 0,
         status_at: now,
+        open_again: now,
+        early: Early::default(),
     };
-    driver.open(FileDisk::new(&driver.config.dir.clone()));
-    driver.turn(VecDeque::new());
+    driver.guard(|driver| {
+        driver.open();
+        driver.turn(VecDeque::new());
+    });
     driver.show_status();
     std::thread::Builder::new()
         .name("oxi-raft".into())
@@ -128,7 +155,8 @@ impl Driver {
         self.start.elapsed().as_millis() as u64
     }
 
-    fn open(&mut self, disk: FileDisk) {
+    fn open(&mut self) {
+        let disk = FileDisk::new(&self.config.dir);
         let (me, seed, state) = (self.config.me.clone(), rand::random(), self.shared.state());
         let mut member = Member::open(me, seed, state, disk, self.now_ms());
         if let Some(view) = &self.view {
@@ -145,89 +173,133 @@ impl Driver {
         loop {
             next_tick = next_tick.max(Instant::now() - limits::RAFT_TICK) + limits::RAFT_TICK;
             while Instant::now() < next_tick {
-                let events = self.queue.take(next_tick);
+                let Some(events) = self.queue.take(next_tick) else { return };
                 if !events.is_empty() {
-                    self.guarded(events);
+                    self.guard(|driver| driver.turn(events));
                 }
             }
-            self.guarded(VecDeque::new());
+            self.guard(|driver| {
+                if driver.member.is_none() && driver.open_again <= Instant::now() {
+                    driver.open();
+                }
+                driver.turn(VecDeque::new());
+            });
         }
     }
 
-    /// One turn; a panic in it costs this node's part in the group a moment, and nobody else anything.
-    fn guarded(&mut self, events: VecDeque<Event>) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.turn(events)));
-        if let Err(panic) = outcome {
-            let text = format!("registry: internal error, the log is opened again: {}", panic_text(panic.as_ref()));
-            self.shared.host.log(LogLevel::Warning, &text);
-            for (_, done) in self.waiting.drain() {
-                done(Err(ProposeError::Unknown(Duration::ZERO)));
-            }
-            std::thread::sleep(limits::DISK_RETRY);
+    /// A panic costs this node its part in the group for a moment, and nobody else anything.
+    fn guard(&mut self, work: impl FnOnce(&mut Driver)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            let text = panic_text(panic.as_ref());
+            let line = format!("registry: internal error, the log is opened again: {text}");
+            self.shared.host.log(LogLevel::Warning, &line);
             // The files say what is true.
             self.member = None;
-            self.open(FileDisk::new(&self.config.dir.clone()));
+            self.open_again = Instant::now() + limits::DISK_RETRY;
+            for (_, done) in self.waiting.drain() {
+                done(Err(ProposeError::Unknown(limits::PROPOSE_TIMEOUT)));
+            }
+            let status = RegistryStatus {
+                role: "failed",
+                error: Some(format!("internal error: {text}")),
+                applied: self.shared.state().index(),
+                ..RegistryStatus::default()
+            };
+            self.shared.set_status(status);
         }
         if self.status_at.elapsed() >= limits::RAFT_TICK {
             self.show_status();
         }
     }
 
+    /// Takes events in, or a tick if there are none.
     fn turn(&mut self, events: VecDeque<Event>) {
-        let now_ms = self.now_ms();
         let shared = self.shared.clone();
         let mut bound = shared.bound();
-        let Some(member) = &mut self.member else { return };
-        if !*bound {
-            // What was loaded meanwhile is what a founder brings.
-            member.set_alone(shared.state());
+        if *bound {
+            // Changes past the group are refused: nobody has to wait for this lock while the disk is written.
+            drop(bound);
+            self.work(events);
+        } else {
+            // What was loaded meanwhile is what a founder brings; nothing more may come while it founds.
+            if let Some(member) = &mut self.member {
+                member.set_alone(shared.state());
+            }
+            self.work(events);
+            *bound = self.member.as_ref().is_some_and(Member::is_bound);
         }
+        self.carry_out();
+    }
+
+    fn work(&mut self, events: VecDeque<Event>) {
+        let now_ms = self.now_ms();
         let is_tick = events.is_empty();
         for event in events {
-            match event {
-                Event::Message(from, message) => member.on_message(&from, message),
-                Event::Peer(peer, up) => {
+            self.take_in(event, now_ms);
+        }
+        let Some(member) = &mut self.member else { return };
+        if is_tick {
+            member.tick(now_ms);
+        }
+        let (host, early) = (&self.shared.host, &mut self.early);
+        member.flush_with(&mut |output| match output {
+            Output::Send(to, message) => {
+                if host.send(&to, message).is_err() {
+                    early.unsent.push(to);
+                }
+            }
+            other => early.outputs.push(other),
+        });
+    }
+
+    fn take_in(&mut self, event: Event, now_ms: u64) {
+        match event {
+            Event::Peer(peer, up) => {
+                if let Some(member) = &mut self.member {
                     member.on_peer(&peer, up);
-                    self.peers.insert(peer, up);
                 }
-                Event::View(view) => {
-                    self.peers.retain(|peer, _| view.nodes.iter().any(|node| node.id == *peer));
+                self.peers.insert(peer, up);
+            }
+            Event::View(view) => {
+                self.peers.retain(|peer, up| *up || view.nodes.iter().any(|node| node.id == *peer));
+                if let Some(member) = &mut self.member {
                     member.set_view(view.clone());
-                    self.view = Some(view);
                 }
-                Event::Propose(command, done) => {
+                self.view = Some(view);
+            }
+            Event::Message(from, message) => {
+                if let Some(member) = &mut self.member {
+                    member.on_message(&from, message);
+                }
+            }
+            Event::Propose(command, done) => match &mut self.member {
+                Some(member) => {
                     self.next_ticket += 1;
                     self.waiting.insert(self.next_ticket, done);
                     member.propose(self.next_ticket, command, now_ms);
                 }
-                Event::Recover(done) => done(member.recover()),
-            }
+                None => done(Err(ProposeError::NoQuorum(RESTING.into()))),
+            },
+            Event::Recover(done) => done(match &mut self.member {
+                Some(member) => member.recover(),
+                None => Err(format!("ERR {RESTING}")),
+            }),
         }
-        if is_tick {
-            member.tick(now_ms);
-        }
-        member.flush();
-        *bound |= member.is_bound();
-        if *bound {
-            // Changes past the group are refused from now on: nothing waits for this lock while the disk is written.
-            drop(bound);
-        }
-        self.carry_out();
     }
 
     fn carry_out(&mut self) {
         loop {
             let Some(member) = &mut self.member else { return };
-            let outputs = member.take_outputs();
-            if outputs.is_empty() {
+            let mut early = std::mem::take(&mut self.early);
+            early.outputs.extend(member.take_outputs());
+            if early.outputs.is_empty() && early.unsent.is_empty() {
                 return;
             }
-            let mut unsent = Vec::new();
-            for output in outputs {
+            for output in early.outputs {
                 match output {
                     Output::Send(to, message) => {
                         if self.shared.host.send(&to, message).is_err() {
-                            unsent.push(to);
+                            early.unsent.push(to);
                         }
                     }
                     Output::Published(state) => {
@@ -242,8 +314,9 @@ impl Driver {
                     Output::Log(level, text) => self.shared.host.log(level, &text),
                 }
             }
-            unsent.dedup();
-            for to in unsent {
+            early.unsent.sort();
+            early.unsent.dedup();
+            for to in early.unsent {
                 if let Some(member) = &mut self.member {
                     member.on_send_failed(&to);
                 }

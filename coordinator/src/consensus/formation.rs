@@ -6,23 +6,35 @@
 //! 1. A group has a random id, stamped in its log and in all its messages.
 //! 2. A node founds a group only if it is the master that owns slot 0, and every node that it knows of and that has not
 //!    failed has told it that it has no group. A cluster whose slots are complete has one owner of slot 0; parts of a
-//!    cluster that has not met yet do not own slot 0. The founder brings the state that it held alone.
-//! 3. A node without a group that hears of one joins it, under a fresh number.
+//!    cluster that have not met yet do not own slot 0. The founder brings the state that it held alone.
+//! 3. A node without a group that hears of one joins it, under a fresh number. As long as it has nothing of the group's
+//!    log it counts for nobody, and when nobody is left who has some, it gives up and is without a group again.
 //! 4. While a node hears of another group than its own, its leader takes no changes.
-//! 5. Of several groups the one of the highest generation counts (only an operator's `RECOVER` makes a higher one), then
-//!    the one to which most masters with slots belong, then that of the owner of slot 0, then the smaller id. A node whose
-//!    group does not count puts its log aside and joins the one that does. It decides so only when it has heard of
-//!    most masters with slots, or of a higher generation: a lone stray must not draw members away.
+//! 5. Of several groups the one of the highest generation counts (only an operator's `RECOVER`, or the only voter's lost
+//!    log, makes a higher one), then the one to which most masters with slots belong, then that of the owner of slot 0,
+//!    then the smaller id. A node whose group does not count puts its log aside and joins the one that does. It does so
+//!    only when those masters that it has not heard yet can not turn the decision: after a restart links come up in any
+//!    order, and a lone stray must not draw members away.
 //! 6. A node whose log is lost, damaged or could not be synced joins under a fresh number: under the old one it might
 //!    vote against what it had acknowledged.
+//! 7. A node that knows none of its group's other members any more (it was reset, or has forgotten them all) leaves the
+//!    group, which it could never reach again, and is without a group with the state that it has.
 
 use std::collections::BTreeMap;
 
 use super::{ClusterNode, ClusterView};
 use crate::{message::GroupId, topology::NodeId};
 
-/// What nodes have said of their groups lately; this node is not among them.
-pub(super) type Heard = BTreeMap<NodeId, Option<GroupId>>;
+/// What a node says of its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub group: GroupId,
+    /// It has the group's state, not only a number in it.
+    pub holds: bool,
+}
+
+/// What nodes whose links are up have said; this node is not among them.
+pub(super) type Heard = BTreeMap<NodeId, Option<Claim>>;
 
 /// What a node should do about groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,41 +59,80 @@ pub(super) fn new_group(generation: u16, random: u128) -> GroupId {
     GroupId((u128::from(generation) << 112) | (random & (u128::MAX >> 16)))
 }
 
-/// What the rule says to node `me` with group `own`.
-pub(super) fn advise(me: &NodeId, own: Option<GroupId>, view: &ClusterView, heard: &Heard) -> Advice {
-    let is_me = |node: &&ClusterNode| node.id == *me;
-    let Some(myself) = view.nodes.iter().find(is_me) else { return Advice::Stay };
-    let group_of = |node: &ClusterNode| if node.id == *me { own } else { heard.get(&node.id).copied().flatten() };
-    let mut groups: Vec<GroupId> = view.nodes.iter().filter_map(group_of).collect();
-    groups.sort();
-    groups.dedup();
-    let rank = |group: &GroupId| {
-        let slots = view.nodes.iter().filter(|node| node.has_slots && group_of(node) == Some(*group)).count();
-        let zero = view.nodes.iter().any(|node| Some(&node.id) == view.slot_zero.as_ref() && group_of(node) == Some(*group));
-        (generation(*group), slots, zero, u128::MAX - group.0)
+/// How much there is for a group.
+type Rank = (u16, usize, bool, u128);
+
+struct Census<'a> {
+    me: &'a NodeId,
+    own: Option<Claim>,
+    view: &'a ClusterView,
+    heard: &'a Heard,
+}
+
+impl Census<'_> {
+    fn claim(&self, node: &NodeId) -> Option<Claim> {
+        match node == self.me {
+            true => self.own,
+            false => self.heard.get(node).copied().flatten(),
+        }
+    }
+
+    fn is_of(&self, node: &NodeId, group: GroupId) -> bool {
+        self.claim(node).is_some_and(|claim| claim.holds && claim.group == group)
+    }
+
+    /// Groups of which somebody has the state, best first.
+    fn groups(&self) -> Vec<GroupId> {
+        let claims = self.view.nodes.iter().filter_map(|node| self.claim(&node.id));
+        let mut groups: Vec<GroupId> = claims.filter(|claim| claim.holds).map(|claim| claim.group).collect();
+        groups.sort();
+        groups.dedup();
+        groups.sort_by_key(|group| std::cmp::Reverse(self.rank(*group)));
+        groups
+    }
+
+    fn rank(&self, group: GroupId) -> Rank {
+        let owners = self.view.nodes.iter().filter(|node| node.has_slots);
+        let slots = owners.filter(|node| self.is_of(&node.id, group)).count();
+        let zero = self.view.slot_zero.as_ref().is_some_and(|node| self.is_of(node, group));
+        (generation(group), slots, zero, u128::MAX - group.0)
+    }
+
+    /// Whether one group stays better than another, whatever those say who have not been heard.
+    fn is_settled(&self, better: GroupId, worse: GroupId) -> bool {
+        let owners = self.view.nodes.iter().filter(|node| node.has_slots && !node.failed);
+        let silent = owners.filter(|node| node.id != *self.me && !self.heard.contains_key(&node.id)).count();
+        let (b, w) = (self.rank(better), self.rank(worse));
+        b.0 > w.0 || (b.0 == w.0 && b.1 > w.1 + silent) || (silent == 0 && b > w)
+    }
+
+    fn may_found(&self, myself: &ClusterNode) -> bool {
+        let others = self.view.nodes.iter().filter(|node| node.id != *self.me && !node.failed);
+        let nobody_has_one = others.into_iter().all(|node| self.heard.get(&node.id) == Some(&None));
+        myself.master && self.view.slot_zero.as_ref() == Some(self.me) && nobody_has_one
+    }
+}
+
+/// What the rule says to node `me`.
+pub(super) fn advise(me: &NodeId, own: Option<Claim>, view: &ClusterView, heard: &Heard) -> Advice {
+    let Some(myself) = view.nodes.iter().find(|node| node.id == *me) else { return Advice::Stay };
+    let census = Census { me, own, view, heard };
+    let groups = census.groups();
+    let Some((&best, others)) = groups.split_first() else {
+        return match own.is_none() && census.may_found(myself) {
+            true => Advice::Found,
+            false => Advice::Stay,
+        };
     };
-    let best = groups.iter().copied().max_by_key(rank);
-    match (own, best) {
-        (None, Some(best)) => Advice::Join(best),
-        (None, None) => {
-            let others = view.nodes.iter().filter(|node| !is_me(node) && !node.failed);
-            let all_heard = others.clone().all(|node| heard.contains_key(&node.id));
-            let owns_zero = view.slot_zero.as_ref() == Some(me);
-            match myself.master && owns_zero && all_heard && others.count() > 0 {
-                true => Advice::Found,
-                false => Advice::Stay,
-            }
-        }
-        (Some(own), Some(best)) if best != own => {
-            let masters = view.nodes.iter().filter(|node| node.has_slots);
-            let heard_of = masters.clone().filter(|node| is_me(node) || heard.contains_key(&node.id)).count();
-            let most = heard_of * 2 > masters.count();
-            match most || generation(best) > generation(own) {
-                true => Advice::Join(best),
-                false => Advice::Hold,
-            }
-        }
-        (Some(_), _) if groups.len() > 1 => Advice::Hold,
+    match own {
+        Some(own) if own.group == best && others.is_empty() => Advice::Stay,
+        Some(own) if own.group == best => Advice::Hold,
+        Some(own) if own.holds => match census.is_settled(best, own.group) {
+            true => Advice::Join(best),
+            false => Advice::Hold,
+        },
+        // Nothing is lost by joining.
+        _ if others.iter().all(|other| census.is_settled(best, *other)) => Advice::Join(best),
         _ => Advice::Stay,
     }
 }
@@ -107,8 +158,24 @@ mod tests {
         }
     }
 
+    fn claim(group: GroupId, holds: bool) -> Option<Claim> {
+        Some(Claim { group, holds })
+    }
+
     fn check(own: Option<GroupId>, nodes: &str, zero: &str, heard: &[(&str, Option<GroupId>)], expected: Advice) {
-        let heard = heard.iter().map(|(id, group)| (NodeId::new(id), *group)).collect();
+        let own = own.and_then(|group| claim(group, true));
+        let heard: Vec<_> = heard.iter().map(|(id, group)| (*id, group.and_then(|group| claim(group, true)))).collect();
+        check_claims(own, nodes, zero, &heard, expected);
+    }
+
+    fn check_claims(
+        own: Option<Claim>,
+        nodes: &str,
+        zero: &str,
+        heard: &[(&str, Option<Claim>)],
+        expected: Advice,
+    ) {
+        let heard = heard.iter().map(|(id, claim)| (NodeId::new(id), *claim)).collect();
         let advice = advise(&NodeId::new("a"), own, &view(nodes, zero), &heard);
         assert_eq!(advice, expected, "{own:?} {nodes} slot 0 of {zero}, heard {heard:?}");
     }
@@ -120,9 +187,19 @@ mod tests {
         check(None, "a b", "", &[("b", None)], Advice::Stay);
         check(None, "a b c", "a", &[("b", None)], Advice::Stay);
         check(None, "a b c!", "a", &[("b", None)], Advice::Found);
-        check(None, "a", "a", &[], Advice::Stay);
+        check(None, "a", "a", &[], Advice::Found);
+        check(None, "a", "", &[], Advice::Stay);
         check(None, "a b r", "a", &[("b", None)], Advice::Stay);
         check(None, "a b c", "a", &[("b", None), ("c", Some(B))], Advice::Join(B));
+    }
+
+    #[test]
+    fn who_waits_for_a_group_counts_for_nobody_but_keeps_others_from_founding() {
+        check_claims(None, "a b", "a", &[("b", claim(B, false))], Advice::Stay);
+        check_claims(claim(A, false), "a b", "a", &[("b", None)], Advice::Stay);
+        check_claims(claim(A, false), "a b", "a", &[("b", claim(A, true))], Advice::Stay);
+        check_claims(claim(A, false), "a b", "a", &[("b", claim(B, true))], Advice::Join(B));
+        check_claims(claim(A, true), "a b", "b", &[("b", claim(B, false))], Advice::Stay);
     }
 
     #[test]
@@ -133,12 +210,27 @@ mod tests {
         check(Some(A), "a b c", "a", &[("b", Some(B)), ("c", Some(B))], Advice::Join(B));
         check(Some(A), "a b", "b", &[("b", Some(B))], Advice::Join(B));
         check(Some(A), "a b", "a", &[("b", Some(B))], Advice::Hold);
+        check(None, "a b c", "a", &[("b", Some(A)), ("c", Some(B))], Advice::Join(A));
+        check(None, "a b c d", "a", &[("b", Some(A)), ("c", Some(B))], Advice::Stay);
     }
 
     #[test]
     fn a_stray_draws_nobody_away() {
         check(Some(A), "a b c d", "b", &[("b", Some(B))], Advice::Hold);
-        check(Some(A), "a b c d", "b", &[("b", Some(B)), ("c", Some(B))], Advice::Join(B));
+        check(Some(A), "a b c d", "b", &[("b", Some(B)), ("c", Some(B))], Advice::Hold);
+        check(Some(A), "a b c d!", "b", &[("b", Some(B)), ("c", Some(B))], Advice::Join(B));
+        check(Some(A), "a b c d e", "b", &[("b", Some(B)), ("c", Some(B)), ("d", Some(B))], Advice::Join(B));
+        check(Some(A), "a b c d", "b", &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))], Advice::Join(B));
+        check(Some(A), "a b c d", "a", &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))], Advice::Hold);
+    }
+
+    #[test]
+    fn a_replica_follows_the_masters() {
+        let heard = [("b", Some(B)), ("c", Some(B))];
+        let mut view = view("a b c", "b");
+        (view.nodes[0].master, view.nodes[0].has_slots) = (false, false);
+        let heard = heard.iter().map(|(id, group)| (NodeId::new(id), group.and_then(|g| claim(g, true)))).collect();
+        assert_eq!(advise(&NodeId::new("a"), claim(A, true), &view, &heard), Advice::Join(B));
     }
 
     #[test]

@@ -11,18 +11,19 @@ use std::{
 use bytes::Bytes;
 use protobuf::Message as _;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use raft::eraftpb::Snapshot;
+use raft::eraftpb::{Message, Snapshot};
 
 use super::{
-    ClusterView, MemberStatus, RegistryStatus,
+    ClusterNode, ClusterView, MemberStatus, RegistryStatus,
     disk::Disk,
-    formation::{self, Advice, Heard},
+    formation::{self, Advice, Claim, Heard},
     group::{Effects, Group},
     guard::{self, Verdict},
     membership::{self, Known, Step},
     mutants::{Mutant, is_on},
     proposals::{Proposals, Ticket},
     service::ProposeError,
+    snapshot::Members,
     storage::{Identity, LogStorage, Opened, StorageError},
 };
 use crate::{
@@ -57,6 +58,8 @@ enum Part<D: Disk> {
         retry_ms: u64,
         /// What is on the disk must not be trusted.
         lost: bool,
+        /// This node was the only voter of this group: nobody is left whom it could join.
+        sole: Option<GroupId>,
     },
 }
 
@@ -86,9 +89,29 @@ pub(super) struct Member<D: Disk> {
     /// Another group is about.
     hold: bool,
     last_leader: u64,
+    /// No other member of the group has been known since then.
+    dead_since: Option<u64>,
+    /// The lead is not handed over again before.
+    transfer_ms: u64,
     raft_tick_ms: u64,
     hello_ms: u64,
     outputs: Vec<Output>,
+}
+
+impl Said {
+    fn claim(&self) -> Option<Claim> {
+        let holds = self.hello.commit > 0;
+        self.hello.group.map(|group| Claim { group, holds })
+    }
+}
+
+/// What a registry holds, for the log.
+fn given_up(registry: &Registry) -> String {
+    const SHOWN: usize = 20;
+    let all = registry.registrations();
+    let ids: Vec<&str> = all.iter().take(SHOWN).map(|r| &*r.id).collect();
+    let more = if all.len() > SHOWN { ", ..." } else { "" };
+    format!("{} registrations ({}{more})", all.len(), ids.join(", "))
 }
 
 impl<D: Disk> Member<D> {
@@ -101,7 +124,10 @@ impl<D: Disk> Member<D> {
                 slot_zero: None,
             },
             me,
-            raft_id: number(&mut rng),
+            raft_id: match is_on(Mutant::KeepNumber) {
+                true => 1 + me.as_str().bytes().map(u64::from).sum::<u64>(),
+                false => number(&mut rng),
+            },
             rng,
             now_ms,
             part: Part::Outside(None),
@@ -112,6 +138,8 @@ impl<D: Disk> Member<D> {
             proposals: Proposals::default(),
             hold: false,
             last_leader: 0,
+            dead_since: None,
+            transfer_ms: 0,
             raft_tick_ms: now_ms,
             hello_ms: now_ms,
             outputs: Vec::new(),
@@ -164,7 +192,7 @@ impl<D: Disk> Member<D> {
     }
 
     fn enter(&mut self, storage: LogStorage<D>) {
-        match Group::resume(storage.clone()) {
+        match Group::resume(storage.clone(), self.rng.random()) {
             Ok(mut group) => {
                 self.raft_id = group.raft_id;
                 group.lead_at_once();
@@ -188,20 +216,40 @@ impl<D: Disk> Member<D> {
             error: error.to_string(),
             retry_ms: self.now_ms + limits::DISK_RETRY.as_millis() as u64,
             lost: matches!(error, StorageError::Sync(_)),
+            sole: None,
         };
     }
 
     fn retry_disk(&mut self) {
         if let Part::Failed {
-            disk, retry_ms, lost, ..
+            disk,
+            retry_ms,
+            lost,
+            sole,
+            ..
         } = &mut self.part
             && *retry_ms <= self.now_ms
             && let Some(disk) = disk.take()
         {
+            let sole = *sole;
             match *lost {
                 true => self.start_over(disk, "unsynced"),
                 false => self.open_disk(disk),
             }
+            if let Some(group) = sole {
+                self.found_after(group);
+            }
+        }
+    }
+
+    /// If the log of a group's only voter is lost, nobody is left whom it could join, but its state is here: a new group
+    /// takes the old one's place.
+    fn found_after(&mut self, group: GroupId) {
+        if matches!(self.part, Part::Outside(_)) {
+            self.found(formation::generation(group).saturating_add(1), "founded anew");
+        }
+        if let Part::Failed { sole, .. } = &mut self.part {
+            *sole = Some(group);
         }
     }
 
@@ -242,21 +290,43 @@ impl<D: Disk> Member<D> {
         }
     }
 
+    fn own_claim(&self) -> Option<Claim> {
+        match &self.part {
+            Part::In(group) => Some(Claim {
+                group: group.id,
+                holds: group.holds(),
+            }),
+            _ => None,
+        }
+    }
+
     fn heard(&self) -> Heard {
         let valid = self.said.iter().filter(|(_, said)| said.valid);
-        valid.map(|(node, said)| (node.clone(), said.hello.group)).collect()
+        valid.map(|(node, said)| (node.clone(), said.claim())).collect()
+    }
+
+    /// A node of another group is in the cluster, even if its link is down now.
+    fn knows_foreign(&self, own: Claim) -> bool {
+        let foreign = |node: &ClusterNode| {
+            let claim = self.said.get(&node.id).and_then(Said::claim);
+            !node.failed && claim.is_some_and(|claim| claim.holds && claim.group != own.group)
+        };
+        own.holds && self.view.nodes.iter().any(foreign)
     }
 
     fn follow_advice(&mut self) {
-        let own = self.own_group();
         if matches!(self.part, Part::Failed { .. }) {
             return;
         }
+        let own = self.own_claim();
         let mut advice = formation::advise(&self.me, own, &self.view, &self.heard());
         if own.is_none() && advice == Advice::Stay && is_on(Mutant::FoundAtOnce) && self.view.nodes.len() > 1 {
             advice = Advice::Found;
         }
-        let was = std::mem::replace(&mut self.hold, own.is_some() && !matches!(advice, Advice::Stay));
+        if advice == Advice::Stay && own.is_some_and(|own| self.knows_foreign(own)) {
+            advice = Advice::Hold;
+        }
+        let was = std::mem::replace(&mut self.hold, own.is_some() && advice != Advice::Stay);
         match advice {
             Advice::Stay => {}
             Advice::Hold if !was => self.log(
@@ -265,23 +335,59 @@ impl<D: Disk> Member<D> {
             ),
             Advice::Hold => {}
             Advice::Found => self.found(0, "founded"),
-            Advice::Join(group) => {
-                if let Some(own) = own {
-                    let count = self.registry.registration_count();
-                    self.log(
-                        LogLevel::Warning,
-                        format!("registry: group {own} with {count} registrations gives way to group {group}, which the cluster follows"),
-                    );
-                    self.leave("replaced");
-                } else if !self.registry.is_empty() {
-                    let count = self.registry.registration_count();
-                    self.log(
-                        LogLevel::Warning,
-                        format!("registry: joining the cluster's group {group}; its state replaces {count} registrations held here"),
-                    );
-                }
-                self.create(group, &Snapshot::default());
+            Advice::Join(group) => self.join(group, own),
+        }
+    }
+
+    fn join(&mut self, group: GroupId, own: Option<Claim>) {
+        let given_up = given_up(&self.registry);
+        match own {
+            Some(own) if own.holds => {
+                let text = format!(
+                    "registry: group {} gives way to group {group}, which the cluster follows; given up are {given_up}",
+                    own.group
+                );
+                self.log(LogLevel::Warning, text);
+                self.leave("replaced");
+                let moved = self.proposals.moved();
+                self.fail_proposals(moved);
             }
+            Some(_) => self.leave("unused"),
+            None if !self.registry.is_empty() => {
+                let text =
+                    format!("registry: joining the cluster's group {group}; its state replaces what is here: {given_up}");
+                self.log(LogLevel::Warning, text);
+            }
+            None => {}
+        }
+        self.create(group, &Snapshot::default());
+    }
+
+    /// Leaves a group that can not be reached any more: as a member that knows none of the others, or as one that has
+    /// nothing of its log and hears of nobody who has.
+    fn leave_dead_group(&mut self) {
+        let is_node = |node: &NodeId| self.view.nodes.iter().any(|n| n.id == *node);
+        let dead = match &self.part {
+            Part::In(group) if group.holds() => {
+                let others = group.members.values().filter(|node| **node != self.me);
+                let known = others.into_iter().any(is_node);
+                is_node(&self.me) && !known && !group.is_sole_voter()
+            }
+            Part::In(group) => {
+                let has_some = |said: &Said| said.valid && said.hello.group == Some(group.id) && said.hello.commit > 0;
+                !self.said.values().any(has_some)
+            }
+            _ => false,
+        };
+        if !dead {
+            self.dead_since = None;
+            return;
+        }
+        let since = *self.dead_since.get_or_insert(self.now_ms);
+        if since + (limits::LEAVE_AFTER.as_millis() as u64) <= self.now_ms {
+            self.dead_since = None;
+            self.log(LogLevel::Warning, "registry: no other member of the group is known any more; it is left");
+            self.leave("left");
         }
     }
 
@@ -318,7 +424,12 @@ impl<D: Disk> Member<D> {
         if let Part::Failed { error, .. } = &self.part {
             return Err(format!("ERR this node's log can not be written: {error}"));
         }
+        if self.may_decide().is_ok() {
+            return Err("ERR the group has a leader and a majority: there is nothing to recover".into());
+        }
         self.leave("recovered");
+        let moved = self.proposals.moved();
+        self.fail_proposals(moved);
         self.found(generation, "recovered");
         self.flush();
         match &self.part {
@@ -373,6 +484,7 @@ impl<D: Disk> Member<D> {
                 group.tick();
             }
         }
+        self.leave_dead_group();
         self.follow_advice();
         self.tend_members();
         if self.hello_ms <= now_ms {
@@ -438,28 +550,25 @@ impl<D: Disk> Member<D> {
         self.tend_members();
     }
 
-    /// The number under which a node speaks in our group.
-    fn number_of(&self, node: &NodeId) -> u64 {
-        let own = self.own_group();
-        let said = self.said.get(node).filter(|said| said.hello.group == own);
-        let said = said.map(|said| said.hello.raft_id);
-        said.or_else(|| {
-            let Part::In(group) = &self.part else { return None };
-            group.members.iter().find(|(_, n)| *n == node).map(|(id, _)| *id)
-        })
-        .unwrap_or(0)
+    /// The number under which a node speaks in our group; 0 if it does not. The table of members here may be old: who
+    /// became a member since, the leader perhaps, is known by what it says of itself.
+    fn number_of(&self, node: &NodeId, group: &Group<D>) -> u64 {
+        let said = self.said.get(node).filter(|said| said.hello.group == Some(group.id));
+        if let Some(said) = said {
+            let number = said.hello.raft_id;
+            let free = group.members.get(&number).is_none_or(|owner| owner == node);
+            return if free { number } else { 0 };
+        }
+        let entry = group.members.iter().find(|(_, owner)| *owner == node);
+        entry.map_or(0, |(id, _)| *id)
     }
 
     fn on_raft(&mut self, from: &NodeId, group_id: GroupId, message: &Bytes) {
-        let number = self.number_of(from);
+        let number = match &self.part {
+            Part::In(group) if group.id == group_id => self.number_of(from, group),
+            _ => return,
+        };
         let Part::In(group) = &mut self.part else { return };
-        if group.id != group_id {
-            return;
-        }
-        // Who is no member any more must not disturb those who are; who has no members yet listens to all.
-        if !group.members.is_empty() && !group.members.contains_key(&number) {
-            return;
-        }
         match guard::judge(message, number, group.ours()) {
             Verdict::Step(message) => group.step(*message),
             Verdict::Refuse(reason) => {
@@ -512,7 +621,12 @@ impl<D: Disk> Member<D> {
         match membership::next(&known) {
             Step::Nothing => {}
             Step::Change(change) => group.propose_change(change),
-            Step::Lead(heir) => group.transfer(heir),
+            // No changes are taken meanwhile: not again and again to one that does not take it.
+            Step::Lead(heir) if self.transfer_ms <= self.now_ms => {
+                self.transfer_ms = self.now_ms + limits::TRANSFER_AGAIN.as_millis() as u64;
+                group.transfer(heir);
+            }
+            Step::Lead(_) => {}
         }
     }
 
@@ -522,7 +636,8 @@ impl<D: Disk> Member<D> {
     pub fn propose(&mut self, ticket: Ticket, command: Command, now_ms: u64) {
         self.now_ms = now_ms;
         let request = RequestId(self.rng.random());
-        if let Err(e) = self.proposals.add(ticket, command, request, self.registry.index(), now_ms) {
+        let basis = self.is_bound().then(|| self.registry.index());
+        if let Err(e) = self.proposals.add(ticket, command, request, basis, now_ms) {
             self.outputs.push(Output::Done(ticket, Err(e)));
         }
     }
@@ -531,7 +646,7 @@ impl<D: Disk> Member<D> {
     fn append(&mut self, proposal: &Bytes) -> bool {
         let may = self.may_decide();
         match &mut self.part {
-            Part::In(group) if may.is_ok() => group.propose(proposal.to_vec()),
+            Part::In(group) if may.is_ok() => group.propose(proposal),
             _ => false,
         }
     }
@@ -541,6 +656,7 @@ impl<D: Disk> Member<D> {
         match &self.part {
             Part::Failed { .. } => Err("this node's log can not be written, see the server log"),
             Part::Outside(_) => Err("this node is not yet in the cluster's group"),
+            Part::In(group) if !group.holds() => Err("this node is not yet in the cluster's group"),
             Part::In(_) if self.hold && !is_on(Mutant::IgnoreOtherGroup) => {
                 Err("nodes of another group are in the cluster, which has to be settled first")
             }
@@ -562,20 +678,25 @@ impl<D: Disk> Member<D> {
         if self.proposals.is_empty() {
             return;
         }
-        for (ticket, bytes) in self.proposals.due(self.now_ms) {
-            let handed_in = self.hand_in_one(&bytes);
-            self.proposals.tried(ticket, handed_in, self.now_ms);
+        let may = self.may_decide();
+        if may.is_ok() {
+            let (due, refused) = self.proposals.due(self.now_ms, self.registry.index());
+            for (ticket, bytes) in due {
+                let handed_in = self.hand_in_one(&bytes);
+                self.proposals.tried(ticket, handed_in, self.now_ms);
+            }
+            self.fail_proposals(refused);
         }
-        let reason = self.may_decide().err().unwrap_or("no leader took the change");
-        for (ticket, error) in self.proposals.expired(self.now_ms, reason) {
-            self.outputs.push(Output::Done(ticket, Err(error)));
-        }
+        let expired = self.proposals.expired(self.now_ms, may.err().unwrap_or("no leader took the change"));
+        self.fail_proposals(expired);
+    }
+
+    fn fail_proposals(&mut self, errors: Vec<(Ticket, ProposeError)>) {
+        let outputs = errors.into_iter().map(|(ticket, error)| Output::Done(ticket, Err(error)));
+        self.outputs.extend(outputs);
     }
 
     fn hand_in_one(&mut self, bytes: &Bytes) -> bool {
-        if self.may_decide().is_err() {
-            return false;
-        }
         let Part::In(group) = &self.part else { return false };
         if group.is_leader() {
             return self.append(bytes);
@@ -592,43 +713,49 @@ impl<D: Disk> Member<D> {
 
     // Carrying out
 
-    /// Carries out what the events since the last call ask for.
+    /// Carries out what the events since the last call ask for; `take_outputs` gives what is to be done then.
     pub fn flush(&mut self) {
+        let mut early = Vec::new();
+        self.flush_with(&mut |output| early.push(output));
+        early.append(&mut self.outputs);
+        self.outputs = early;
+    }
+
+    /// The same, but `sink` gets at once what need not wait for this node's disk.
+    pub fn flush_with(&mut self, sink: &mut dyn FnMut(Output)) {
         self.hand_in();
+        self.outputs.drain(..).for_each(&mut *sink);
+        let Part::In(group) = &mut self.part else { return };
+        let (id, said) = (group.id, &self.said);
         let mut effects = Effects::default();
-        if let Part::In(group) = &mut self.part {
-            let result = group.flush(&mut self.rng, &mut effects);
-            let leader = group.leader();
-            self.take_effects(effects);
-            if leader != self.last_leader {
-                self.last_leader = leader;
-                self.proposals.hurry();
-                self.hello_ms = self.now_ms;
-            }
-            if let Err(error) = result {
-                let disk = match &mut self.part {
-                    Part::In(group) => group.take_disk(),
-                    _ => None,
-                };
-                self.fail(disk, &error);
+        let mut early = |members: &Members, messages: Vec<Message>| {
+            messages.into_iter().filter_map(|m| addressed(id, members, said, m)).for_each(&mut *sink);
+        };
+        let result = group.flush(&mut effects, &mut early);
+        let (leader, sole) = (group.leader(), group.is_sole_voter());
+        self.take_effects(effects);
+        if leader != self.last_leader {
+            self.last_leader = leader;
+            self.proposals.hurry();
+            self.hello_ms = self.now_ms;
+        }
+        if let Err(error) = result {
+            let disk = match &mut self.part {
+                Part::In(group) => group.take_disk(),
+                _ => None,
+            };
+            self.fail(disk, &error);
+            if let Part::Failed { sole: group, .. } = &mut self.part {
+                *group = sole.then_some(id);
             }
         }
     }
 
     fn take_effects(&mut self, effects: Effects) {
         let Part::In(group) = &mut self.part else { return };
-        for message in effects.messages {
-            let node = group.members.get(&message.to).cloned();
-            // A new member that is not in the table yet is known by what it said.
-            let node = node.or_else(|| {
-                let speaks = |said: &Said| said.hello.group == Some(group.id) && said.hello.raft_id == message.to;
-                self.said.iter().find(|(_, said)| speaks(said)).map(|(node, _)| node.clone())
-            });
-            if let (Some(node), Ok(bytes)) = (node, message.write_to_bytes()) {
-                let (group, message) = (group.id, bytes.into());
-                self.outputs.push(Output::Send(node, RegistryMessage::Raft { group, message }));
-            }
-        }
+        let messages = effects.messages.into_iter();
+        let sends = messages.filter_map(|m| addressed(group.id, &group.members, &self.said, m));
+        self.outputs.extend(sends);
         let newer = group.registry.index() > 0 && (group.registry.index() != self.registry.index() || effects.jumped);
         if newer {
             self.registry = Arc::new(group.registry.clone());
@@ -681,8 +808,18 @@ impl<D: Disk> Member<D> {
         status
     }
 
+    /// The sets of voters of which each must agree.
+    #[cfg(test)]
+    pub fn quorums(&self) -> Vec<BTreeSet<u64>> {
+        match &self.part {
+            Part::In(group) => group.quorums(),
+            _ => Vec::new(),
+        }
+    }
+
     fn member_statuses(&self, group: &Group<D>) -> Vec<MemberStatus> {
-        let (voters, matched, last) = (group.voters(), group.matched(), group.log_range().1);
+        let voters: BTreeSet<u64> = group.quorums().into_iter().flatten().collect();
+        let (matched, last) = (group.matched(), group.log_range().1);
         let status = |(id, node): (&u64, &NodeId)| MemberStatus {
             node: node.clone(),
             raft_id: *id,
@@ -698,6 +835,17 @@ impl<D: Disk> Member<D> {
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
+}
+
+/// A Raft message on its way to the node that has the number.
+fn addressed(group: GroupId, members: &Members, said: &BTreeMap<NodeId, Said>, message: Message) -> Option<Output> {
+    let speaks = |said: &Said| said.hello.group == Some(group) && said.hello.raft_id == message.to;
+    // A member that is not in the table yet is known by what it said.
+    let node = members
+        .get(&message.to)
+        .or_else(|| said.iter().find(|(_, said)| speaks(said)).map(|(node, _)| node))?;
+    let message = message.write_to_bytes().ok()?.into();
+    Some(Output::Send(node.clone(), RegistryMessage::Raft { group, message }))
 }
 
 /// A fresh number; never 0.

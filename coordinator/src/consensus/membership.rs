@@ -65,6 +65,11 @@ pub(super) fn next(known: &Known<'_>) -> Step {
         {
             return Step::Lead(heir);
         }
+        let there = wanted.iter().filter(|id| **id == known.me || known.caught_up.contains(id)).count();
+        if there * 2 <= wanted.len() {
+            // They could decide nothing, and the change would never be complete.
+            return Step::Nothing;
+        }
         for &id in &wanted {
             if !known.voters.contains(&id) {
                 changes.push(single(ConfChangeType::AddNode, id));

@@ -23,6 +23,7 @@ mod mutants;
 mod proposals;
 mod service;
 mod snapshot;
+mod source;
 mod storage;
 mod view;
 #[cfg(test)]

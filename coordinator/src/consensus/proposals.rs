@@ -18,11 +18,17 @@ pub(super) type Ticket = u64;
 
 struct Open {
     request: RequestId,
-    bytes: Bytes,
+    body: Body,
     deadline_ms: u64,
     again_ms: u64,
     /// Some leader may have appended it.
     handed_in: bool,
+}
+
+enum Body {
+    /// The node is in no group yet: the basis is not known.
+    Command(Command),
+    Encoded(Bytes),
 }
 
 /// All of them.
@@ -33,26 +39,25 @@ pub(super) struct Proposals {
 }
 
 impl Proposals {
-    /// Takes a change on.
+    /// Takes a change on. `basis` is the index of the group's state here, once there is one.
     pub fn add(
         &mut self,
         ticket: Ticket,
         command: Command,
         request: RequestId,
-        basis: u64,
+        basis: Option<u64>,
         now_ms: u64,
     ) -> Result<(), ProposeError> {
         if self.open.len() >= limits::OPEN_PROPOSALS {
             return Err(ProposeError::Busy(self.open.len()));
         }
-        let bytes = Proposal { request, basis, command }.encode()?;
-        if bytes.len() > limits::PROPOSAL_BYTES {
-            let (bytes, most) = (bytes.len(), limits::PROPOSAL_BYTES);
-            return Err(ProposeError::TooLarge { bytes, most });
-        }
+        let body = match basis {
+            Some(basis) => Body::Encoded(encode(request, basis, command)?),
+            None => Body::Command(command),
+        };
         let open = Open {
             request,
-            bytes: bytes.into(),
+            body,
             deadline_ms: now_ms + limits::PROPOSE_TIMEOUT.as_millis() as u64,
             again_ms: now_ms,
             handed_in: false,
@@ -62,10 +67,36 @@ impl Proposals {
         Ok(())
     }
 
-    /// Those to be handed in now.
-    pub fn due(&mut self, now_ms: u64) -> Vec<(Ticket, Bytes)> {
-        let due = self.open.iter().filter(|(_, open)| open.again_ms <= now_ms);
-        due.map(|(ticket, open)| (*ticket, open.bytes.clone())).collect()
+    /// Those to be handed in now, when the state of the group is at `basis` here; and those that can not be.
+    pub fn due(&mut self, now_ms: u64, basis: u64) -> (Vec<(Ticket, Bytes)>, Vec<(Ticket, ProposeError)>) {
+        let (mut due, mut refused) = (Vec::new(), Vec::new());
+        for (ticket, open) in self.open.iter_mut().filter(|(_, open)| open.again_ms <= now_ms) {
+            if let Body::Command(command) = &open.body {
+                match encode(open.request, basis, command.clone()) {
+                    Ok(bytes) => open.body = Body::Encoded(bytes),
+                    Err(e) => refused.push((*ticket, open.request, e)),
+                }
+            }
+            if let Body::Encoded(bytes) = &open.body {
+                due.push((*ticket, bytes.clone()));
+            }
+        }
+        let mut errors = Vec::with_capacity(refused.len());
+        for (ticket, request, error) in refused {
+            self.open.remove(&ticket);
+            self.by_request.remove(&request);
+            errors.push((ticket, error));
+        }
+        (due, errors)
+    }
+
+    /// The node leaves its group for another one, whose indexes are others: all are
+    /// answered, what was handed in as unknown.
+    pub fn moved(&mut self) -> Vec<(Ticket, ProposeError)> {
+        for open in self.open.values_mut() {
+            open.deadline_ms = 0;
+        }
+        self.expired(0, "this node is moving to another group")
     }
 
     /// All are to be handed in at once: there is a new leader.
@@ -118,4 +149,13 @@ impl Proposals {
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
+}
+
+fn encode(request: RequestId, basis: u64, command: Command) -> Result<Bytes, ProposeError> {
+    let bytes = Proposal { request, basis, command }.encode()?;
+    if bytes.len() > limits::PROPOSAL_BYTES {
+        let (bytes, most) = (bytes.len(), limits::PROPOSAL_BYTES);
+        return Err(ProposeError::TooLarge { bytes, most });
+    }
+    Ok(bytes.into())
 }

@@ -75,7 +75,7 @@ pub(super) type Done = Box<dyn FnOnce(Result<u64, ProposeError>) + Send>;
 pub(super) struct Shared {
     pub host: Arc<dyn RegistryHost>,
     state: ArcSwap<Registry>,
-    /// Highest number that was given out or seen.
+    /// The next number: 0 while nothing was ever seen.
     numbers: AtomicU64,
     /// A group decides, or will.
     group: AtomicBool,
@@ -110,7 +110,9 @@ impl Shared {
 
     pub fn set_state(&self, state: Arc<Registry>) {
         // Numbers first: who sees the state must get numbers above it.
-        self.numbers.fetch_max(state.highest_number(), Ordering::SeqCst);
+        if !state.is_empty() {
+            self.numbers.fetch_max(state.highest_number().saturating_add(1), Ordering::SeqCst);
+        }
         self.state.store(state);
     }
 
@@ -247,6 +249,14 @@ impl RegistryService {
 
     /// A number for a new registration (or builder): above all that the registry has ever seen, and never the same.
     pub fn next_number(&self) -> u64 {
-        self.shared.numbers.fetch_add(1, Ordering::SeqCst) + 1
+        self.shared.numbers.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+impl Drop for RegistryService {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.get_mut().take() {
+            queue.close();
+        }
     }
 }

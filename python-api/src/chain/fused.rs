@@ -209,6 +209,11 @@ impl Chain {
         self.reset();
     }
 
+    /// Python objects are under way, or kept by a step.
+    pub(super) fn holds_objects(&self) -> bool {
+        self.has_pending() || self.steps.iter().any(|step| step.kind.holds_objects())
+    }
+
     /// As new.
     fn reset(&mut self) {
         self.stack.clear();

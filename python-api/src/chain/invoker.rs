@@ -18,6 +18,7 @@ use crate::{
     context::{self, Place},
     errors::take_error_text,
     functions::Functions,
+    gil,
     obj::Obj,
 };
 
@@ -75,7 +76,7 @@ impl Invoker {
             records: 0,
             errors: Vec::new(),
         };
-        Python::attach(|py| {
+        gil::attach(|py| {
             let _visit = context::visit(Place::Step, self.functions.session());
             // SAFETY: the GIL is held.
             match unsafe { record(args) } {

@@ -37,6 +37,35 @@ impl Kind {
         }
     }
 
+    /// The step keeps Python objects, or may do so.
+    pub(super) fn holds_objects(&self) -> bool {
+        match self {
+            Kind::Accumulate { kept, .. }
+            | Kind::Fold { kept, .. }
+            | Kind::SortAll { kept, .. }
+            | Kind::DistinctSet { kept } => kept.is_some(),
+            Kind::ReduceTable { .. }
+            | Kind::BatchTable { .. }
+            | Kind::FoldTable { .. }
+            | Kind::CombineTable { .. }
+            | Kind::CountTable { .. }
+            | Kind::SumTable { .. } => true,
+            Kind::AvgPartial { sum, .. } | Kind::AvgFinal { sum, .. } => matches!(sum, Sum::Object(_)),
+            Kind::Map(_)
+            | Kind::ToStr
+            | Kind::ToFloat
+            | Kind::Filter(_)
+            | Kind::ForEach(_)
+            | Kind::FlatMap(_)
+            | Kind::Limit { .. }
+            | Kind::ExtractKey(_)
+            | Kind::DropKey
+            | Kind::KeyedToDict
+            | Kind::CountRecords { .. }
+            | Kind::SumCounts { .. } => false,
+        }
+    }
+
     /// Takes one record into what the step keeps.
     ///
     /// # Safety

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     context::{self, Place},
-    reaper,
+    gil, reaper,
 };
 
 /// One stage on one shard.
@@ -62,11 +62,15 @@ impl Runner {
         let Some(state) = self.state.as_mut() else {
             return RunState::Done;
         };
-        Python::attach(|py| {
+        gil::attach(|py| {
             let interrupt = state.interrupt.clone();
             let _visit = context::visit(Place::Step, state.functions.session());
             let _running = interrupt.enter(py);
-            state.run_slice(py, sink)
+            let run = state.run_slice(py, sink);
+            if run == RunState::Done {
+                state.let_go();
+            }
+            run
         })
     }
 }
@@ -80,7 +84,7 @@ fn write(state: &mut State, mut closing: Closing, tail: Tail, sink: &mut dyn Sta
     };
     let mut written = go(None, &mut closing.at);
     if matches!(written, Written::NeedsPython) {
-        written = Python::attach(|py| go(Some(py), &mut closing.at));
+        written = gil::attach(|py| go(Some(py), &mut closing.at));
     }
     match written {
         Written::All => {

@@ -239,6 +239,13 @@ impl State {
         }
     }
 
+    /// Everything is emitted, with the GIL held: in most cases no Python object is left, and whoever drops this needs no
+    /// GIL.
+    pub(super) fn let_go(&mut self) {
+        let has_generator = matches!(self.generator, Some(Generator::Running(_)));
+        self.has_objects = has_generator || self.chain.holds_objects();
+    }
+
     /// Everything is emitted.
     pub(super) fn finish(&mut self, sink: &mut dyn StageSink) -> RunState {
         self.out.flush(sink);

@@ -22,8 +22,9 @@ pub fn dumpregistrations(call: &mut Call) {
     let all = registrations().activation.table().read().registrations();
     let reply = call.reply();
     reply.array(all.len());
+    let mut texts = describe::SessionTexts::default();
     for active in &all {
-        describe::write_registration(reply, active, true);
+        describe::write_registration(reply, active, Some(&mut texts));
     }
 }
 

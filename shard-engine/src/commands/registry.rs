@@ -2,24 +2,43 @@
 
 use oxigears_coordinator::consensus::{MemberStatus, RegistryStatus};
 
-use super::wrong_arity;
+use super::{blocking_denied, wrong_arity};
 use crate::{
-    redis::{register::Call, reply::ReplyWriter},
-    registrations::registrations,
+    redis::{blocked::BlockedClient, register::Call, reply::ReplyWriter},
+    registrations::{self, change::READONLY, is_master, registrations},
 };
 
-/// RG.REGISTRY [STATUS]
+/// RG.REGISTRY [STATUS|RECOVER]
 pub fn registry(call: &mut Call) {
     if wrong_arity(call, 1..=2) {
         return;
     }
-    match call.args.get(1) {
-        Some(word) if !word.eq_ignore_ascii_case(b"STATUS") => call.reply().error("ERR unknown subcommand"),
-        _ => {
-            let status = registrations().service.status();
+    match call.args.get(1).map(|word| word.to_ascii_uppercase()).as_deref() {
+        None | Some(b"STATUS") => {
+            let status = registrations::status();
             write(call.reply(), &status, registrations().activation.index());
         }
+        Some(b"RECOVER") => recover(call),
+        Some(_) => call.reply().error("ERR unknown subcommand"),
     }
+}
+
+/// Founds a new group from what this node holds: when the logs of a majority are lost for good.
+fn recover(call: &mut Call) {
+    if blocking_denied(call) {
+        return;
+    }
+    if !is_master() {
+        return call.reply().error(READONLY);
+    }
+    let client = BlockedClient::block(call, None);
+    let done = move |outcome: Result<(), String>| {
+        client.reply(|reply| match outcome {
+            Ok(()) => reply.simple("OK"),
+            Err(text) => reply.error(&text),
+        });
+    };
+    registrations().service.recover(Box::new(done));
 }
 
 fn write(reply: &mut ReplyWriter, status: &RegistryStatus, active: u64) {

@@ -165,7 +165,7 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Shows how this node takes part in agreeing on sessions and registrations.",
         complexity: "O(N) where N is the number of nodes.",
         since: "1.2.0",
-        args: &[Argument::flag("status", "STATUS")],
+        args: &[Argument::choice("subcommand", &["STATUS", "RECOVER"])],
     },
     CommandSpec {
         name: "rg.configget",

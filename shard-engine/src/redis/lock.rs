@@ -172,12 +172,11 @@ impl Drop for Callback {
 /// Another thread acts as the holder of the lock until it is done, while this one waits for it. `start` hands the loan
 /// over; this returns once the loan is used up or dropped, wherever that happens.
 pub fn lend(_guard: &ServerLock, start: impl FnOnce(Loan)) {
-    let back = Arc::new(Back::default());
+    let back = Waiting(Arc::default());
     start(Loan {
-        back: back.clone(),
+        back: back.0.clone(),
         surroundings: Surroundings::of_this_thread(),
     });
-    back.wait();
 }
 
 /// The right to act as the holder of the lock, once, on any thread. Dropping it gives the lock back to the lender.
@@ -202,6 +201,15 @@ impl Drop for Loan {
     }
 }
 
+/// Waits when it is dropped: also a lender that panics goes on only when it has the lock back.
+struct Waiting(Arc<Back>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
+}
+
 /// The lender waits here.
 #[derive(Default)]
 struct Back {
@@ -211,7 +219,6 @@ struct Back {
 
 impl Back {
     fn set(&self) {
-        // Notified under the lock: the lender may not go on and free this before.
         let mut given = self.given.lock();
         *given = true;
         self.changed.notify_one();

@@ -9,12 +9,13 @@ use super::{
     lock::{self, ServerLock},
 };
 
-/// Runs `work` on the main thread, under the server lock, `every` so often. It can not be stopped.
-pub fn every(guard: &ServerLock, every: Duration, work: impl FnMut(&ServerLock) + Send + 'static) {
+/// Runs `work` on the main thread, under the server lock, for the first time after `pause`, and again after the pause
+/// that it gives. It can not be stopped.
+pub fn repeat(guard: &ServerLock, pause: Duration, work: impl FnMut(&ServerLock) -> Duration + Send + 'static) {
     arm(
         guard,
         Box::new(Repeating {
-            every,
+            pause,
             work: Box::new(work),
         }),
     );
@@ -61,12 +62,12 @@ extern "C" fn one_shot(data: *mut c_void) {
 }
 
 struct Repeating {
-    every: Duration,
-    work: Box<dyn FnMut(&ServerLock) + Send>,
+    pause: Duration,
+    work: Box<dyn FnMut(&ServerLock) -> Duration + Send>,
 }
 
 fn arm(guard: &ServerLock, timer: Box<Repeating>) {
-    let period = timer.every.as_millis().max(1) as raw::mstime_t;
+    let period = timer.pause.as_millis().max(1) as raw::mstime_t;
     // SAFETY: the guard proves that the lock is held; the box is taken back in `tick`, which is called once.
     unsafe { api!(RedisModule_CreateTimer)(guard.ctx(), period, Some(tick), Box::into_raw(timer).cast()) };
 }
@@ -77,7 +78,9 @@ extern "C" fn tick(_: *mut raw::RedisModuleCtx, data: *mut c_void) {
         let mut timer = unsafe { Box::from_raw(data.cast::<Repeating>()) };
         let guard = lock::lock();
         // A panic in the work must not end the timer.
-        catch("a timer", || (timer.work)(&guard));
+        if let Some(pause) = catch("a timer", || (timer.work)(&guard)) {
+            timer.pause = pause;
+        }
         arm(&guard, timer);
     });
 }

@@ -36,6 +36,7 @@ use crate::{
     module::module,
     persistence,
     redis::{
+        cluster,
         context::server_flags,
         lock::{self, ServerLock},
         log,
@@ -455,7 +456,7 @@ impl Activation {
 /// Changes the registry of a server that is alone, and tells its replicas and its log.
 fn apply(guard: &ServerLock, command: &Command) -> Result<u64, Failure> {
     let service = &registrations().service;
-    if server_flags(guard).replica {
+    if cluster::is_replica(guard) {
         return Err(Failure::Failed(change::READONLY.into()));
     }
     let index = service.apply_alone(command.clone())?;

@@ -25,6 +25,9 @@ pub enum Failure {
     /// The registry refuses it: nothing changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The functions can not be loaded here: nothing changed.
+    #[error("Failed deserializing flat execution, {0}")]
+    Unloadable(String),
     /// Anything else; the text tells what is known of the outcome.
     #[error("{0}")]
     Failed(String),
@@ -140,7 +143,7 @@ pub fn refusal_of(shard: &str, reason: &str) -> String {
     format!("ERR shard-{shard}: {reason}")
 }
 
-/// The same for a refusal by the registry itself.
-pub fn own_refusal(refusal: &Refusal) -> String {
+/// The same for a refusal of this shard.
+pub fn own_refusal(refusal: &Failure) -> String {
     refusal_of(module().engine.topology().me.as_str(), &refusal.to_string())
 }

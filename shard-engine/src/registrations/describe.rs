@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use oxigears_coordinator::registry::{EventSource, FailurePolicy, RegisterMode, Registration};
+use hashbrown::HashMap;
+use oxigears_coordinator::registry::{EventSource, FailurePolicy, RegisterMode, Registration, Session};
 
 use super::{
     active::{Active, ActiveSession},
+    limits,
     stats::Counts,
 };
 use crate::redis::reply::ReplyWriter;
@@ -13,7 +15,7 @@ use crate::redis::reply::ReplyWriter;
 /// A session with what this shard knows of it.
 pub struct SessionView {
     /// What the registry says.
-    pub is: Arc<oxigears_coordinator::registry::Session>,
+    pub is: Arc<Session>,
     /// Those who may run code of it.
     pub holders: usize,
     /// It was replaced, or lost its last registration.
@@ -47,7 +49,13 @@ impl SessionView {
 
     /// The text PD: a literal of Python.
     pub fn literal(&self) -> String {
-        let ids: Vec<String> = self.is.registrations.iter().map(|id| quoted(id)).collect();
+        let all = &self.is.registrations;
+        let (named, more) = match all.len() {
+            n if n <= limits::IDS_IN_TEXT => (n, None),
+            _ => (limits::IDS_IN_CUT_TEXT, Some("...")),
+        };
+        let named = all[..named].iter().map(|id| &**id);
+        let ids: Vec<String> = named.chain(more).map(quoted).collect();
         let dependencies: Vec<String> = self
             .is
             .requirements
@@ -67,6 +75,20 @@ impl SessionView {
             ids = ids.join(", "),
             dependencies = dependencies.join(", "),
         )
+    }
+}
+
+/// The texts of the sessions of one listing, each made once.
+#[derive(Default)]
+pub struct SessionTexts(HashMap<u64, String>);
+
+impl SessionTexts {
+    /// The text of a registration's session.
+    pub fn of(&mut self, active: &Active) -> &str {
+        let number = active.session.get().sequence;
+        self.0
+            .entry(number)
+            .or_insert_with(|| SessionView::linked(&active.session).literal())
     }
 }
 
@@ -117,17 +139,17 @@ fn status(registration: &Registration) -> &'static str {
 }
 
 /// Writes a registration as a flat map.
-pub fn write_registration(reply: &mut ReplyWriter, active: &Active, with_session: bool) {
+pub fn write_registration(reply: &mut ReplyWriter, active: &Active, texts: Option<&mut SessionTexts>) {
     let registration = &active.registration;
-    reply.array(if with_session { 12 } else { 10 });
+    reply.array(if texts.is_some() { 12 } else { 10 });
     reply.named_bulk("id", &registration.id);
     reply.named_bulk("reader", registration.source.reader());
     reply.text("desc");
     reply.bulk_or_null(registration.description.as_deref());
     reply.text("RegistrationData");
     write_data(reply, registration, &active.core.stats.counts());
-    if with_session {
-        reply.named_bulk("PD", &SessionView::linked(&active.session).literal());
+    if let Some(texts) = texts {
+        reply.named_bulk("PD", texts.of(active));
     }
     reply.named_bulk("ExecutionThreadPool", "DefaultPool");
 }
@@ -241,14 +263,14 @@ pub fn write_session(
     reply.array(is.registrations.len());
     for id in &is.registrations {
         match registration.and_then(|find| find(id)) {
-            Some(active) => write_registration(reply, &active, false),
+            Some(active) => write_registration(reply, &active, None),
             None => reply.text(id),
         }
     }
 }
 
 /// The fields of a registration in INFO.
-pub fn info_fields(active: &Active) -> Vec<(&'static str, String)> {
+pub fn info_fields(active: &Active, texts: &mut SessionTexts) -> Vec<(&'static str, String)> {
     let registration = &active.registration;
     let counts = active.core.stats.counts();
     let or_none = |text: Option<&str>| text.unwrap_or("None").to_owned();
@@ -270,7 +292,7 @@ pub fn info_fields(active: &Active) -> Vec<(&'static str, String)> {
     }
     fields.push(("lastError", or_none(counts.last_error.as_deref())));
     info_args(&mut fields, registration);
-    fields.push(("PD", SessionView::linked(&active.session).literal()));
+    fields.push(("PD", texts.of(active).to_owned()));
     // A comma would end the field.
     for (_, value) in &mut fields {
         *value = value.replace(',', "|");

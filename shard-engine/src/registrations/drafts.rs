@@ -9,7 +9,7 @@ use oxigears_coordinator::{
     message::RegistryQuestion,
     registry::{Command, EventSource, NewRegistration, Refusal, Registry, SessionChange},
 };
-use oxigears_python_api::{RegistrationDraft, Session};
+use oxigears_python_api::{self as python, RegistrationDraft, Session};
 
 use super::{
     activation,
@@ -120,6 +120,8 @@ fn check_trigger(trigger: &Bytes, script: Option<&mut Script>, earlier: &[Regist
 struct Ready {
     change: SessionChange,
     loaded: HashMap<Arc<str>, Loaded>,
+    /// They can not be loaded again here: they would be lost with the next restart.
+    unloadable: Option<String>,
 }
 
 fn ready(
@@ -139,12 +141,17 @@ fn ready(
         registrations: Vec::with_capacity(drafts.len()),
     };
     let mut loaded = HashMap::with_capacity(drafts.len());
+    let mut unloadable = None;
     for draft in drafts {
         let failed = |text: String| Failure::Failed(format!("ERR {text}"));
         let mut plan = draft.plan;
         plan.user.clone_from(&change.user);
-        let plan = Bytes::from(plan.encode().map_err(|e| failed(e.to_string()))?);
+        let decoded = plan;
+        let plan = Bytes::from(decoded.encode().map_err(|e| failed(e.to_string()))?);
         let id: Arc<str> = draft.id.into();
+        if unloadable.is_none() {
+            unloadable = python::load_functions(&decoded).err();
+        }
         let functions = Loaded::with_functions(&plan, draft.mode, draft.functions).map_err(failed)?;
         if let Err(why) = &functions.code {
             return Err(failed(why.clone()));
@@ -160,7 +167,11 @@ fn ready(
             on_unregistered: draft.on_unregistered,
         });
     }
-    Ok(Ready { change, loaded })
+    Ok(Ready {
+        change,
+        loaded,
+        unloadable,
+    })
 }
 
 /// How the registrations of a script ended.
@@ -176,8 +187,8 @@ pub enum Outcome {
 impl From<Failure> for Outcome {
     fn from(failure: Failure) -> Outcome {
         match failure {
-            Failure::Refused(refusal) => Outcome::Refused(vec![change::own_refusal(&refusal)]),
             Failure::Failed(text) => Outcome::Failed(text),
+            refused => Outcome::Refused(vec![change::own_refusal(&refused)]),
         }
     }
 }
@@ -197,7 +208,11 @@ pub fn register_script(
         Ok(ready) => ready,
         Err(failure) => return then(failure.into()),
     };
-    let Ready { change, loaded } = ready;
+    let Ready {
+        change,
+        loaded,
+        unloadable,
+    } = ready;
     let encoded = match change.encode() {
         Ok(bytes) => Bytes::from(bytes),
         Err(refusal) => return then(Failure::Refused(refusal).into()),
@@ -216,10 +231,12 @@ pub fn register_script(
     let peers = state.spread.connected_masters();
     let question = RegistryQuestion::Check(encoded);
     let make = move |refusals: Refusals| {
-        if !refusals.is_empty() {
+        let own = unloadable.map(|why| change::own_refusal(&Failure::Unloadable(why)));
+        let others = refusals.iter().map(|(shard, why)| change::refusal_of(shard.as_str(), why));
+        let texts: Vec<String> = own.into_iter().chain(others).collect();
+        if !texts.is_empty() {
             prepared::forget(ids.iter());
-            let texts = refusals.iter().map(|(shard, why)| change::refusal_of(shard.as_str(), why));
-            return then(Outcome::Refused(texts.collect()));
+            return then(Outcome::Refused(texts));
         }
         change::make(
             command,
@@ -243,7 +260,14 @@ pub fn register_now(draft: RegistrationDraft) -> Result<(), String> {
     }
     let user = identity::current();
     let session = draft.session.clone();
-    let Ready { change, loaded } = ready(&session, vec![draft], user.as_deref(), None).map_err(|e| e.to_string())?;
+    let Ready {
+        change,
+        loaded,
+        unloadable,
+    } = ready(&session, vec![draft], user.as_deref(), None).map_err(|e| e.to_string())?;
+    if let Some(why) = unloadable {
+        return Err(Failure::Unloadable(why).to_string());
+    }
     let command = Command::ChangeSession(change);
     let state = registrations();
     state.service.state().check(&command).map_err(|e| e.to_string())?;

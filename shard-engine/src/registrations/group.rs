@@ -13,7 +13,6 @@ use crate::{
     module::module,
     redis::{
         cluster::{self, Member},
-        context::server_flags,
         lock::ServerLock,
         log,
     },
@@ -86,7 +85,7 @@ pub fn look(guard: &ServerLock, topology: &Topology, others: &[Member]) {
         .collect();
     nodes.push(ClusterNode {
         id: topology.me.clone(),
-        master: !server_flags(guard).replica,
+        master: !cluster::is_replica(guard),
         has_slots: has_slots(&topology.me),
         failed: false,
     });

@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 /// Pause between two looks at deadlines.
-pub const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A command that can not be parked waits this long for the interpreter before it answers that it is busy.
+pub const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A command that can not be parked waits this long for the interpreter while one thread keeps that for itself, before
+/// it answers that it is busy.
 pub const INTERPRETER_WAIT: Duration = Duration::from_millis(50);
+/// The same while the interpreter goes from thread to thread.
+pub const INTERPRETER_WAIT_MOST: Duration = Duration::from_millis(1000);
+/// Pause between two looks at who has the interpreter.
+pub const INTERPRETER_LOOK: Duration = Duration::from_millis(1);
 /// RG.TRIGGER of a registration that is known but not active here yet waits this long.
 pub const TRIGGER_WAIT: Duration = Duration::from_secs(10);
 /// The answer to a change waits this long for its activation on the node that was asked.
@@ -26,5 +31,10 @@ pub const RETIRED: usize = 1000;
 pub const LOADING_ROUNDS: usize = 5;
 /// Changes that may wait for the activation thread on a server that is alone.
 pub const WAITING_CHANGES: usize = 4096;
+/// Ids of registrations that the text of a session names; beyond, it names some and `...`, because each of its
+/// registrations is shown with that text.
+pub const IDS_IN_TEXT: usize = 100;
+/// How many it names then.
+pub const IDS_IN_CUT_TEXT: usize = 20;
 /// Pause before a group that could not be started is tried again.
 pub const GROUP_RETRY: Duration = Duration::from_secs(5);

@@ -32,7 +32,7 @@ use std::sync::{
 };
 
 use oxigears_coordinator::{
-    consensus::{RegistryHost, RegistryService},
+    consensus::{RegistryHost, RegistryService, RegistryStatus},
     message::{Message, RegistryMessage},
     net::LogLevel,
     registry::{Command, Refusal, Registry},
@@ -44,11 +44,7 @@ use self::{activation::Activation, spread::Spread, sync::Helpers};
 use crate::{
     mesh::{self, mesh},
     module::module,
-    redis::{
-        context::server_flags,
-        lock::ServerLock,
-        log, timer,
-    },
+    redis::{cluster, lock::ServerLock, log, timer},
 };
 
 /// All of it.
@@ -77,7 +73,7 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
         activation: Activation::default(),
         spread: Spread::default(),
         helpers: Helpers::start().map_err(|e| format!("no threads: {e}"))?,
-        master: AtomicBool::new(!server_flags(guard).replica),
+        master: AtomicBool::new(!cluster::is_replica(guard)),
     };
     if REGISTRATIONS.set(all).is_err() {
         return Err("the module is loaded already".into());
@@ -89,13 +85,14 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
 pub fn start(guard: &ServerLock) -> Result<(), String> {
     let all = registrations();
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;
-    timer::every(guard, limits::LOOK_EVERY, |guard| {
+    timer::repeat(guard, limits::LOOK_EVERY, |guard| {
         // The server tells of changes, but not of the role that it was started with.
-        role_changed(!server_flags(guard).replica);
+        role_changed(!cluster::is_replica(guard));
         let now_ms = module().now_ms();
         all.activation.look(now_ms);
         all.spread.look(now_ms);
         prepared::tidy();
+        limits::LOOK_EVERY
     });
     Ok(())
 }
@@ -138,6 +135,15 @@ pub fn on_peer(peer: &NodeId, up: bool) {
 /// The registry, for dumps.
 pub fn service() -> &'static Arc<RegistryService> {
     &registrations().service
+}
+
+/// Where this node stands in its group. What the group's thread publishes now and then may be older than the state.
+pub fn status() -> RegistryStatus {
+    let service = service();
+    let mut status = service.status();
+    status.applied = status.applied.max(service.state().index());
+    status.commit = status.commit.max(status.applied);
+    status
 }
 
 /// A dataset is about to be loaded: what was held so far goes, unless a group decides.

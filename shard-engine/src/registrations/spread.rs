@@ -18,7 +18,7 @@ use oxigears_coordinator::{
 };
 use parking_lot::Mutex;
 
-use super::{active::Loaded, limits, prepared, registrations};
+use super::{active::Loaded, change::Failure, limits, prepared, registrations};
 use crate::{mesh::mesh, module::module};
 
 /// Refusals by shard.
@@ -148,7 +148,7 @@ pub fn on_ask(from: &NodeId, ticket: u64, question: RegistryQuestion) {
 /// Loads all functions of a change that a peer wants to make, and keeps them for it. Nothing becomes active.
 fn check(change: &Bytes) -> Result<(), String> {
     let change = SessionChange::decode(change).map_err(|e| format!("Failed deserializing session, {e}"))?;
-    let failed = |why: String| format!("Failed deserializing flat execution, {why}");
+    let failed = |why: String| Failure::Unloadable(why).to_string();
     let mut ready = Vec::with_capacity(change.registrations.len());
     for new in &change.registrations {
         let loaded = Loaded::from_plan(&new.plan, new.mode).map_err(failed)?;

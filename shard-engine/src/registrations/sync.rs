@@ -120,9 +120,19 @@ impl Desk {
 
     /// Waits for the helper to take the loan; takes it back if that takes too long.
     fn wait(&self) {
-        let deadline = Instant::now() + limits::INTERPRETER_WAIT;
+        let start = Instant::now();
+        let mut kept = (python::gil_holder(), start);
         let mut loan = self.loan.lock();
-        while loan.is_some() && !self.taken.wait_until(&mut loan, deadline).timed_out() {}
+        while loan.is_some() {
+            self.taken.wait_for(&mut loan, limits::INTERPRETER_LOOK);
+            let (now, holder) = (Instant::now(), python::gil_holder());
+            if holder != kept.0 || holder == 0 {
+                kept = (holder, now);
+            }
+            if now - kept.1 >= limits::INTERPRETER_WAIT || now - start >= limits::INTERPRETER_WAIT_MOST {
+                break;
+            }
+        }
         let unused = loan.take();
         drop(loan);
         drop(unused);

@@ -13,7 +13,7 @@ use oxigears_python_api as python;
 use super::{
     active::{Active, Code},
     change::READONLY,
-    limits, registrations,
+    is_master, limits, registrations,
     stats::End,
     sync,
 };
@@ -72,7 +72,7 @@ fn aim(name: &[u8]) -> Aim {
 /// Runs what is registered for the trigger in the first argument, with all arguments behind the command's name.
 pub fn trigger(call: &mut Call) {
     let flags = call.context_flags();
-    if flags.replica {
+    if flags.replica || !is_master() {
         return call.reply().error(READONLY);
     }
     let shot = match aim(&call.args[1]) {

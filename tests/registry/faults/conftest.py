@@ -4,8 +4,9 @@ import pytest
 from breaking import HEAL_S, no_crash, running_cluster
 from registrations import clear, wait_group
 
-# See tests/faults: the server shall not find its cluster down before OxiGears has something to say.
-NODE_TIMEOUT = ("--cluster-node-timeout", "6000")
+# As in tests/faults: when the server finds its cluster down, it answers all waiting clients with CLUSTERDOWN, and nobody
+# would see what OxiGears has to say.
+NODE_TIMEOUT = ("--cluster-node-timeout", "30000")
 
 
 def mend(cluster):

@@ -1,5 +1,6 @@
 """SIGSTOP of the leader or of a follower, short and long: the others go on, and it catches up."""
 
+import contextlib
 import time
 
 import pytest
@@ -22,19 +23,27 @@ def test_a_stop(trio, who, seconds):
     others = [server for server in trio.servers if server is not victim]
     ledger = Ledger()
     ledger.add(victim, "before")
-    with Writer(ledger, trio.servers, "w") as writer:
-        writer.wait_done(3)
+    with contextlib.ExitStack() as stack:
+        # One for each node: the client of the stopped one waits, the others need not.
+        writers = {
+            server: stack.enter_context(Writer(ledger, [server], f"w{i}")) for i, server in enumerate(trio.servers)
+        }
+        for writer in writers.values():
+            writer.wait_done(3)
         victim.pause()
         until = time.monotonic() + seconds
-        if seconds > 5:
-            # Two of three are a majority.
-            writer.wait_done(10, timeout=HEAL_S)
-            for server in others:
-                with Wire(server.port) as wire:
-                    assert trigger(wire, "before") == [b"before"]
-        wait_until(lambda: time.monotonic() > until, "the time of the stop", HEAL_S)
-        victim.resume()
-        writer.wait_done(5)
+        try:
+            if seconds > 5:
+                # Two of three are a majority.
+                for server in others:
+                    writers[server].wait_done(10, timeout=HEAL_S)
+                    with Wire(server.port) as wire:
+                        assert trigger(wire, "before") == [b"before"]
+            wait_until(lambda: time.monotonic() > until, "the time of the stop", HEAL_S)
+        finally:
+            victim.resume()
+        for writer in writers.values():
+            writer.wait_done(5, timeout=HEAL_S)
     trio.wait_cluster_ok(HEAL_S)
     wait_group(trio.servers, HEAL_S)
     ledger.check(trio.servers)

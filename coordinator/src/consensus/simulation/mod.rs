@@ -13,7 +13,10 @@
 //! * `world`: the nodes, the clock, what is watched
 //! * `history`: what clients were told, and whether it is so
 //! * `scenario`: one run
+//! * `broken`: the test of the tests
 
+#[cfg(feature = "broken")]
+mod broken;
 mod cluster;
 pub(super) mod disk;
 mod history;
@@ -81,7 +84,7 @@ fn many(seeds: impl Iterator<Item = u64>) {
         sum.unknown += report.unknown;
     }
     eprintln!("{count} runs: {sum:?}");
-    assert!(sum.made > 0, "no change was ever made");
+    assert!(sum.made > 0 || count == 1, "no change was ever made");
 }
 
 #[test]

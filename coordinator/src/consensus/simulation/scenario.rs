@@ -255,9 +255,10 @@ impl Run {
         }
     }
 
+    /// Any node that was not removed.
     fn any(&mut self) -> Place {
-        let count = self.world.nodes.len();
-        self.world.rng.random_range(0..count)
+        let places: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        places[self.world.rng.random_range(0..places.len())]
     }
 
     fn network(&mut self) {
@@ -553,6 +554,13 @@ impl Run {
             self.world.timer(1, Timer::Resume(place));
             self.world.timer(10, Timer::Start(place));
         }
+        // Who was introduced only to a node that is gone knows nobody.
+        let alive: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        if self.trouble != Trouble::Merge {
+            for place in alive.iter().skip(1) {
+                self.meet(alive[0], *place);
+            }
+        }
         if !self.merged {
             self.world.now_ms = self.world.now_ms.max(8000);
             self.merge();
@@ -569,7 +577,11 @@ impl Run {
             self.pass(500);
             settled = if self.disagreement().is_none() { settled + 1 } else { 0 };
         }
-        let nodes: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        let mut nodes: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        if nodes.len() == 1 {
+            // A server that is alone has no group.
+            nodes.clear();
+        }
         for place in nodes {
             let command = self.change(&format!("last-{place}"), false, None);
             let ticket = self.world.history.asked.len();

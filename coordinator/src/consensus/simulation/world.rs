@@ -54,6 +54,9 @@ pub(super) struct Node {
     /// The state that it held alone.
     pub alone: Arc<Registry>,
     pub status: RegistryStatus,
+    /// The group in which it was last, and the voters that it knew there.
+    last_group: Option<String>,
+    quorums: Vec<BTreeSet<u64>>,
     /// The newest state that it published.
     pub state: Option<Arc<Registry>>,
     inbox: VecDeque<Input>,
@@ -193,6 +196,8 @@ impl World {
             belief,
             alone: Arc::default(),
             status: RegistryStatus::default(),
+            last_group: None,
+            quorums: Vec::new(),
             state: None,
             inbox: VecDeque::new(),
             busy_until_ms: 0,
@@ -405,7 +410,8 @@ impl World {
         match input {
             Input::Message(from, message) => {
                 if let RegistryMessage::Hello(hello) = &message {
-                    let group = hello.group.map(|group| group.to_string());
+                    // Who has nothing of the log yet does not speak for the group.
+                    let group = hello.group.filter(|_| hello.commit > 0).map(|group| group.to_string());
                     self.nodes[place].said.insert(from, group);
                     self.watch_foreign(place);
                 }
@@ -425,6 +431,10 @@ impl World {
         let Some(member) = &mut node.member else { return };
         let mut outputs = member.take_outputs();
         let before = std::mem::replace(&mut node.status, member.status());
+        if node.status.group.is_some() {
+            node.last_group.clone_from(&node.status.group);
+            node.quorums = member.quorums();
+        }
         let took_ms = (node.disk.syncs() - syncs_before.min(node.disk.syncs())) * node.sync_ms;
         node.busy_until_ms = now_ms + took_ms;
         let stopped = node.disk.has_stopped();
@@ -487,7 +497,8 @@ impl World {
         let asked_ms = self.history.asked[ticket as usize].at_ms;
         let Answer::Made { group, .. } = answer else { return };
         for leader in self.nodes.iter().filter(|node| node.status.group.as_ref() == Some(&group)) {
-            let early = |since: Option<u64>| since.is_some_and(|since| since < asked_ms);
+            // Its own view of the cluster comes a little later than ours.
+            let early = |since: Option<u64>| since.is_some_and(|since| since + 500 < asked_ms);
             assert!(
                 !(early(leader.leads_since_ms) && early(leader.foreign_since_ms)),
                 "{} led a change of group {group} although it knew of another group",
@@ -528,11 +539,10 @@ impl World {
         }
     }
 
-    /// Voters as some running node of the group sees them, for each such node.
+    /// The sets of voters that nodes of the group have last known.
     pub fn voter_sets(&self, group: &str) -> BTreeSet<BTreeSet<u64>> {
-        let nodes = self.nodes.iter().filter(|node| node.status.group.as_deref() == Some(group));
-        let voters = |node: &Node| node.status.members.iter().filter(|m| m.voter).map(|m| m.raft_id).collect();
-        nodes.map(voters).collect()
+        let nodes = self.nodes.iter().filter(|node| !node.dead && node.last_group.as_deref() == Some(group));
+        nodes.flat_map(|node| node.quorums.iter().cloned()).collect()
     }
 }
 
