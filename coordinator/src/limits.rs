@@ -196,6 +196,8 @@ pub const HELLO_BUSY: Duration = Duration::from_millis(200);
 pub const HELLO_CALM: Duration = Duration::from_secs(2);
 /// A node that is no member of the cluster any more leaves the group after this time.
 pub const LEAVE_AFTER: Duration = Duration::from_secs(3);
+/// A log is given up for another group after this time in which that was always the right thing to do.
+pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(3);
 /// Pause before a leader that should not lead tries again to hand the lead over.
 pub const TRANSFER_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a log that could not be written is tried again.

@@ -52,3 +52,60 @@ fn keep() {
         KEPT.set(Some(Kept { before, state }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+    use crate::tests::start_interpreter;
+
+    fn state() -> usize {
+        // SAFETY: the GIL is held.
+        attach(|_| unsafe { ffi::PyThreadState_Get() }) as usize
+    }
+
+    fn states() -> usize {
+        attach(|_| {
+            // SAFETY: the GIL is held, so the list stays as it is.
+            let mut next = unsafe { ffi::PyInterpreterState_ThreadHead(ffi::PyInterpreterState_Get()) };
+            let mut count = 0;
+            while !next.is_null() {
+                count += 1;
+                // SAFETY: as above.
+                next = unsafe { ffi::PyThreadState_Next(next) };
+            }
+            count
+        })
+    }
+
+    #[test]
+    fn a_thread_keeps_its_state_but_not_the_gil() {
+        start_interpreter();
+        let (tell, hear) = mpsc::channel();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            let first = state();
+            tell.send(()).unwrap();
+            wait.recv().unwrap();
+            (first, state())
+        });
+        hear.recv().unwrap();
+        // It waits without the GIL, and others may have states of their own meanwhile.
+        assert_ne!(thread::spawn(state).join().unwrap(), 0);
+        go_on.send(()).unwrap();
+        let (first, second) = thread.join().unwrap();
+        assert_eq!(first, second);
+    }
+
+    #[test]
+    fn threads_that_end_leave_nothing() {
+        start_interpreter();
+        let before = states();
+        for _ in 0..300 {
+            thread::spawn(state).join().unwrap();
+        }
+        // Other tests have threads of their own.
+        assert!(states() < before + 100, "{before} states became {}", states());
+    }
+}

@@ -99,13 +99,21 @@ fn go_on(call: Call, session: &Session, outcome: ScriptOutcome) {
             }
         });
     };
-    drafts::register_script(session, registrations, call.user.as_deref(), &call.replacing, Box::new(then));
+    drafts::register_script(
+        session,
+        registrations,
+        call.user.as_deref(),
+        &call.replacing,
+        Box::new(then),
+    );
 }
 
 /// The run of a script that also registered something: the reply is that of the registrations.
 fn run_unattended(plan: Plan, functions: Functions) {
     if let Err(e) = module().engine.create(order(plan, functions), None) {
-        log::warning(&format!("the run of a script that registered something can not start: {e}"));
+        log::warning(&format!(
+            "the run of a script that registered something can not start: {e}"
+        ));
     }
 }
 

@@ -18,21 +18,14 @@ use super::{
     member::{Member, Output},
     service::{Done, GroupConfig, Shared},
 };
-use crate::{
-    engine::panic_text,
-    limits,
-    message::RegistryMessage,
-    net::LogLevel,
-    registry::Command,
-    topology::NodeId,
-};
+use crate::{engine::panic_text, limits, message::RegistryMessage, net::LogLevel, registry::Command, topology::NodeId};
 
 /// What the thread is told.
 pub(super) enum Event {
     Message(NodeId, RegistryMessage),
     Peer(NodeId, bool),
     View(ClusterView),
-    Propose(Command, Done),
+    Propose(Box<Command>, Done),
     Recover(Box<dyn FnOnce(Result<(), String>) + Send>),
 }
 
@@ -173,7 +166,9 @@ impl Driver {
         loop {
             next_tick = next_tick.max(Instant::now() - limits::RAFT_TICK) + limits::RAFT_TICK;
             while Instant::now() < next_tick {
-                let Some(events) = self.queue.take(next_tick) else { return };
+                let Some(events) = self.queue.take(next_tick) else {
+                    return;
+                };
                 if !events.is_empty() {
                     self.guard(|driver| driver.turn(events));
                 }
@@ -261,7 +256,8 @@ impl Driver {
                 self.peers.insert(peer, up);
             }
             Event::View(view) => {
-                self.peers.retain(|peer, up| *up || view.nodes.iter().any(|node| node.id == *peer));
+                self.peers
+                    .retain(|peer, up| *up || view.nodes.iter().any(|node| node.id == *peer));
                 if let Some(member) = &mut self.member {
                     member.set_view(view.clone());
                 }
@@ -276,7 +272,7 @@ impl Driver {
                 Some(member) => {
                     self.next_ticket += 1;
                     self.waiting.insert(self.next_ticket, done);
-                    member.propose(self.next_ticket, command, now_ms);
+                    member.propose(self.next_ticket, *command, now_ms);
                 }
                 None => done(Err(ProposeError::NoQuorum(RESTING.into()))),
             },

@@ -14,7 +14,8 @@
 //!    log, makes a higher one), then the one to which most masters with slots belong, then that of the owner of slot 0,
 //!    then the smaller id. A node whose group does not count puts its log aside and joins the one that does. It does so
 //!    only when those masters that it has not heard yet can not turn the decision: after a restart links come up in any
-//!    order, and a lone stray must not draw members away.
+//!    order, and a lone stray must not draw members away; when the leader of the other group has said that it leads it;
+//!    and when all that has been so for a while (`limits::GIVE_WAY_AFTER`), unless the other's generation is higher.
 //! 6. A node whose log is lost, damaged or could not be synced joins under a fresh number: under the old one it might
 //!    vote against what it had acknowledged.
 //! 7. A node that knows none of its group's other members any more (it was reset, or has forgotten them all) leaves the
@@ -78,7 +79,8 @@ impl Census<'_> {
     }
 
     fn is_of(&self, node: &NodeId, group: GroupId) -> bool {
-        self.claim(node).is_some_and(|claim| claim.holds && claim.group == group)
+        self.claim(node)
+            .is_some_and(|claim| claim.holds && claim.group == group)
     }
 
     /// Groups of which somebody has the state, best first.
@@ -101,13 +103,19 @@ impl Census<'_> {
     /// Whether one group stays better than another, whatever those say who have not been heard.
     fn is_settled(&self, better: GroupId, worse: GroupId) -> bool {
         let owners = self.view.nodes.iter().filter(|node| node.has_slots && !node.failed);
-        let silent = owners.filter(|node| node.id != *self.me && !self.heard.contains_key(&node.id)).count();
+        let silent = owners
+            .filter(|node| node.id != *self.me && !self.heard.contains_key(&node.id))
+            .count();
         let (b, w) = (self.rank(better), self.rank(worse));
         b.0 > w.0 || (b.0 == w.0 && b.1 > w.1 + silent) || (silent == 0 && b > w)
     }
 
     fn may_found(&self, myself: &ClusterNode) -> bool {
-        let others = self.view.nodes.iter().filter(|node| node.id != *self.me && !node.failed);
+        let others = self
+            .view
+            .nodes
+            .iter()
+            .filter(|node| node.id != *self.me && !node.failed);
         let nobody_has_one = others.into_iter().all(|node| self.heard.get(&node.id) == Some(&None));
         myself.master && self.view.slot_zero.as_ref() == Some(self.me) && nobody_has_one
     }
@@ -115,7 +123,9 @@ impl Census<'_> {
 
 /// What the rule says to node `me`.
 pub(super) fn advise(me: &NodeId, own: Option<Claim>, view: &ClusterView, heard: &Heard) -> Advice {
-    let Some(myself) = view.nodes.iter().find(|node| node.id == *me) else { return Advice::Stay };
+    let Some(myself) = view.nodes.iter().find(|node| node.id == *me) else {
+        return Advice::Stay;
+    };
     let census = Census { me, own, view, heard };
     let groups = census.groups();
     let Some((&best, others)) = groups.split_first() else {
@@ -164,17 +174,14 @@ mod tests {
 
     fn check(own: Option<GroupId>, nodes: &str, zero: &str, heard: &[(&str, Option<GroupId>)], expected: Advice) {
         let own = own.and_then(|group| claim(group, true));
-        let heard: Vec<_> = heard.iter().map(|(id, group)| (*id, group.and_then(|group| claim(group, true)))).collect();
+        let heard: Vec<_> = heard
+            .iter()
+            .map(|(id, group)| (*id, group.and_then(|group| claim(group, true))))
+            .collect();
         check_claims(own, nodes, zero, &heard, expected);
     }
 
-    fn check_claims(
-        own: Option<Claim>,
-        nodes: &str,
-        zero: &str,
-        heard: &[(&str, Option<Claim>)],
-        expected: Advice,
-    ) {
+    fn check_claims(own: Option<Claim>, nodes: &str, zero: &str, heard: &[(&str, Option<Claim>)], expected: Advice) {
         let heard = heard.iter().map(|(id, claim)| (NodeId::new(id), *claim)).collect();
         let advice = advise(&NodeId::new("a"), own, &view(nodes, zero), &heard);
         assert_eq!(advice, expected, "{own:?} {nodes} slot 0 of {zero}, heard {heard:?}");
@@ -207,7 +214,13 @@ mod tests {
         check(Some(A), "a b c", "a", &[("b", Some(A)), ("c", Some(A))], Advice::Stay);
         check(Some(A), "a b c", "a", &[("b", Some(A)), ("c", None)], Advice::Stay);
         check(Some(A), "a b c", "a", &[("b", Some(A)), ("c", Some(B))], Advice::Hold);
-        check(Some(A), "a b c", "a", &[("b", Some(B)), ("c", Some(B))], Advice::Join(B));
+        check(
+            Some(A),
+            "a b c",
+            "a",
+            &[("b", Some(B)), ("c", Some(B))],
+            Advice::Join(B),
+        );
         check(Some(A), "a b", "b", &[("b", Some(B))], Advice::Join(B));
         check(Some(A), "a b", "a", &[("b", Some(B))], Advice::Hold);
         check(None, "a b c", "a", &[("b", Some(A)), ("c", Some(B))], Advice::Join(A));
@@ -218,10 +231,34 @@ mod tests {
     fn a_stray_draws_nobody_away() {
         check(Some(A), "a b c d", "b", &[("b", Some(B))], Advice::Hold);
         check(Some(A), "a b c d", "b", &[("b", Some(B)), ("c", Some(B))], Advice::Hold);
-        check(Some(A), "a b c d!", "b", &[("b", Some(B)), ("c", Some(B))], Advice::Join(B));
-        check(Some(A), "a b c d e", "b", &[("b", Some(B)), ("c", Some(B)), ("d", Some(B))], Advice::Join(B));
-        check(Some(A), "a b c d", "b", &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))], Advice::Join(B));
-        check(Some(A), "a b c d", "a", &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))], Advice::Hold);
+        check(
+            Some(A),
+            "a b c d!",
+            "b",
+            &[("b", Some(B)), ("c", Some(B))],
+            Advice::Join(B),
+        );
+        check(
+            Some(A),
+            "a b c d e",
+            "b",
+            &[("b", Some(B)), ("c", Some(B)), ("d", Some(B))],
+            Advice::Join(B),
+        );
+        check(
+            Some(A),
+            "a b c d",
+            "b",
+            &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))],
+            Advice::Join(B),
+        );
+        check(
+            Some(A),
+            "a b c d",
+            "a",
+            &[("b", Some(B)), ("c", Some(B)), ("d", Some(A))],
+            Advice::Hold,
+        );
     }
 
     #[test]
@@ -229,14 +266,32 @@ mod tests {
         let heard = [("b", Some(B)), ("c", Some(B))];
         let mut view = view("a b c", "b");
         (view.nodes[0].master, view.nodes[0].has_slots) = (false, false);
-        let heard = heard.iter().map(|(id, group)| (NodeId::new(id), group.and_then(|g| claim(g, true)))).collect();
-        assert_eq!(advise(&NodeId::new("a"), claim(A, true), &view, &heard), Advice::Join(B));
+        let heard = heard
+            .iter()
+            .map(|(id, group)| (NodeId::new(id), group.and_then(|g| claim(g, true))))
+            .collect();
+        assert_eq!(
+            advise(&NodeId::new("a"), claim(A, true), &view, &heard),
+            Advice::Join(B)
+        );
     }
 
     #[test]
     fn a_recovered_group_wins() {
         let recovered = new_group(1, u128::MAX);
-        check(Some(A), "a b c d", "a", &[("b", Some(recovered))], Advice::Join(recovered));
-        check(Some(recovered), "a b c", "b", &[("b", Some(A)), ("c", Some(A))], Advice::Hold);
+        check(
+            Some(A),
+            "a b c d",
+            "a",
+            &[("b", Some(recovered))],
+            Advice::Join(recovered),
+        );
+        check(
+            Some(recovered),
+            "a b c",
+            "b",
+            &[("b", Some(A)), ("c", Some(A))],
+            Advice::Hold,
+        );
     }
 }

@@ -118,8 +118,10 @@ impl<D: Disk> Group<D> {
         let index = registry.index().max(1);
         registry.advance(index);
         let members = Members::from([(raft_id, me.clone())]);
-        let mut founding = Snapshot::default();
-        founding.data = snapshot::encode(&members, &registry).into();
+        let mut founding = Snapshot {
+            data: snapshot::encode(&members, &registry).into(),
+            ..Snapshot::default()
+        };
         let metadata = founding.mut_metadata();
         (metadata.index, metadata.term) = (index, 1);
         metadata.mut_conf_state().voters = vec![raft_id];
@@ -145,9 +147,8 @@ impl<D: Disk> Group<D> {
 
     /// A snapshot may be refused or lost without a word.
     fn send_snapshots_again(&mut self) {
-        let is_sent = |(id, progress): (&u64, &raft::Progress)| {
-            (progress.state == raft::ProgressState::Snapshot).then_some(*id)
-        };
+        let is_sent =
+            |(id, progress): (&u64, &raft::Progress)| (progress.state == raft::ProgressState::Snapshot).then_some(*id);
         let sent: BTreeSet<u64> = self.raw.raft.prs().iter().filter_map(is_sent).collect();
         self.snapshot_ticks.retain(|id, _| sent.contains(id));
         let patience = limits::RAFT_SNAPSHOT_TICKS + self.storage.snapshot_bytes() / limits::RAFT_SNAPSHOT_TICK_BYTES;
@@ -202,7 +203,9 @@ impl<D: Disk> Group<D> {
         if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
             return false;
         }
-        let Ok(Proposal { request, .. }) = Proposal::decode(bytes) else { return false };
+        let Ok(Proposal { request, .. }) = Proposal::decode(bytes) else {
+            return false;
+        };
         if self.appended_term != self.term() {
             // What an earlier leader had appended may have been replaced.
             self.appended_term = self.term();
@@ -239,7 +242,12 @@ impl<D: Disk> Group<D> {
     /// Messages to a member may be lost.
     pub fn unreachable(&mut self, id: u64) {
         self.raw.report_unreachable(id);
-        let in_snapshot = self.raw.raft.prs().get(id).is_some_and(|p| p.state == raft::ProgressState::Snapshot);
+        let in_snapshot = self
+            .raw
+            .raft
+            .prs()
+            .get(id)
+            .is_some_and(|p| p.state == raft::ProgressState::Snapshot);
         if in_snapshot {
             self.raw.report_snapshot(id, SnapshotStatus::Failure);
         }
@@ -303,7 +311,9 @@ impl<D: Disk> Group<D> {
     pub fn quorums(&self) -> Vec<BTreeSet<u64>> {
         let members = self.conf_state();
         let sets = [members.voters, members.voters_outgoing].into_iter();
-        sets.filter(|set| !set.is_empty()).map(|set| set.into_iter().collect()).collect()
+        sets.filter(|set| !set.is_empty())
+            .map(|set| set.into_iter().collect())
+            .collect()
     }
 
     /// Whether the members for which `is_there` says so could decide.
@@ -318,7 +328,12 @@ impl<D: Disk> Group<D> {
         if !self.is_leader() {
             return BTreeMap::new();
         }
-        self.raw.raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect()
+        self.raw
+            .raft
+            .prs()
+            .iter()
+            .map(|(id, progress)| (*id, progress.matched))
+            .collect()
     }
 
     /// The disk, to open it again or to set it aside.
@@ -402,7 +417,10 @@ impl<D: Disk> Group<D> {
                         self.apply_change(&change, effects);
                     }
                 }
-                _ => effects.notes.push(format!("entry {} of the log can not be read and changes nothing", entry.index)),
+                _ => effects.notes.push(format!(
+                    "entry {} of the log can not be read and changes nothing",
+                    entry.index
+                )),
             }
             self.registry.advance(entry.index);
         }
@@ -423,7 +441,9 @@ impl<D: Disk> Group<D> {
                 self.appended.remove(&request);
                 effects.outcomes.push((request, entry.index, outcome));
             }
-            Err(e) => effects.notes.push(format!("entry {} of the log changes nothing: {e}", entry.index)),
+            Err(e) => effects
+                .notes
+                .push(format!("entry {} of the log changes nothing: {e}", entry.index)),
         }
     }
 
@@ -431,12 +451,20 @@ impl<D: Disk> Group<D> {
         let members = match self.raw.apply_conf_change(change) {
             Ok(members) => members,
             Err(e) => {
-                effects.notes.push(format!("a change of the members was not possible: {e}"));
+                effects
+                    .notes
+                    .push(format!("a change of the members was not possible: {e}"));
                 return;
             }
         };
-        self.members.extend(snapshot::decode_members(&change.context).unwrap_or_default());
-        let lists = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
+        self.members
+            .extend(snapshot::decode_members(&change.context).unwrap_or_default());
+        let lists = [
+            &members.voters,
+            &members.learners,
+            &members.voters_outgoing,
+            &members.learners_next,
+        ];
         let present: BTreeSet<u64> = lists.into_iter().flatten().copied().collect();
         self.members.retain(|id, _| present.contains(id));
     }

@@ -188,7 +188,9 @@ const HIGHEST_FIELD: u64 = 16;
 /// See <https://protobuf.dev/programming-guides/encoding/>.
 pub(super) fn is_plain(mut bytes: &[u8], depth: u32) -> bool {
     while !bytes.is_empty() {
-        let Some((field, part)) = next_field(&mut bytes) else { return false };
+        let Some((field, part)) = next_field(&mut bytes) else {
+            return false;
+        };
         let Some(part) = part else { continue };
         if is_message(field, depth) && !is_plain(part, depth + 1) {
             return false;

@@ -3,6 +3,9 @@
 //! Events in, outputs out. Reads no clock, starts no thread, draws from a generator that it is given: so all of it runs
 //! in simulations. Each event is followed by `flush`, before which nothing is written to disk.
 
+mod groups;
+mod status;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -10,13 +13,13 @@ use std::{
 
 use bytes::Bytes;
 use protobuf::Message as _;
+use raft::eraftpb::Message;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use raft::eraftpb::{Message, Snapshot};
 
 use super::{
-    ClusterNode, ClusterView, MemberStatus, RegistryStatus,
+    ClusterView,
     disk::Disk,
-    formation::{self, Advice, Claim, Heard},
+    formation,
     group::{Effects, Group},
     guard::{self, Verdict},
     membership::{self, Known, Step},
@@ -24,7 +27,7 @@ use super::{
     proposals::{Proposals, Ticket},
     service::ProposeError,
     snapshot::Members,
-    storage::{Identity, LogStorage, Opened, StorageError},
+    storage::{LogStorage, Opened, StorageError},
 };
 use crate::{
     limits,
@@ -91,6 +94,8 @@ pub(super) struct Member<D: Disk> {
     last_leader: u64,
     /// No other member of the group has been known since then.
     dead_since: Option<u64>,
+    /// The group to which the own one should give way, and since when that is so.
+    giving_way: Option<(GroupId, u64)>,
     /// The lead is not handed over again before.
     transfer_ms: u64,
     raft_tick_ms: u64,
@@ -98,36 +103,21 @@ pub(super) struct Member<D: Disk> {
     outputs: Vec<Output>,
 }
 
-impl Said {
-    fn claim(&self) -> Option<Claim> {
-        let holds = self.hello.commit > 0;
-        self.hello.group.map(|group| Claim { group, holds })
-    }
-}
-
-/// What a registry holds, for the log.
-fn given_up(registry: &Registry) -> String {
-    const SHOWN: usize = 20;
-    let all = registry.registrations();
-    let ids: Vec<&str> = all.iter().take(SHOWN).map(|r| &*r.id).collect();
-    let more = if all.len() > SHOWN { ", ..." } else { "" };
-    format!("{} registrations ({}{more})", all.len(), ids.join(", "))
-}
-
 impl<D: Disk> Member<D> {
     /// Opens what is on the disk. `alone` is the state that this node holds without a group.
     pub fn open(me: NodeId, seed: u64, alone: Arc<Registry>, disk: D, now_ms: u64) -> Member<D> {
         let mut rng = StdRng::seed_from_u64(seed);
+        let raft_id = match is_on(Mutant::KeepNumber) {
+            true => me.as_str().bytes().fold(1, |sum, byte| sum * 31 + u64::from(byte)),
+            false => number(&mut rng),
+        };
         let mut member = Member {
             view: ClusterView {
                 nodes: Vec::new(),
                 slot_zero: None,
             },
             me,
-            raft_id: match is_on(Mutant::KeepNumber) {
-                true => 1 + me.as_str().bytes().map(u64::from).sum::<u64>(),
-                false => number(&mut rng),
-            },
+            raft_id,
             rng,
             now_ms,
             part: Part::Outside(None),
@@ -139,6 +129,7 @@ impl<D: Disk> Member<D> {
             hold: false,
             last_leader: 0,
             dead_since: None,
+            giving_way: None,
             transfer_ms: 0,
             raft_tick_ms: now_ms,
             hello_ms: now_ms,
@@ -183,7 +174,9 @@ impl<D: Disk> Member<D> {
             Opened::Damaged(disk, reason) => {
                 self.log(
                     LogLevel::Warning,
-                    format!("registry: the log is damaged ({reason}); it is put aside, the node joins again from its peers"),
+                    format!(
+                        "registry: the log is damaged ({reason}); it is put aside, the node joins again from its peers"
+                    ),
                 );
                 self.start_over(disk, "damaged");
             }
@@ -199,7 +192,10 @@ impl<D: Disk> Member<D> {
                 self.part = Part::In(Box::new(group));
             }
             Err(reason) => {
-                self.log(LogLevel::Warning, format!("registry: the log can not be used ({reason}); it is put aside"));
+                self.log(
+                    LogLevel::Warning,
+                    format!("registry: the log can not be used ({reason}); it is put aside"),
+                );
                 match storage.take_disk() {
                     Some(disk) => self.start_over(disk, "damaged"),
                     None => self.fail(None, &StorageError::Write(reason)),
@@ -210,7 +206,10 @@ impl<D: Disk> Member<D> {
 
     /// The disk can not be used: reads go on, the group has to do without this node.
     fn fail(&mut self, disk: Option<D>, error: &StorageError) {
-        self.log(LogLevel::Warning, format!("registry: {error}; this node does not take part until that is mended"));
+        self.log(
+            LogLevel::Warning,
+            format!("registry: {error}; this node does not take part until that is mended"),
+        );
         self.part = Part::Failed {
             disk,
             error: error.to_string(),
@@ -281,194 +280,6 @@ impl<D: Disk> Member<D> {
         }
     }
 
-    // Groups
-
-    fn own_group(&self) -> Option<GroupId> {
-        match &self.part {
-            Part::In(group) => Some(group.id),
-            _ => None,
-        }
-    }
-
-    fn own_claim(&self) -> Option<Claim> {
-        match &self.part {
-            Part::In(group) => Some(Claim {
-                group: group.id,
-                holds: group.holds(),
-            }),
-            _ => None,
-        }
-    }
-
-    fn heard(&self) -> Heard {
-        let valid = self.said.iter().filter(|(_, said)| said.valid);
-        valid.map(|(node, said)| (node.clone(), said.claim())).collect()
-    }
-
-    /// A node of another group is in the cluster, even if its link is down now.
-    fn knows_foreign(&self, own: Claim) -> bool {
-        let foreign = |node: &ClusterNode| {
-            let claim = self.said.get(&node.id).and_then(Said::claim);
-            !node.failed && claim.is_some_and(|claim| claim.holds && claim.group != own.group)
-        };
-        own.holds && self.view.nodes.iter().any(foreign)
-    }
-
-    fn follow_advice(&mut self) {
-        if matches!(self.part, Part::Failed { .. }) {
-            return;
-        }
-        let own = self.own_claim();
-        let mut advice = formation::advise(&self.me, own, &self.view, &self.heard());
-        if own.is_none() && advice == Advice::Stay && is_on(Mutant::FoundAtOnce) && self.view.nodes.len() > 1 {
-            advice = Advice::Found;
-        }
-        if advice == Advice::Stay && own.is_some_and(|own| self.knows_foreign(own)) {
-            advice = Advice::Hold;
-        }
-        let was = std::mem::replace(&mut self.hold, own.is_some() && advice != Advice::Stay);
-        match advice {
-            Advice::Stay => {}
-            Advice::Hold if !was => self.log(
-                LogLevel::Warning,
-                "registry: nodes of another group are in the cluster; no changes are taken until that is settled",
-            ),
-            Advice::Hold => {}
-            Advice::Found => self.found(0, "founded"),
-            Advice::Join(group) => self.join(group, own),
-        }
-    }
-
-    fn join(&mut self, group: GroupId, own: Option<Claim>) {
-        let given_up = given_up(&self.registry);
-        match own {
-            Some(own) if own.holds => {
-                let text = format!(
-                    "registry: group {} gives way to group {group}, which the cluster follows; given up are {given_up}",
-                    own.group
-                );
-                self.log(LogLevel::Warning, text);
-                self.leave("replaced");
-                let moved = self.proposals.moved();
-                self.fail_proposals(moved);
-            }
-            Some(_) => self.leave("unused"),
-            None if !self.registry.is_empty() => {
-                let text =
-                    format!("registry: joining the cluster's group {group}; its state replaces what is here: {given_up}");
-                self.log(LogLevel::Warning, text);
-            }
-            None => {}
-        }
-        self.create(group, &Snapshot::default());
-    }
-
-    /// Leaves a group that can not be reached any more: as a member that knows none of the others, or as one that has
-    /// nothing of its log and hears of nobody who has.
-    fn leave_dead_group(&mut self) {
-        let is_node = |node: &NodeId| self.view.nodes.iter().any(|n| n.id == *node);
-        let dead = match &self.part {
-            Part::In(group) if group.holds() => {
-                let others = group.members.values().filter(|node| **node != self.me);
-                let known = others.into_iter().any(is_node);
-                is_node(&self.me) && !known && !group.is_sole_voter()
-            }
-            Part::In(group) => {
-                let has_some = |said: &Said| said.valid && said.hello.group == Some(group.id) && said.hello.commit > 0;
-                !self.said.values().any(has_some)
-            }
-            _ => false,
-        };
-        if !dead {
-            self.dead_since = None;
-            return;
-        }
-        let since = *self.dead_since.get_or_insert(self.now_ms);
-        if since + (limits::LEAVE_AFTER.as_millis() as u64) <= self.now_ms {
-            self.dead_since = None;
-            self.log(LogLevel::Warning, "registry: no other member of the group is known any more; it is left");
-            self.leave("left");
-        }
-    }
-
-    fn found(&mut self, generation: u16, word: &str) {
-        let random: u128 = self.rng.random();
-        let group = formation::new_group(generation, random);
-        let founding = Group::<D>::founding_snapshot(self.raft_id, &self.me, Registry::clone(&self.registry));
-        self.create(group, &founding);
-        if self.own_group() == Some(group) {
-            self.log(LogLevel::Notice, format!("registry: {word} group {group}"));
-        }
-    }
-
-    fn create(&mut self, group: GroupId, snapshot: &Snapshot) {
-        let Part::Outside(disk) = &mut self.part else { return };
-        let Some(disk) = disk.take() else { return };
-        let identity = Identity {
-            group,
-            node: self.me.clone(),
-            raft_id: self.raft_id,
-        };
-        match LogStorage::create(disk, identity, snapshot) {
-            Ok(storage) => self.enter(storage),
-            Err((disk, error)) => self.fail(Some(disk), &error),
-        }
-        self.hello_ms = self.now_ms;
-    }
-
-    /// Founds a group anew from what is applied here; the others will follow. For operators, when most logs are lost.
-    pub fn recover(&mut self) -> Result<(), String> {
-        let generation = self.own_group().map_or(0, formation::generation);
-        let seen = self.said.values().filter_map(|said| said.hello.group).map(formation::generation).max();
-        let generation = generation.max(seen.unwrap_or(0)).checked_add(1).ok_or("it was recovered too often")?;
-        if let Part::Failed { error, .. } = &self.part {
-            return Err(format!("ERR this node's log can not be written: {error}"));
-        }
-        if self.may_decide().is_ok() {
-            return Err("ERR the group has a leader and a majority: there is nothing to recover".into());
-        }
-        self.leave("recovered");
-        let moved = self.proposals.moved();
-        self.fail_proposals(moved);
-        self.found(generation, "recovered");
-        self.flush();
-        match &self.part {
-            Part::In(_) => Ok(()),
-            _ => Err("ERR the new log can not be written, see the server log".into()),
-        }
-    }
-
-    fn hello(&self, wants_answer: bool) -> GroupHello {
-        let mut hello = GroupHello {
-            group: None,
-            raft_id: self.raft_id,
-            leader: None,
-            term: 0,
-            commit: 0,
-            applied: self.registry.index(),
-            wants_answer,
-        };
-        if let Part::In(group) = &self.part {
-            hello.group = Some(group.id);
-            hello.leader = group.members.get(&group.leader()).cloned();
-            (hello.term, hello.commit) = (group.term(), group.commit());
-        }
-        hello
-    }
-
-    fn say_hello(&mut self) {
-        let settled = match &self.part {
-            Part::In(group) => !self.hold && group.leader() != 0 && group.members.contains_key(&self.raft_id),
-            _ => false,
-        };
-        let pause = if settled { limits::HELLO_CALM } else { limits::HELLO_BUSY };
-        self.hello_ms = self.now_ms + pause.as_millis() as u64;
-        let hello = self.hello(false);
-        for node in &self.up {
-            self.outputs.push(Output::Send(node.clone(), RegistryMessage::Hello(hello.clone())));
-        }
-    }
-
     // Events
 
     /// Time goes on; to be called every `limits::RAFT_TICK`, about.
@@ -497,7 +308,8 @@ impl<D: Disk> Member<D> {
         if up {
             self.up.insert(node.clone());
             let hello = self.hello(true);
-            self.outputs.push(Output::Send(node.clone(), RegistryMessage::Hello(hello)));
+            self.outputs
+                .push(Output::Send(node.clone(), RegistryMessage::Hello(hello)));
         } else {
             self.up.remove(node);
             if let Some(said) = self.said.get_mut(node) {
@@ -510,7 +322,12 @@ impl<D: Disk> Member<D> {
     /// Something for the node was not sent.
     pub fn on_send_failed(&mut self, node: &NodeId) {
         if let Part::In(group) = &mut self.part {
-            let ids: Vec<u64> = group.members.iter().filter(|(_, n)| *n == node).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = group
+                .members
+                .iter()
+                .filter(|(_, n)| *n == node)
+                .map(|(id, _)| *id)
+                .collect();
             for id in ids {
                 group.unreachable(id);
             }
@@ -543,7 +360,8 @@ impl<D: Disk> Member<D> {
         }
         if hello.wants_answer {
             let answer = self.hello(false);
-            self.outputs.push(Output::Send(from.clone(), RegistryMessage::Hello(answer)));
+            self.outputs
+                .push(Output::Send(from.clone(), RegistryMessage::Hello(answer)));
         }
         self.said.insert(from.clone(), Said { hello, valid: true });
         self.follow_advice();
@@ -572,7 +390,10 @@ impl<D: Disk> Member<D> {
         match guard::judge(message, number, group.ours()) {
             Verdict::Step(message) => group.step(*message),
             Verdict::Refuse(reason) => {
-                self.log(LogLevel::Debug, format!("registry: a message of {from} is refused: {reason}"));
+                self.log(
+                    LogLevel::Debug,
+                    format!("registry: a message of {from} is refused: {reason}"),
+                );
             }
             Verdict::LostLog => {
                 self.log(
@@ -600,14 +421,27 @@ impl<D: Disk> Member<D> {
         }
         self.gone_since.retain(|id, _| group.members.contains_key(id));
         let leave_ms = limits::LEAVE_AFTER.as_millis() as u64;
-        let left = self.gone_since.iter().filter(|(_, since)| **since + leave_ms <= self.now_ms);
+        let left = self
+            .gone_since
+            .iter()
+            .filter(|(_, since)| **since + leave_ms <= self.now_ms);
         let left: BTreeSet<u64> = left.map(|(id, _)| *id).collect();
-        let in_group = self.said.iter().filter(|(_, said)| said.valid && said.hello.group == Some(group.id));
-        let mut present: BTreeMap<NodeId, u64> = in_group.map(|(node, said)| (node.clone(), said.hello.raft_id)).collect();
+        let in_group = self
+            .said
+            .iter()
+            .filter(|(_, said)| said.valid && said.hello.group == Some(group.id));
+        let mut present: BTreeMap<NodeId, u64> = in_group
+            .map(|(node, said)| (node.clone(), said.hello.raft_id))
+            .collect();
         present.insert(self.me.clone(), self.raft_id);
         let commit = group.commit();
         let near = |(id, matched): (u64, u64)| (matched + limits::LOG_ENTRIES / 32 >= commit).then_some(id);
-        let up = |id: &u64| group.members.get(id).is_some_and(|node| *node == self.me || self.up.contains(node));
+        let up = |id: &u64| {
+            group
+                .members
+                .get(id)
+                .is_some_and(|node| *node == self.me || self.up.contains(node))
+        };
         let caught_up: BTreeSet<u64> = group.matched().into_iter().filter_map(near).filter(up).collect();
         let known = Known {
             view: &self.view,
@@ -687,12 +521,16 @@ impl<D: Disk> Member<D> {
             }
             self.fail_proposals(refused);
         }
-        let expired = self.proposals.expired(self.now_ms, may.err().unwrap_or("no leader took the change"));
+        let expired = self
+            .proposals
+            .expired(self.now_ms, may.err().unwrap_or("no leader took the change"));
         self.fail_proposals(expired);
     }
 
     fn fail_proposals(&mut self, errors: Vec<(Ticket, ProposeError)>) {
-        let outputs = errors.into_iter().map(|(ticket, error)| Output::Done(ticket, Err(error)));
+        let outputs = errors
+            .into_iter()
+            .map(|(ticket, error)| Output::Done(ticket, Err(error)));
         self.outputs.extend(outputs);
     }
 
@@ -701,7 +539,10 @@ impl<D: Disk> Member<D> {
         if group.is_leader() {
             return self.append(bytes);
         }
-        let leader = group.members.get(&group.leader()).filter(|node| self.up.contains(*node));
+        let leader = group
+            .members
+            .get(&group.leader())
+            .filter(|node| self.up.contains(*node));
         let Some(leader) = leader.cloned() else { return false };
         let forward = RegistryMessage::Forward {
             group: group.id,
@@ -729,7 +570,10 @@ impl<D: Disk> Member<D> {
         let (id, said) = (group.id, &self.said);
         let mut effects = Effects::default();
         let mut early = |members: &Members, messages: Vec<Message>| {
-            messages.into_iter().filter_map(|m| addressed(id, members, said, m)).for_each(&mut *sink);
+            messages
+                .into_iter()
+                .filter_map(|m| addressed(id, members, said, m))
+                .for_each(&mut *sink);
         };
         let result = group.flush(&mut effects, &mut early);
         let (leader, sole) = (group.leader(), group.is_sole_voter());
@@ -777,63 +621,6 @@ impl<D: Disk> Member<D> {
         for note in effects.notes {
             self.log(LogLevel::Warning, format!("registry: {note}"));
         }
-    }
-
-    /// Where it stands.
-    pub fn status(&self) -> RegistryStatus {
-        let mut status = RegistryStatus {
-            role: "joining",
-            raft_id: self.raft_id,
-            applied: self.registry.index(),
-            ..RegistryStatus::default()
-        };
-        match &self.part {
-            Part::Outside(_) => {}
-            Part::Failed { error, .. } => {
-                status.role = "failed";
-                status.error = Some(error.clone());
-            }
-            Part::In(group) => {
-                status.role = group.role();
-                status.group = Some(group.id.to_string());
-                status.term = group.term();
-                status.leader = group.members.get(&group.leader()).cloned();
-                status.commit = group.commit();
-                status.log = group.log_range();
-                status.disk_bytes = group.disk_bytes();
-                status.error = self.may_decide().err().map(str::to_owned);
-                status.members = self.member_statuses(group);
-            }
-        }
-        status
-    }
-
-    /// The sets of voters of which each must agree.
-    #[cfg(test)]
-    pub fn quorums(&self) -> Vec<BTreeSet<u64>> {
-        match &self.part {
-            Part::In(group) => group.quorums(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn member_statuses(&self, group: &Group<D>) -> Vec<MemberStatus> {
-        let voters: BTreeSet<u64> = group.quorums().into_iter().flatten().collect();
-        let (matched, last) = (group.matched(), group.log_range().1);
-        let status = |(id, node): (&u64, &NodeId)| MemberStatus {
-            node: node.clone(),
-            raft_id: *id,
-            voter: voters.contains(id),
-            matched: matched.get(id).copied(),
-            lag: matched.get(id).map(|matched| last.saturating_sub(*matched)),
-        };
-        group.members.iter().map(status).collect()
-    }
-
-    /// The state that is applied here.
-    #[cfg(test)]
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
     }
 }
 

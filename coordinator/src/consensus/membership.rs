@@ -61,11 +61,16 @@ pub(super) fn next(known: &Known<'_>) -> Step {
     if changes.is_empty() {
         let wanted = voters(known);
         if !wanted.contains(&known.me)
-            && let Some(&heir) = wanted.iter().find(|id| known.voters.contains(id) && known.caught_up.contains(id))
+            && let Some(&heir) = wanted
+                .iter()
+                .find(|id| known.voters.contains(id) && known.caught_up.contains(id))
         {
             return Step::Lead(heir);
         }
-        let there = wanted.iter().filter(|id| **id == known.me || known.caught_up.contains(id)).count();
+        let there = wanted
+            .iter()
+            .filter(|id| **id == known.me || known.caught_up.contains(id))
+            .count();
         if there * 2 <= wanted.len() {
             // They could decide nothing, and the change would never be complete.
             return Step::Nothing;

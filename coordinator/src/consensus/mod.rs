@@ -7,6 +7,7 @@
 //! * `member`: one node's part. No clock, no thread: simulated in tests
 //! * `formation`, `membership`: which group counts, and who belongs to it
 //! * `group`: the Raft node of one group, and what it applies; `proposals`: changes this node waits for
+//! * `source`: the log as Raft reads it; `snapshot`: what its snapshots hold
 //! * `guard`: what a peer's Raft message must look like before it is looked at
 //! * `storage`, `disk`: the log and the snapshot on disk
 //! * `driver`: the thread around a member
@@ -22,14 +23,16 @@ mod membership;
 mod mutants;
 mod proposals;
 mod service;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 mod source;
 mod storage;
-mod view;
-#[cfg(test)]
-mod simulation;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_service;
+mod view;
 
 pub use self::{
     service::{GroupConfig, ProposeError, RegistryHost, RegistryService},

@@ -16,6 +16,9 @@ use crate::{
 /// The caller's name for a change.
 pub(super) type Ticket = u64;
 
+/// Changes that came to nothing, or whose outcome is unknown.
+pub(super) type Failures = Vec<(Ticket, ProposeError)>;
+
 struct Open {
     request: RequestId,
     body: Body,
@@ -68,7 +71,7 @@ impl Proposals {
     }
 
     /// Those to be handed in now, when the state of the group is at `basis` here; and those that can not be.
-    pub fn due(&mut self, now_ms: u64, basis: u64) -> (Vec<(Ticket, Bytes)>, Vec<(Ticket, ProposeError)>) {
+    pub fn due(&mut self, now_ms: u64, basis: u64) -> (Vec<(Ticket, Bytes)>, Failures) {
         let (mut due, mut refused) = (Vec::new(), Vec::new());
         for (ticket, open) in self.open.iter_mut().filter(|(_, open)| open.again_ms <= now_ms) {
             if let Body::Command(command) = &open.body {
@@ -92,7 +95,7 @@ impl Proposals {
 
     /// The node leaves its group for another one, whose indexes are others: all are
     /// answered, what was handed in as unknown.
-    pub fn moved(&mut self) -> Vec<(Ticket, ProposeError)> {
+    pub fn moved(&mut self) -> Failures {
         for open in self.open.values_mut() {
             open.deadline_ms = 0;
         }
@@ -110,7 +113,11 @@ impl Proposals {
     pub fn tried(&mut self, ticket: Ticket, handed_in: bool, now_ms: u64) {
         if let Some(open) = self.open.get_mut(&ticket) {
             open.handed_in |= handed_in;
-            let pause = if handed_in { limits::PROPOSE_AGAIN } else { limits::RAFT_TICK };
+            let pause = if handed_in {
+                limits::PROPOSE_AGAIN
+            } else {
+                limits::RAFT_TICK
+            };
             open.again_ms = now_ms + pause.as_millis() as u64;
         }
     }
@@ -125,13 +132,18 @@ impl Proposals {
     pub fn remembered(&mut self, registry: &Registry) -> Vec<(Ticket, Result<(), Refusal>)> {
         let known = |request: &RequestId| Some((*request, registry.outcome(*request)?));
         let known: Vec<_> = self.by_request.keys().filter_map(known).collect();
-        known.into_iter().filter_map(|(request, outcome)| Some((self.applied(request)?, outcome))).collect()
+        known
+            .into_iter()
+            .filter_map(|(request, outcome)| Some((self.applied(request)?, outcome)))
+            .collect()
     }
 
     /// Those whose time is over, with the error: `reason` tells why nothing was handed in.
-    pub fn expired(&mut self, now_ms: u64, reason: &str) -> Vec<(Ticket, ProposeError)> {
+    pub fn expired(&mut self, now_ms: u64, reason: &str) -> Failures {
         let over = self.open.iter().filter(|(_, open)| open.deadline_ms <= now_ms);
-        let over: Vec<_> = over.map(|(ticket, open)| (*ticket, open.request, open.handed_in)).collect();
+        let over: Vec<_> = over
+            .map(|(ticket, open)| (*ticket, open.request, open.handed_in))
+            .collect();
         let mut errors = Vec::with_capacity(over.len());
         for (ticket, request, handed_in) in over {
             self.open.remove(&ticket);
@@ -152,7 +164,12 @@ impl Proposals {
 }
 
 fn encode(request: RequestId, basis: u64, command: Command) -> Result<Bytes, ProposeError> {
-    let bytes = Proposal { request, basis, command }.encode()?;
+    let bytes = Proposal {
+        request,
+        basis,
+        command,
+    }
+    .encode()?;
     if bytes.len() > limits::PROPOSAL_BYTES {
         let (bytes, most) = (bytes.len(), limits::PROPOSAL_BYTES);
         return Err(ProposeError::TooLarge { bytes, most });

@@ -111,7 +111,8 @@ impl Shared {
     pub fn set_state(&self, state: Arc<Registry>) {
         // Numbers first: who sees the state must get numbers above it.
         if !state.is_empty() {
-            self.numbers.fetch_max(state.highest_number().saturating_add(1), Ordering::SeqCst);
+            self.numbers
+                .fetch_max(state.highest_number().saturating_add(1), Ordering::SeqCst);
         }
         self.state.store(state);
     }
@@ -205,7 +206,7 @@ impl RegistryService {
     /// Asks the group for a change. `done` hears the index once it is applied on this node, or the error, within
     /// `limits::PROPOSE_TIMEOUT`; it is called on the group's thread and must not block.
     pub fn propose(&self, command: Command, done: Box<dyn FnOnce(Result<u64, ProposeError>) + Send>) {
-        if let Err(Event::Propose(_, done)) = self.tell(Event::Propose(command, done)) {
+        if let Err(Event::Propose(_, done)) = self.tell(Event::Propose(Box::new(command), done)) {
             done(Err(match self.is_group() {
                 true => ProposeError::Busy(limits::RAFT_QUEUE),
                 false => ProposeError::NoQuorum("this node is in no group".into()),

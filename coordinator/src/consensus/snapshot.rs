@@ -29,7 +29,9 @@ pub(super) fn encode(members: &Members, registry: &Registry) -> Vec<u8> {
 pub(super) fn decode(bytes: &[u8]) -> Result<(Members, Registry), StateError> {
     let damaged = || StateError::Damaged("the members of the group".into());
     let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
-    let (table, state) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
+    let (table, state) = rest
+        .split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(damaged)?;
     let members = decode_members(table).ok_or_else(damaged)?;
     Ok((members, Registry::decode(state)?))
 }
@@ -48,5 +50,7 @@ pub(super) fn decode_members(bytes: &[u8]) -> Option<Members> {
     }
     let list: Vec<(u64, &str)> = postcard::from_bytes(bytes).ok()?;
     let fine = |(id, node): &(u64, &str)| *id != 0 && !node.is_empty() && node.len() <= limits::NODE_ID_BYTES;
-    list.iter().all(fine).then(|| list.iter().map(|(id, node)| (*id, NodeId::new(node))).collect())
+    list.iter()
+        .all(fine)
+        .then(|| list.iter().map(|(id, node)| (*id, NodeId::new(node))).collect())
 }

@@ -29,7 +29,12 @@ impl<D: Disk> Source<D> {
 }
 
 fn names(members: &ConfState, id: u64) -> bool {
-    let lists = [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next];
+    let lists = [
+        &members.voters,
+        &members.learners,
+        &members.voters_outgoing,
+        &members.learners_next,
+    ];
     lists.into_iter().any(|list| list.contains(&id))
 }
 

@@ -152,7 +152,9 @@ impl Net {
                     }
                 }
             }
-            let Some((from, to, message)) = self.wires.pop_front() else { return };
+            let Some((from, to, message)) = self.wires.pop_front() else {
+                return;
+            };
             if self.cut.contains(&from) != self.cut.contains(&to) || self.cut.contains(&to) {
                 continue;
             }
@@ -176,11 +178,18 @@ impl Net {
     fn create(&mut self, node: &str, session: &str) {
         let ticket = self.propose(node, session);
         self.run(1000);
-        assert!(matches!(self.done.get(&ticket), Some(Ok(_))), "{session}: {:?}", self.done.get(&ticket));
+        assert!(
+            matches!(self.done.get(&ticket), Some(Ok(_))),
+            "{session}: {:?}",
+            self.done.get(&ticket)
+        );
     }
 
     fn leader(&self) -> String {
-        let leaders = self.members.iter().filter(|(id, m)| !self.cut.contains(id) && m.status().role == "leader");
+        let leaders = self
+            .members
+            .iter()
+            .filter(|(id, m)| !self.cut.contains(id) && m.status().role == "leader");
         leaders.map(|(id, _)| id.to_string()).next().expect("a leader")
     }
 

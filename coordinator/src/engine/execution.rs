@@ -309,15 +309,13 @@ impl Execution {
                 && let Some(job_ref) = job.as_mut()
             {
                 let run = catch_unwind(AssertUnwindSafe(|| self.work_stages(engine, job_ref)));
-                let is_done = job_ref.stages.iter().all(|stage| stage.done);
                 if let Err(panic) = run {
                     let reason = format!("met an internal error: {}", panic_text(panic.as_ref()));
                     self.drive(engine, |m| m.fail_here(&reason));
                 }
-                if is_done {
-                    // This thread may wait for the interpreter.
-                    drop(job.take());
-                }
+                // Here, because this thread may wait for the interpreter.
+                let done = job_ref.stages.iter_mut().filter(|stage| stage.done);
+                done.for_each(|stage| stage.runner = None);
             }
             drop(job);
             let end = engine.host.now_ns();
@@ -343,6 +341,7 @@ impl Execution {
     pub(super) fn free_job(&self, engine: &Arc<Engine>) {
         if let Some(mut slot) = self.job.try_lock()
             && let Some(job) = slot.take()
+            && job.stages.iter().any(|stage| stage.runner.is_some())
         {
             engine.preparing.submit(move || drop(job));
         }
@@ -454,7 +453,7 @@ struct ActiveJob {
 }
 
 struct ActiveStage {
-    /// `None`: nothing to do but to hand on.
+    /// `None`: nothing to do but to hand on, or done.
     runner: Option<Box<dyn StageRunner>>,
     hungry: bool,
     closed: bool,

@@ -166,13 +166,14 @@ impl Shared {
         queue.has_watch = true;
         let mut takes = false;
         let mut quiet = 0;
-        while quiet < POOL_LOOKS && !queue.closed {
+        while !queue.closed {
             let waits = !queue.tasks.is_empty();
             takes = waits && (!queue.is_served() || queue.is_overdue(POOL_OVERDUE));
-            if takes {
+            quiet = if waits { 0 } else { quiet + 1 };
+            // Not after the wait below: a task that came meanwhile, perhaps with a call for this thread, would be left.
+            if takes || quiet > POOL_LOOKS {
                 break;
             }
-            quiet = if waits { 0 } else { quiet + 1 };
             if !self.wake.wait_for(queue, POOL_PATIENCE).timed_out() {
                 queue.waking = queue.waking.saturating_sub(1);
             }

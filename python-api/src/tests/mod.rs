@@ -39,6 +39,11 @@ fn on_worker<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T 
     }
 }
 
+/// The interpreter is up afterwards.
+pub(crate) fn start_interpreter() {
+    fake::start();
+}
+
 /// What an execution gave: `repr` of each result (a `str` as it is), and the error texts.
 #[derive(Debug, Default, PartialEq)]
 struct Outcome {

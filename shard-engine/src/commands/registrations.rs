@@ -46,7 +46,10 @@ pub fn unregister(call: &mut Call) {
     };
     let command = Command::Unregister {
         id,
-        abort_pending: call.args.get(2).is_some_and(|w| w.eq_ignore_ascii_case(b"ABORTPENDING")),
+        abort_pending: call
+            .args
+            .get(2)
+            .is_some_and(|w| w.eq_ignore_ascii_case(b"ABORTPENDING")),
     };
     if call.context_flags().may_block() {
         return make(call, command);

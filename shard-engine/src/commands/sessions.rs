@@ -40,7 +40,7 @@ pub fn pydumpsessions(call: &mut Call) {
     };
     let table = registrations().activation.table().read();
     let find = |id: &str| -> Option<Arc<Active>> { table.get(id).cloned() };
-    let detail: Option<&dyn Fn(&str) -> Option<Arc<Active>>> = if options.verbose { Some(&find) } else { None };
+    let detail: Option<describe::Find<'_>> = if options.verbose { Some(&find) } else { None };
     let reply = call.reply();
     let Some(names) = &options.names else {
         let views: Vec<_> = if options.dead {

@@ -34,7 +34,11 @@ static TRIGGER_ON_KEY: CommandSpec = CommandSpec {
     summary: "Runs what is registered for a trigger, on the shard that holds a key.",
     complexity: "That of the registered function.",
     since: "1.2.1",
-    args: &[Argument::text("trigger"), Argument::text("key"), Argument::texts("argument")],
+    args: &[
+        Argument::text("trigger"),
+        Argument::text("key"),
+        Argument::texts("argument"),
+    ],
 };
 
 const REGISTRATION: Argument = Argument::text("registration_id");
@@ -129,7 +133,10 @@ static COMMANDS: &[CommandSpec] = &[
         summary: "Pauses registrations of streams on all shards, all or none.",
         complexity: "O(N) where N is the number of ids.",
         since: "1.2.0",
-        args: &[Argument::flag("abortpending", "ABORTPENDING"), Argument::texts("registration_id")],
+        args: &[
+            Argument::flag("abortpending", "ABORTPENDING"),
+            Argument::texts("registration_id"),
+        ],
     },
     CommandSpec {
         name: "rg.unpauseregistrations",

@@ -53,7 +53,9 @@ pub fn open(reader: &Reader, env: &ReaderEnv) -> Result<Box<dyn Source>, String>
         Reader::Stream { key, from_id } => Box::new(stream::StreamSource::new(key, from_id, env)),
         Reader::ShardsId => Box::new(OneRecord::shard_id(env)),
         Reader::Python { .. } => return Err("PythonReader makes its records itself".into()),
-        Reader::Command => return Err("CommandReader gives what a client sends with RG.TRIGGER; it can not be run".into()),
+        Reader::Command => {
+            return Err("CommandReader gives what a client sends with RG.TRIGGER; it can not be run".into());
+        }
     })
 }
 

@@ -44,6 +44,8 @@ use crate::{
 };
 
 type Then = Box<dyn FnOnce(bool) + Send>;
+/// Registrations that are gone, and whether executions that have not started are to be aborted.
+type Removed = Vec<(Arc<Active>, bool)>;
 
 /// A change on a server that is alone.
 struct Change {
@@ -173,9 +175,13 @@ impl Activation {
     pub fn await_active(&self, index: u64, wait: Duration) -> bool {
         let (sender, receiver) = std::sync::mpsc::channel();
         // The receiver is gone only if this thread is.
-        self.when_active(index, wait, Box::new(move |active| {
-            let _ = sender.send(active);
-        }));
+        self.when_active(
+            index,
+            wait,
+            Box::new(move |active| {
+                let _ = sender.send(active);
+            }),
+        );
         receiver.recv_timeout(wait).unwrap_or(false)
     }
 
@@ -288,7 +294,10 @@ impl Activation {
             return Difference::between(base, newest);
         }
         let nothing = Registry::default();
-        let (gone, new) = (Difference::between(base, &nothing), Difference::between(&nothing, newest));
+        let (gone, new) = (
+            Difference::between(base, &nothing),
+            Difference::between(&nothing, newest),
+        );
         Difference {
             removed: gone.removed,
             sessions_removed: gone.sessions_removed,
@@ -309,12 +318,7 @@ impl Activation {
     }
 
     /// Makes the newest state the active one, with the functions in `loaded`; loads what is missing there if it may.
-    fn activate(
-        &self,
-        guard: &ServerLock,
-        loaded: &mut HashMap<Arc<str>, Loaded>,
-        may_load: bool,
-    ) -> (Round, Vec<(Arc<Active>, bool)>) {
+    fn activate(&self, guard: &ServerLock, loaded: &mut HashMap<Arc<str>, Loaded>, may_load: bool) -> (Round, Removed) {
         if self.loading.load(Ordering::Acquire) || server_flags(guard).loading {
             return (Round::Suspended, Vec::new());
         }
@@ -408,7 +412,7 @@ impl Activation {
         guard: &ServerLock,
         command: &Command,
         loaded: &mut HashMap<Arc<str>, Loaded>,
-    ) -> (Result<u64, Failure>, Vec<(Arc<Active>, bool)>) {
+    ) -> (Result<u64, Failure>, Removed) {
         let index = match apply(guard, command) {
             Ok(index) => index,
             Err(e) => return (Err(e), Vec::new()),

@@ -67,32 +67,43 @@ pub fn propose(command: Command, done: Done) {
     registrations().service.propose(command, then);
 }
 
+/// Calls a closure when the last of several parties is there.
+struct Meeting {
+    missing: u32,
+    then: Option<Box<dyn FnOnce() + Send>>,
+}
+
+fn arrive(meeting: &Mutex<Meeting>) {
+    let then = {
+        let mut meeting = meeting.lock();
+        meeting.missing -= 1;
+        if meeting.missing > 0 {
+            return;
+        }
+        meeting.then.take()
+    };
+    if let Some(then) = then {
+        then();
+    }
+}
+
 /// Calls `then` once the state of `index` is active here and on the connected masters, or their time is up.
 fn settle(index: u64, then: Box<dyn FnOnce() + Send>) {
     let state = registrations();
     // Two parties: this node, and all the others.
-    let last = Arc::new(Mutex::new((2, Some(then))));
-    let party = |last: Arc<Mutex<(u32, Option<Box<dyn FnOnce() + Send>>)>>| {
-        move || {
-            let then = {
-                let mut last = last.lock();
-                last.0 -= 1;
-                if last.0 > 0 {
-                    return;
-                }
-                last.1.take()
-            };
-            if let Some(then) = then {
-                then();
-            }
-        }
-    };
-    let (here, there) = (party(last.clone()), party(last));
+    let here = Arc::new(Mutex::new(Meeting {
+        missing: 2,
+        then: Some(then),
+    }));
+    let there = here.clone();
     let question = RegistryQuestion::Active(index);
     let peers = state.spread.connected_masters();
-    state
-        .spread
-        .ask(peers, question, bounds::ACTIVATION_WAIT, Box::new(move |_| there()));
+    state.spread.ask(
+        peers,
+        question,
+        bounds::ACTIVATION_WAIT,
+        Box::new(move |_| arrive(&there)),
+    );
     let wait = limits::OWN_ACTIVATION_WAIT;
     let then = move |active: bool| {
         if !active {
@@ -101,7 +112,7 @@ fn settle(index: u64, then: Box<dyn FnOnce() + Send>) {
                 wait.as_millis()
             ));
         }
-        here();
+        arrive(&here);
     };
     state.activation.when_active(index, wait, Box::new(then));
 }

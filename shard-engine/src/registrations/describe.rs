@@ -241,12 +241,11 @@ fn int(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// Finds what is active under an id.
+pub type Find<'a> = &'a dyn Fn(&str) -> Option<Arc<Active>>;
+
 /// Writes a session as a flat map; `registration` finds what is active here, for the long form.
-pub fn write_session(
-    reply: &mut ReplyWriter,
-    session: &SessionView,
-    registration: Option<&dyn Fn(&str) -> Option<Arc<Active>>>,
-) {
+pub fn write_session(reply: &mut ReplyWriter, session: &SessionView, registration: Option<Find<'_>>) {
     let is = &session.is;
     reply.array(16);
     reply.named_bulk("ID", &is.name);

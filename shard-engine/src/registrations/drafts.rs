@@ -15,7 +15,7 @@ use super::{
     activation,
     active::Loaded,
     change::{self, Failure},
-    is_master, prepared, registrations,
+    is_master, limits, prepared, registrations,
     spread::Refusals,
 };
 use crate::{
@@ -105,9 +105,7 @@ fn check_trigger(trigger: &Bytes, script: Option<&mut Script>, earlier: &[Regist
     if holder.is_some_and(|holder| !is_removed(&holder.session)) {
         return Err(Refusal::TriggerTaken.to_string());
     }
-    let is_same = |draft: &RegistrationDraft| {
-        matches!(&draft.source, EventSource::Command { trigger: other, .. } if other == trigger)
-    };
+    let is_same = |draft: &RegistrationDraft| matches!(&draft.source, EventSource::Command { trigger: other, .. } if other == trigger);
     // The set says at once that there is none; after an attempt that failed later it may be wrong.
     let may_be_there = script.is_none_or(|script| !script.triggers.insert(trigger.clone()));
     if may_be_there && earlier.iter().any(is_same) {
@@ -227,12 +225,15 @@ pub fn register_script(
         return then(Failure::Refused(refusal).into());
     }
     let ids: Vec<Arc<str>> = loaded.keys().cloned().collect();
+    let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
     keep(&command, loaded);
     let peers = state.spread.connected_masters();
     let question = RegistryQuestion::Check(encoded);
     let make = move |refusals: Refusals| {
         let own = unloadable.map(|why| change::own_refusal(&Failure::Unloadable(why)));
-        let others = refusals.iter().map(|(shard, why)| change::refusal_of(shard.as_str(), why));
+        let others = refusals
+            .iter()
+            .map(|(shard, why)| change::refusal_of(shard.as_str(), why));
         let texts: Vec<String> = own.into_iter().chain(others).collect();
         if !texts.is_empty() {
             prepared::forget(ids.iter());
@@ -249,7 +250,8 @@ pub fn register_script(
             }),
         );
     };
-    state.spread.ask(peers, question, bounds::CHECK_WAIT, Box::new(make));
+    let wait = (limits::CHECK_WAIT + limits::CHECK_WAIT_EACH * count).min(bounds::CHECK_WAIT);
+    state.spread.ask(peers, question, wait, Box::new(make));
 }
 
 /// Makes a registration that running code asked for. It is active here when this returns; but where the thread can not
@@ -286,7 +288,9 @@ pub fn register_now(draft: RegistrationDraft) -> Result<(), String> {
 }
 
 fn keep(command: &Command, mut loaded: HashMap<Arc<str>, Loaded>) {
-    let Command::ChangeSession(change) = command else { return };
+    let Command::ChangeSession(change) = command else {
+        return;
+    };
     for new in &change.registrations {
         if let Some(functions) = loaded.remove(&new.id) {
             prepared::keep(new.id.clone(), new.plan.clone(), functions);
@@ -297,7 +301,9 @@ fn keep(command: &Command, mut loaded: HashMap<Arc<str>, Loaded>) {
 fn hand_in(command: Command) {
     let done = Box::new(|outcome: Result<(), Failure>| {
         if let Err(failure) = outcome {
-            log::warning(&format!("a registration that a function asked for was not made: {failure}"));
+            log::warning(&format!(
+                "a registration that a function asked for was not made: {failure}"
+            ));
         }
     });
     change::make(command, done);

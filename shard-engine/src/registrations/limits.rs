@@ -17,6 +17,11 @@ pub const TRIGGER_WAIT: Duration = Duration::from_secs(10);
 pub const OWN_ACTIVATION_WAIT: Duration = Duration::from_secs(4);
 /// Those who may wait for an activation at the same time.
 pub const WAITERS: usize = 100_000;
+/// The question whether peers can load a change waits this long, so that with the change itself the client has its
+/// answer within 5 s; and so much longer for each registration.
+pub const CHECK_WAIT: Duration = Duration::from_millis(800);
+/// See `CHECK_WAIT`.
+pub const CHECK_WAIT_EACH: Duration = Duration::from_millis(1);
 /// Questions to peers that may be open.
 pub const OPEN_QUESTIONS: usize = 4096;
 /// Functions that were loaded for a change that may come.

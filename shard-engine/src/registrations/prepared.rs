@@ -32,7 +32,9 @@ pub fn keep(id: Arc<str>, plan: Bytes, loaded: Loaded) {
     store_ref.order.push_back((Instant::now(), id.clone()));
     gone.extend(store_ref.by_id.insert(id, Entry { plan, loaded }));
     while store_ref.order.len() > limits::PREPARED {
-        let Some((_, oldest)) = store_ref.order.pop_front() else { break };
+        let Some((_, oldest)) = store_ref.order.pop_front() else {
+            break;
+        };
         gone.extend(store_ref.by_id.remove(&oldest));
     }
     drop(store);

@@ -46,7 +46,9 @@ impl Spread {
         let Some(mesh) = mesh() else { return Vec::new() };
         let topology = module().engine.topology();
         let ids = topology.shards.iter().map(|shard| &shard.id);
-        ids.filter(|id| **id != topology.me && mesh.is_up(id)).cloned().collect()
+        ids.filter(|id| **id != topology.me && mesh.is_up(id))
+            .cloned()
+            .collect()
     }
 
     /// Asks `peers`. `then` hears who refused once all have answered or `wait` is over; on any thread, it must not block.

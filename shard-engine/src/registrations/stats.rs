@@ -121,10 +121,17 @@ mod tests {
         stats.ended(&End::Failure("no"), 20_000_000);
         assert_eq!(stats.counts().last_error.as_deref(), Some("no"));
         stats.ended(&End::Aborted, 0);
-        assert_eq!(stats.counts().last_error.as_deref(), Some("no"), "only a success clears it");
+        assert_eq!(
+            stats.counts().last_error.as_deref(),
+            Some("no"),
+            "only a success clears it"
+        );
         stats.ran(&End::Success, 5_999_999);
         let counts = stats.counts();
-        assert_eq!((counts.triggered, counts.success, counts.failures, counts.aborted), (3, 1, 1, 1));
+        assert_eq!(
+            (counts.triggered, counts.success, counts.failures, counts.aborted),
+            (3, 1, 1, 1)
+        );
         assert_eq!((counts.last_ms(), counts.total_ms()), (5, 25));
         assert_eq!(counts.average_ms(), 25.0 / 3.0);
         assert_eq!(counts.last_error, None);

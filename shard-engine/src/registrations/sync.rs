@@ -2,10 +2,7 @@
 //!
 //! The main thread never waits for the interpreter without a bound: who holds it may be busy for seconds.
 
-use std::{
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use oxigears_coordinator::{engine::Pool, execution::Outcome, limits as bounds};
 use oxigears_python_api as python;
@@ -141,7 +138,12 @@ impl Desk {
 
 /// Runs the registration on a helper thread while this one waits: for a moment until it has the interpreter, then until
 /// it is done. `None` if it did not get the interpreter: then nothing has run and nothing will.
-pub fn run_for_waiting(guard: &ServerLock, active: &Arc<Active>, code: &Arc<Code>, args: &[Vec<u8>]) -> Option<Outcome> {
+pub fn run_for_waiting(
+    guard: &ServerLock,
+    active: &Arc<Active>,
+    code: &Arc<Code>,
+    args: &[Vec<u8>],
+) -> Option<Outcome> {
     let desk = Arc::new(Desk::default());
     let done: Arc<Mutex<Option<Outcome>>> = Arc::default();
     lock::lend(guard, |loan| {

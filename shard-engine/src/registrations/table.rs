@@ -101,7 +101,10 @@ impl Table {
         for session in &difference.sessions_changed {
             match self.sessions.get(&session.name) {
                 Some(known) => known.set(session.clone()),
-                None => drop(self.sessions.insert(session.name.clone(), ActiveSession::new(session.clone()))),
+                None => drop(
+                    self.sessions
+                        .insert(session.name.clone(), ActiveSession::new(session.clone())),
+                ),
             }
         }
         for (registration, abort_pending) in &difference.removed {
@@ -156,7 +159,10 @@ impl Table {
     fn remove(&mut self, registration: &Registration) -> Option<Arc<Active>> {
         let active = self.by_id.remove(&registration.id)?;
         if let EventSource::Command { trigger, .. } = &registration.source
-            && self.triggers.get(&**trigger).is_some_and(|other| Arc::ptr_eq(other, &active))
+            && self
+                .triggers
+                .get(&**trigger)
+                .is_some_and(|other| Arc::ptr_eq(other, &active))
         {
             self.triggers.remove(&**trigger);
         }

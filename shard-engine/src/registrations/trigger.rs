@@ -185,7 +185,10 @@ fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClien
         None if aborted => End::Aborted,
         None => End::Success,
     };
-    active.core.stats.ended(&end, execution.total_ns.load(Ordering::Relaxed));
+    active
+        .core
+        .stats
+        .ended(&end, execution.total_ns.load(Ordering::Relaxed));
     if active.is_inorder() {
         active.core.turns.over(execution);
     }

@@ -4,8 +4,8 @@ import pytest
 from breaking import HEAL_S, no_crash, running_cluster
 from registrations import clear, wait_group
 
-# As in tests/faults: when the server finds its cluster down, it answers all waiting clients with CLUSTERDOWN, and nobody
-# would see what OxiGears has to say.
+# As in tests/faults: when the server finds its cluster down, it answers all waiting clients with CLUSTERDOWN, and
+# nobody would see what OxiGears has to say.
 NODE_TIMEOUT = ("--cluster-node-timeout", "30000")
 
 

@@ -77,7 +77,12 @@ fn ordinary_messages_pass() {
     for kind in [MsgHeartbeat, MsgHeartbeatResponse, MsgAppendResponse, MsgTimeoutNow] {
         passes(message(kind));
     }
-    for kind in [MsgRequestVote, MsgRequestPreVote, MsgRequestVoteResponse, MsgRequestPreVoteResponse] {
+    for kind in [
+        MsgRequestVote,
+        MsgRequestPreVote,
+        MsgRequestVoteResponse,
+        MsgRequestPreVoteResponse,
+    ] {
         passes(message(kind));
     }
     passes(append(0, 0, &[(1, 1), (2, 5)]));
@@ -89,7 +94,14 @@ fn ordinary_messages_pass() {
 #[test]
 fn kinds_that_are_no_peers_business_are_refused() {
     use MessageType::*;
-    for kind in [MsgHup, MsgBeat, MsgPropose, MsgUnreachable, MsgSnapStatus, MsgCheckQuorum] {
+    for kind in [
+        MsgHup,
+        MsgBeat,
+        MsgPropose,
+        MsgUnreachable,
+        MsgSnapStatus,
+        MsgCheckQuorum,
+    ] {
         refused(message(kind));
     }
     for kind in [MsgTransferLeader, MsgReadIndex, MsgReadIndexResp] {
@@ -140,7 +152,9 @@ fn entries_must_follow_each_other() {
     let mut old_change = append(4, 2, &[(5, 3)]);
     old_change.mut_entries()[0].set_entry_type(EntryType::EntryConfChange);
     refused(old_change);
-    refused(with(MessageType::MsgHeartbeat, |m| m.set_entries(vec![entry(1, 1)].into())));
+    refused(with(MessageType::MsgHeartbeat, |m| {
+        m.set_entries(vec![entry(1, 1)].into())
+    }));
 }
 
 #[test]
@@ -215,7 +229,11 @@ fn hostile(rng: &mut StdRng, raft: &raft::Raft<MemStorage>) -> Message {
     let (term, last) = (raft.term, raft.raft_log.last_index());
     let others = rng.random_range(2..6);
     message.to = 1;
-    message.from = if raft.leader_id > 1 && rng.random() { raft.leader_id } else { others };
+    message.from = if raft.leader_id > 1 && rng.random() {
+        raft.leader_id
+    } else {
+        others
+    };
     message.term = match rng.random_range(0..16) {
         0 => number(rng, last),
         1 | 2 => term + 1,
@@ -365,5 +383,8 @@ fn nothing_that_passes_makes_raft_panic() {
             raw.raft.set_randomized_election_timeout(config.election_tick + 1);
         }
     }
-    assert!(passed > 20_000 && led > 2_000, "the test looked at too little: {passed} passed, {led} times leader");
+    assert!(
+        passed > 20_000 && led > 2_000,
+        "the test looked at too little: {passed} passed, {led} times leader"
+    );
 }

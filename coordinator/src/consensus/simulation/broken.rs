@@ -9,10 +9,16 @@ use crate::consensus::mutants::{Mutant, set};
 fn check(mutant: Mutant, trouble: Trouble, most_runs: u64) {
     set(Some(mutant));
     let seeds = 0..most_runs;
-    let found = seeds.map(|seed| (seed, run(seed, trouble))).find_map(|(seed, result)| Some((seed, result.err()?)));
+    let found = seeds
+        .map(|seed| (seed, run(seed, trouble)))
+        .find_map(|(seed, result)| Some((seed, result.err()?)));
     set(None);
     let (seed, text) = found.unwrap_or_else(|| panic!("{mutant:?} is not noticed in {most_runs} runs"));
-    eprintln!("{mutant:?} is noticed in run {}: {}", seed + 1, text.lines().next().unwrap_or_default());
+    eprintln!(
+        "{mutant:?} is noticed in run {}: {}",
+        seed + 1,
+        text.lines().next().unwrap_or_default()
+    );
 }
 
 #[test]
@@ -22,7 +28,7 @@ fn acknowledging_before_the_sync_is_noticed() {
 
 #[test]
 fn forgetting_the_vote_is_noticed() {
-    check(Mutant::ForgetVote, Trouble::Crashes, 400);
+    check(Mutant::ForgetVote, Trouble::Elections, 400);
 }
 
 #[test]

@@ -20,7 +20,10 @@ pub(super) struct Asked {
 /// What the client was told.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Answer {
-    Made { group: String, index: u64 },
+    Made {
+        group: String,
+        index: u64,
+    },
     Refused(String),
     /// Nothing was or will be changed.
     NoQuorum,
@@ -81,7 +84,10 @@ impl History {
 
     /// Equal index, equal state.
     pub fn published(&mut self, group: &str, state: &Arc<Registry>) {
-        let known = self.states.entry((group.to_owned(), state.index())).or_insert_with(|| state.clone());
+        let known = self
+            .states
+            .entry((group.to_owned(), state.index()))
+            .or_insert_with(|| state.clone());
         let same = Arc::ptr_eq(known, state) || known == state;
         assert!(same, "two different states of group {group} at index {}", state.index());
     }
@@ -96,7 +102,10 @@ impl History {
     }
 
     pub fn count(&self, answer: fn(&Answer) -> bool) -> usize {
-        self.asked.iter().filter(|asked| asked.answer.as_ref().is_some_and(answer)).count()
+        self.asked
+            .iter()
+            .filter(|asked| asked.answer.as_ref().is_some_and(answer))
+            .count()
     }
 
     /// Whether some change that may have been made removes this registration.
@@ -122,7 +131,11 @@ impl History {
         let range = (group.to_owned(), 0)..=(group.to_owned(), u64::MAX);
         let states: Vec<&Registry> = self.states.range(range).map(|(_, state)| &**state).collect();
         let newest = states.last().map_or(0, |state| state.index());
-        assert!(last.index() >= newest, "the state went back from {newest} to {}", last.index());
+        assert!(
+            last.index() >= newest,
+            "the state went back from {newest} to {}",
+            last.index()
+        );
         self.check_lives(&states);
         for (number, asked) in self.asked.iter().enumerate() {
             self.check_answer(number, asked, group, &states);
@@ -137,8 +150,11 @@ impl History {
         let mut gone = BTreeSet::new();
         let mut alive = BTreeMap::new();
         for state in states {
-            let now: BTreeMap<Arc<str>, u64> =
-                state.registrations().iter().map(|r| (r.id.clone(), r.sequence)).collect();
+            let now: BTreeMap<Arc<str>, u64> = state
+                .registrations()
+                .iter()
+                .map(|r| (r.id.clone(), r.sequence))
+                .collect();
             for (id, sequence) in &now {
                 assert!(!gone.contains(id), "{id} is back at index {}", state.index());
                 let known = *alive.entry(id.clone()).or_insert(*sequence);
@@ -194,7 +210,10 @@ impl History {
     /// Each request took effect once at most: clearing statistics counts.
     fn check_counts(&self, group: &str, last: &Registry) {
         let cleared = |possible: &dyn Fn(&Option<Answer>) -> bool| {
-            let clears = self.asked.iter().filter(|a| matches!(a.command, Command::ClearStatistics));
+            let clears = self
+                .asked
+                .iter()
+                .filter(|a| matches!(a.command, Command::ClearStatistics));
             clears.filter(|a| possible(&a.answer)).count() as u64
         };
         let least = cleared(&|a| matches!(a, Some(Answer::Made { group: by, .. }) if by == group));

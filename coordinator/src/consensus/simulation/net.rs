@@ -77,6 +77,16 @@ impl Net {
         }
     }
 
+    /// A process ended: its links break, even if it is back at once.
+    pub fn cut_off(&mut self, place: Place) {
+        for (pair, link) in &mut self.links {
+            if pair.0 == place || pair.1 == place {
+                link.life += 1;
+                link.break_ms = link.up.then_some(0);
+            }
+        }
+    }
+
     /// Hands a message to a link; false if it is not up.
     pub fn send(&mut self, rng: &mut StdRng, now_ms: u64, from: Place, to: Place, message: RegistryMessage) -> bool {
         let Some(link) = self.links.get(&pair(from, to)).filter(|link| link.up) else {

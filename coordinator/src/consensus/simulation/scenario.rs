@@ -25,6 +25,8 @@ pub(super) enum Trouble {
     Network,
     Crashes,
     Disks,
+    /// Leaders are lost all the time, and those who elect the next one crash meanwhile and are back at once.
+    Elections,
     Membership,
     /// Two clusters, each with a group, meet.
     Merge,
@@ -32,11 +34,12 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    pub const ALL: [Trouble; 7] = [
+    pub const ALL: [Trouble; 8] = [
         Trouble::Quiet,
         Trouble::Network,
         Trouble::Crashes,
         Trouble::Disks,
+        Trouble::Elections,
         Trouble::Membership,
         Trouble::Merge,
         Trouble::Everything,
@@ -94,7 +97,11 @@ impl Run {
         let rng = &mut run.world.rng;
         let masters = *[1, 2, 3, 3, 3, 4, 5, 8].get(rng.random_range(0..8)).unwrap_or(&3);
         let replicas = rng.random_range(0..4).min(9 - masters);
-        let second = if trouble == Trouble::Merge { rng.random_range(2..4) } else { 0 };
+        let second = if trouble == Trouble::Merge {
+            rng.random_range(2..4)
+        } else {
+            0
+        };
         for place in 0..masters + replicas + second {
             let second = place >= masters + replicas;
             let first_of_second = place == masters + replicas;
@@ -102,7 +109,11 @@ impl Run {
         }
         // The first cluster, then the second one; each grows node by node.
         for place in 1..masters + replicas + second {
-            let first = if place > masters + replicas { masters + replicas } else { 0 };
+            let first = if place > masters + replicas {
+                masters + replicas
+            } else {
+                0
+            };
             if place != masters + replicas {
                 let friend = run.world.rng.random_range(first..place);
                 run.meet(friend, place);
@@ -241,7 +252,7 @@ impl Run {
     fn fault(&mut self) {
         use Trouble::*;
         let kind = match self.trouble {
-            Everything => [Network, Crashes, Disks, Membership][self.world.rng.random_range(0..4)],
+            Everything => [Network, Crashes, Disks, Elections, Membership][self.world.rng.random_range(0..5)],
             Merge => [Network, Crashes, Merge][self.world.rng.random_range(0..3)],
             other => other,
         };
@@ -249,6 +260,7 @@ impl Run {
             Network => self.network(),
             Crashes => self.crash(),
             Disks => self.disk(),
+            Elections => self.election(),
             Membership => self.membership(),
             Merge => self.merge(),
             Quiet | Everything => {}
@@ -257,7 +269,9 @@ impl Run {
 
     /// Any node that was not removed.
     fn any(&mut self) -> Place {
-        let places: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        let places: Vec<Place> = (0..self.world.nodes.len())
+            .filter(|p| !self.world.nodes[*p].dead)
+            .collect();
         places[self.world.rng.random_range(0..places.len())]
     }
 
@@ -347,6 +361,29 @@ impl Run {
         [Crash::Kill, Crash::LoseAll, Crash::LoseSome][self.world.rng.random_range(0..3)]
     }
 
+    fn election(&mut self) {
+        let Some(leader) = (0..self.world.nodes.len()).find(|p| self.world.nodes[*p].leads()) else {
+            return;
+        };
+        self.world.net.delay_ms = self.world.rng.random_range(50..200);
+        if self.world.rng.random() {
+            self.world.nodes[leader].paused = true;
+            let pause = self.world.rng.random_range(2000..4000);
+            self.world.timer(pause, Timer::Resume(leader));
+        } else {
+            self.world.crash(leader, Crash::Kill);
+            self.world.timer(3000, Timer::Start(leader));
+        }
+        self.world.note(|| format!("n{leader} leads no more"));
+        self.world.restart_ms = 30;
+        for place in (0..self.world.nodes.len()).filter(|place| *place != leader) {
+            if self.world.rng.random() {
+                let count = self.world.rng.random_range(2..12);
+                self.world.nodes[place].disk.stop_in(count);
+            }
+        }
+    }
+
     /// Whether the group lives on if this node never comes back under its number.
     fn may_lose(&self, place: Place) -> bool {
         let Some(group) = self.world.nodes[place].status.group.clone() else {
@@ -356,7 +393,9 @@ impl Run {
         let mut lost = self.lost.clone();
         lost.insert(self.world.nodes[place].status.raft_id);
         !sets.is_empty()
-            && sets.iter().all(|voters| voters.len() >= 3 && voters.intersection(&lost).count() * 2 < voters.len())
+            && sets
+                .iter()
+                .all(|voters| voters.len() >= 3 && voters.intersection(&lost).count() * 2 < voters.len())
     }
 
     fn disk(&mut self) {
@@ -477,10 +516,17 @@ impl Run {
     /// A node is removed from the cluster: all others forget it; it may be replaced.
     fn forget(&mut self) {
         let place = self.any();
-        let slots = self.world.nodes.iter().any(|n| n.belief.roles.get(&place).is_some_and(|r| r.slots));
+        let slots = self
+            .world
+            .nodes
+            .iter()
+            .any(|n| n.belief.roles.get(&place).is_some_and(|r| r.slots));
         let rest = self.world.nodes.iter().filter(|n| !n.dead).count();
         let voter = self.world.nodes.iter().any(|n| {
-            n.status.members.iter().any(|m| m.voter && m.node == self.world.nodes[place].id)
+            n.status
+                .members
+                .iter()
+                .any(|m| m.voter && m.node == self.world.nodes[place].id)
         });
         // Like operators do: slots are moved away first.
         if self.world.nodes[place].dead || slots || rest < 4 || (voter && !self.may_lose(place)) {
@@ -520,7 +566,8 @@ impl Run {
                 slots: false,
             };
             belief.take_role(place, role);
-            self.world.note(|| format!("n{place} is a {}", if role.master { "master" } else { "replica" }));
+            self.world
+                .note(|| format!("n{place} is a {}", if role.master { "master" } else { "replica" }));
         }
         self.world.push_view(place);
     }
@@ -531,7 +578,12 @@ impl Run {
             return;
         }
         self.merged = true;
-        let zeros = |p: &Place| self.world.nodes[*p].belief.slot_zero.is_some_and(|(_, owner)| owner == *p);
+        let zeros = |p: &Place| {
+            self.world.nodes[*p]
+                .belief
+                .slot_zero
+                .is_some_and(|(_, owner)| owner == *p)
+        };
         let owners: Vec<Place> = (0..self.world.nodes.len()).filter(zeros).collect();
         if let [a, b] = owners[..] {
             self.world.note(|| format!("n{a} and n{b} meet"));
@@ -545,6 +597,7 @@ impl Run {
         self.world.note(|| "all is mended".into());
         self.world.net.unblock_all();
         self.world.net.delay_ms = 5;
+        self.world.restart_ms = 1000;
         for place in 0..self.world.nodes.len() {
             let node = &mut self.world.nodes[place];
             node.disk.set_capacity(None);
@@ -555,7 +608,9 @@ impl Run {
             self.world.timer(10, Timer::Start(place));
         }
         // Who was introduced only to a node that is gone knows nobody.
-        let alive: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        let alive: Vec<Place> = (0..self.world.nodes.len())
+            .filter(|p| !self.world.nodes[*p].dead)
+            .collect();
         if self.trouble != Trouble::Merge {
             for place in alive.iter().skip(1) {
                 self.meet(alive[0], *place);
@@ -573,11 +628,17 @@ impl Run {
         let mut settled = 0;
         // Links, fail-overs and old proposals need some time.
         while settled < 8 {
-            assert!(self.world.now_ms < deadline_ms, "no agreement: {}", self.disagreement().unwrap_or_default());
+            assert!(
+                self.world.now_ms < deadline_ms,
+                "no agreement: {}",
+                self.disagreement().unwrap_or_default()
+            );
             self.pass(500);
             settled = if self.disagreement().is_none() { settled + 1 } else { 0 };
         }
-        let mut nodes: Vec<Place> = (0..self.world.nodes.len()).filter(|p| !self.world.nodes[*p].dead).collect();
+        let mut nodes: Vec<Place> = (0..self.world.nodes.len())
+            .filter(|p| !self.world.nodes[*p].dead)
+            .collect();
         if nodes.len() == 1 {
             // A server that is alone has no group.
             nodes.clear();
@@ -586,9 +647,17 @@ impl Run {
             let command = self.change(&format!("last-{place}"), false, None);
             let ticket = self.world.history.asked.len();
             self.world.propose(place, command);
-            self.pass(1000);
+            let answered = |run: &Run| run.world.history.asked[ticket].answer.is_some();
+            for _ in 0..60 {
+                if !answered(self) {
+                    self.pass(100);
+                }
+            }
             let answer = &self.world.history.asked[ticket].answer;
-            assert!(matches!(answer, Some(Answer::Made { .. })), "n{place} can not make a change: {answer:?}");
+            assert!(
+                matches!(answer, Some(Answer::Made { .. })),
+                "n{place} can not make a change: {answer:?}"
+            );
         }
         self.pass(3000);
         assert_eq!(self.disagreement(), None);
@@ -615,7 +684,10 @@ impl Run {
                 return Some(format!("{} is in group {b}, not {a}", node.id));
             }
             if status.applied != first.applied || status.leader.is_none() || status.leader != first.leader {
-                return Some(format!("{} is at {} under {:?}", node.id, status.applied, status.leader));
+                return Some(format!(
+                    "{} is at {} under {:?}",
+                    node.id, status.applied, status.leader
+                ));
             }
             if !matches!(status.role, "leader" | "follower" | "learner") {
                 return Some(format!("{} is {}", node.id, status.role));
@@ -649,7 +721,10 @@ impl Run {
         if self.trouble != Trouble::Merge {
             let groups = world.history.groups();
             let strange: Vec<_> = groups.iter().filter(|g| *g != group).collect();
-            assert!(strange.is_empty(), "changes were acknowledged by {strange:?}, but {group} is the cluster's group");
+            assert!(
+                strange.is_empty(),
+                "changes were acknowledged by {strange:?}, but {group} is the cluster's group"
+            );
         }
         Report {
             made: world.history.count(|a| matches!(a, Answer::Made { .. })),

@@ -104,6 +104,8 @@ pub(super) struct World {
     /// Version of the newest role in the cluster.
     pub version: u64,
     pub verbose: bool,
+    /// Longest time until a machine that stopped is there again.
+    pub restart_ms: u64,
     /// Hash of all that happened, to see that runs can be repeated.
     pub fingerprint: u64,
 }
@@ -122,6 +124,7 @@ impl World {
             trace: VecDeque::new(),
             version: 0,
             verbose: std::env::var_os("OXIGEARS_SIM_VERBOSE").is_some(),
+            restart_ms: 4000,
             fingerprint: 0,
         };
         world.net.delay_ms = world.rng.random_range(1..20);
@@ -155,7 +158,10 @@ impl World {
                 (_, true, _) => "paused",
                 _ => "runs",
             };
-            let members = s.members.iter().map(|m| (m.node.as_str(), m.raft_id % 10_000, m.voter, m.lag));
+            let members = s
+                .members
+                .iter()
+                .map(|m| (m.node.as_str(), m.raft_id % 10_000, m.voter, m.lag));
             let _ = writeln!(
                 text,
                 "n{place} {state} {} group {} id {} term {} commit {} applied {} {:?} {}",
@@ -231,6 +237,7 @@ impl World {
     /// The process ends, perhaps with the machine.
     pub fn crash(&mut self, place: Place, crash: Crash) {
         self.note(|| format!("n{place} crashes, {crash:?}"));
+        self.net.cut_off(place);
         let node = &mut self.nodes[place];
         node.member = None;
         node.disk.crash(crash);
@@ -304,7 +311,11 @@ impl World {
     fn tend_links(&mut self) {
         let nodes = &self.nodes;
         let linked = |a: Place, b: Place| {
-            let (a, b, known) = (&nodes[a], &nodes[b], nodes[a].belief.knows(b) && nodes[b].belief.knows(a));
+            let (a, b, known) = (
+                &nodes[a],
+                &nodes[b],
+                nodes[a].belief.knows(b) && nodes[b].belief.knows(a),
+            );
             match a.member.is_some() && b.member.is_some() && known {
                 false => Linked::No,
                 true if a.paused || b.paused => Linked::Silent,
@@ -442,7 +453,12 @@ impl World {
             let s = node.status.clone();
             self.note(|| {
                 let error = s.error.unwrap_or_default();
-                format!("n{place} is {} of {} in term {} {error}", s.role, short(s.group.as_deref()), s.term)
+                format!(
+                    "n{place} is {} of {} in term {} {error}",
+                    s.role,
+                    short(s.group.as_deref()),
+                    s.term
+                )
             });
         }
         if stopped {
@@ -458,7 +474,7 @@ impl World {
         if stopped {
             let crash = [Crash::Kill, Crash::LoseAll, Crash::LoseSome][self.rng.random_range(0..3)];
             self.crash(place, crash);
-            let pause = self.rng.random_range(50..4000);
+            let pause = self.rng.random_range(5..self.restart_ms);
             self.timer(pause, Timer::Start(place));
         } else if took_ms > 0 {
             self.timer(took_ms, Timer::Wake(place));
@@ -468,7 +484,9 @@ impl World {
     fn output(&mut self, place: Place, group: Option<&str>, output: Output) {
         match output {
             Output::Send(to, message) => {
-                let Some(to) = self.ids.iter().position(|id| *id == to) else { return };
+                let Some(to) = self.ids.iter().position(|id| *id == to) else {
+                    return;
+                };
                 let at_ms = self.nodes[place].busy_until_ms;
                 if !self.net.send(&mut self.rng, at_ms, place, to, message) {
                     self.nodes[place].inbox.push_back(Input::SendFailed(to));
@@ -496,7 +514,11 @@ impl World {
         self.note(|| format!("n{place} change {ticket}: {answer:?}"));
         let asked_ms = self.history.asked[ticket as usize].at_ms;
         let Answer::Made { group, .. } = answer else { return };
-        for leader in self.nodes.iter().filter(|node| node.status.group.as_ref() == Some(&group)) {
+        for leader in self
+            .nodes
+            .iter()
+            .filter(|node| node.status.group.as_ref() == Some(&group))
+        {
             // Its own view of the cluster comes a little later than ours.
             let early = |since: Option<u64>| since.is_some_and(|since| since + 500 < asked_ms);
             assert!(
@@ -541,7 +563,10 @@ impl World {
 
     /// The sets of voters that nodes of the group have last known.
     pub fn voter_sets(&self, group: &str) -> BTreeSet<BTreeSet<u64>> {
-        let nodes = self.nodes.iter().filter(|node| !node.dead && node.last_group.as_deref() == Some(group));
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|node| !node.dead && node.last_group.as_deref() == Some(group));
         nodes.flat_map(|node| node.quorums.iter().cloned()).collect()
     }
 }
