@@ -32,6 +32,8 @@ PD_FIELDS = (
     "depsList",
     "sessionId",
 )
+# Behind `depsList`: how many there are, since the list itself is bounded.
+PD_COUNT = "registrationsCount"
 SESSION_FIELDS = (
     "ID",
     "sessionDescription",
@@ -84,7 +86,7 @@ def read_registration(row, with_pd=True):
     assert fields["ExecutionThreadPool"] == b"DefaultPool", fields
     data = flat_map(fields["RegistrationData"], DATA_FIELDS)
     pd = literal(fields["PD"].decode()) if with_pd else {}
-    assert tuple(pd) == (PD_FIELDS if with_pd else ()), pd
+    assert tuple(name for name in pd if name != PD_COUNT) == (PD_FIELDS if with_pd else ()), pd
     return Registration(fields["id"], fields["desc"], data, flat_map(data["args"], ARGS_FIELDS), pd)
 
 

@@ -7,6 +7,7 @@ from registrations import (
     COUNTERS,
     NOT_FOUND,
     NOT_REGISTERED,
+    PD_COUNT,
     PD_FIELDS,
     SESSION_FIELDS,
     by_trigger,
@@ -54,7 +55,8 @@ def test_one_registration(wire):
     ]
     assert row[1].startswith(SINGLE_ID.encode() + b"-")
     found = ast.literal_eval(pd.decode())
-    assert tuple(found) == PD_FIELDS
+    assert tuple(name for name in found if name != PD_COUNT) == PD_FIELDS
+    assert found.get(PD_COUNT, 1) == 1
     assert found["sessionName"] == found["sessionId"] == "s"
     assert found["sessionDescription"] == "about the session"
     assert found["registrationsList"] == [row[1].decode()]
@@ -109,6 +111,19 @@ def test_registrations_of_a_session_share_its_pd(wire):
     assert pds[0] == pds[1] == pds[2]
     assert pds[0]["registrationsList"] == [one.decode() for one in found]
     assert [one.trigger for one in found.values()] == [b"t0", b"t1", b"t2"]
+
+
+def test_the_dump_of_a_large_session_does_not_grow_by_squares(wire):
+    """Each entry describes the session, but not with all of its 2,000 registrations."""
+    script = "for i in range(2000):\n    GB('CommandReader').register(trigger='t%d' % i, mode='sync')"
+    register(wire, script, "ID", "large")
+    rows = wire.ok("RG.DUMPREGISTRATIONS")
+    assert len(rows) == 2000
+    assert sum(len(row[9]) for row in rows) < 40_000_000
+    assert len(sessions(wire)[b"large"]["registrations"]) == 2000
+    # All of them go in one step.
+    register(wire, simple_trigger("one"), "ID", "large", "UPGRADE")
+    assert len(dump(wire)) == 1
 
 
 # --- RG.UNREGISTER -----------------------------------------------------------------------------------------------

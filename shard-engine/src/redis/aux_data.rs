@@ -26,8 +26,11 @@ pub struct AuxData {
     /// Gives the bytes; `None`: there is nothing worth keeping. May run in a forked child.
     pub save: fn() -> Option<Vec<u8>>,
     /// Takes encoding and bytes, none if there was nothing; an error ends the load.
-    pub load: fn(&ServerLock, i32, Option<&[u8]>) -> Result<(), String>,
+    pub load: Load,
 }
+
+/// Takes what a dump holds.
+pub type Load = fn(&ServerLock, i32, Option<&[u8]>) -> Result<(), String>;
 
 static DATA: OnceLock<AuxData> = OnceLock::new();
 
@@ -147,7 +150,7 @@ impl Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if self.start != null_mut() {
+        if !self.start.is_null() {
             // SAFETY: the buffer is ours and nothing refers to it any more.
             unsafe { api!(RedisModule_Free)(self.start.cast()) };
         }

@@ -1,4 +1,4 @@
-//! Work on the main thread: repeated, later, or as soon as it is free.
+//! Work on the main thread: repeated, or later.
 
 use std::{ffi::c_void, time::Duration};
 
@@ -29,33 +29,11 @@ pub fn once(guard: &ServerLock, delay: Duration, work: impl FnOnce(&ServerLock) 
     unsafe { api!(RedisModule_CreateTimer)(guard.ctx(), delay, Some(ring), Box::into_raw(Box::new(work)).cast()) };
 }
 
-/// Runs `work` on the main thread, under the server lock, once, as soon as that thread is free. From any thread, with
-/// or without the lock; it never waits. False if the server can not do it; then `work` is dropped.
-pub fn on_main_thread(work: impl FnOnce(&ServerLock) + Send + 'static) -> bool {
-    // SAFETY: the pointer is filled at load and not changed after.
-    let Some(add) = (unsafe { raw::RedisModule_EventLoopAddOneShot }) else {
-        return false;
-    };
-    let work: *mut Once = Box::into_raw(Box::new(Box::new(work)));
-    // SAFETY: the call is thread safe; the box is taken back in `one_shot`, which is called once, or right here.
-    let outcome = unsafe { add(Some(one_shot), work.cast()) };
-    if outcome != raw::REDISMODULE_OK as i32 {
-        // SAFETY: the server did not take it.
-        drop(unsafe { Box::from_raw(work) });
-        return false;
-    }
-    true
-}
-
 type Once = Box<dyn FnOnce(&ServerLock) + Send>;
 
 extern "C" fn ring(_: *mut raw::RedisModuleCtx, data: *mut c_void) {
-    one_shot(data);
-}
-
-extern "C" fn one_shot(data: *mut c_void) {
     guarded("work on the main thread", || {
-        // SAFETY: `once` and `on_main_thread` let go of this box, and each of them is called back once.
+        // SAFETY: `once` let go of this box, and each timer fires once.
         let work = unsafe { Box::from_raw(data.cast::<Once>()) };
         work(&lock::lock());
     });

@@ -342,11 +342,6 @@ impl SimDisk {
         state.names.insert(name.to_owned(), file);
         state.durable_names.insert(name.to_owned(), file);
     }
-
-    /// Names under which the folder was set aside, with the files.
-    pub fn aside(&self) -> Vec<(String, Vec<String>)> {
-        self.0.lock().aside.clone()
-    }
 }
 
 impl Disk for SimDisk {

@@ -177,10 +177,6 @@ impl Net {
         }
         changes
     }
-
-    pub fn is_up(&self, a: Place, b: Place) -> bool {
-        self.links.get(&pair(a, b)).is_some_and(|link| link.up)
-    }
 }
 
 /// Whether two nodes have a link.

@@ -145,6 +145,7 @@ impl<D: Disk> LogStorage<D> {
     }
 
     /// The hard state.
+    #[cfg(test)]
     pub fn hard_state(&self) -> HardState {
         self.core.lock().hard_state.clone()
     }

@@ -184,7 +184,7 @@ fn check_after_crash(disk: &SimDisk, expected: &[Content], done: usize, what: &s
     let found = content(&existing(disk.clone()));
     // Exactly the steps that were acknowledged, or the one under way as well.
     let wanted = &expected[done..(done + 2).min(expected.len())];
-    let mut same = wanted.iter().any(|w| *w == found);
+    let mut same = wanted.contains(&found);
     // Commit index: not synced on its own. Snapshot without the new log: taken as if both were.
     let loose = |w: &Content| {
         let mut w = w.clone();
@@ -582,7 +582,8 @@ fn real_files_do_the_same() {
     let storage = made.map_err(|(_, error)| error).unwrap();
     let sim = created(SimDisk::new(1));
     assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    let steps: [fn(&LogStorage<FileDisk>) -> Result<(), StorageError>; 4] = [
+    type Step = fn(&LogStorage<FileDisk>) -> Result<(), StorageError>;
+    let steps: [Step; 4] = [
         |s| s.append(&[entry(2, 2), entry(3, 2)], Some(&hard_state(2, 5, 1))),
         |s| s.append(&[entry(3, 3), entry(4, 3), entry(5, 3)], Some(&hard_state(3, 7, 1))),
         |s| s.compact(4, &ConfState::from((vec![5, 6], vec![7])), b"second"),
