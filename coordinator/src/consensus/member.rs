@@ -91,6 +91,8 @@ pub(super) struct Member<D: Disk> {
     proposals: Proposals,
     /// Another group is about.
     hold: bool,
+    /// When this node founded its group, in this life.
+    founded_ms: Option<u64>,
     last_leader: u64,
     /// No other member of the group has been known since then.
     dead_since: Option<u64>,
@@ -127,6 +129,7 @@ impl<D: Disk> Member<D> {
             gone_since: BTreeMap::new(),
             proposals: Proposals::default(),
             hold: false,
+            founded_ms: None,
             last_leader: 0,
             dead_since: None,
             giving_way: None,
@@ -435,12 +438,17 @@ impl<D: Disk> Member<D> {
             .collect();
         present.insert(self.me.clone(), self.raft_id);
         let commit = group.commit();
-        let near = |(id, matched): (u64, u64)| (matched + limits::LOG_ENTRIES / 32 >= commit).then_some(id);
+        // A number that has acknowledged nothing may be one that its node gave up already.
+        let near = |(id, matched): (u64, u64)| {
+            let caught_up = matched > 0 && matched + limits::LOG_ENTRIES / 32 >= commit;
+            caught_up.then_some(id)
+        };
         let up = |id: &u64| {
+            let speaks = |node: &NodeId| self.up.contains(node) && present.get(node) == Some(id);
             group
                 .members
                 .get(id)
-                .is_some_and(|node| *node == self.me || self.up.contains(node))
+                .is_some_and(|node| *node == self.me || speaks(node))
         };
         let caught_up: BTreeSet<u64> = group.matched().into_iter().filter_map(near).filter(up).collect();
         let known = Known {
@@ -485,6 +493,19 @@ impl<D: Disk> Member<D> {
         }
     }
 
+    /// Somebody else may have founded a group at the same moment: what is decided now could be given up.
+    fn is_being_founded(&self) -> bool {
+        let Some(since_ms) = self.founded_ms else { return false };
+        let own = self.own_group();
+        let mut others = self.view.nodes.iter().filter(|node| node.id != self.me && !node.failed);
+        let says_ours = |id: &NodeId| {
+            self.said
+                .get(id)
+                .is_some_and(|said| said.valid && said.hello.group == own)
+        };
+        self.now_ms < since_ms + limits::FOUNDING_WAIT.as_millis() as u64 && !others.all(|node| says_ours(&node.id))
+    }
+
     /// Why no change can be decided now, as far as this node sees.
     fn may_decide(&self) -> Result<(), &'static str> {
         match &self.part {
@@ -494,6 +515,7 @@ impl<D: Disk> Member<D> {
             Part::In(_) if self.hold && !is_on(Mutant::IgnoreOtherGroup) => {
                 Err("nodes of another group are in the cluster, which has to be settled first")
             }
+            Part::In(_) if self.is_being_founded() => Err("the group was founded a moment ago, try again"),
             Part::In(group) => {
                 let is_there = |id| {
                     let node = group.members.get(&id);

@@ -10,15 +10,20 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Engine, Fired, Interrupt, create::Start, pool::panic_text};
+use super::{
+    Engine, Fired, Interrupt,
+    create::Start,
+    job::{ActiveJob, ActiveStage, Next, Sink, next_input},
+    pool::panic_text,
+};
 use crate::{
     codec::RecordBatch,
     execution::{Command, Machine, Outcome, Phase, Setup},
     limits,
     message::{ExecutionId, ExecutionMessage},
     plan::Plan,
-    stage::{Input, Job, Route, RunState, SourceState, StageRunner, StageSink},
-    topology::{NO_OWNER, NodeId, Slot, Topology},
+    stage::{Job, Route, RunState, StageSink},
+    topology::{NodeId, Topology},
 };
 
 /// Worker states: nobody, queued, on a thread, on a thread and to be looked at again.
@@ -51,7 +56,7 @@ pub struct Execution {
     pub(super) interrupt: Arc<dyn Interrupt>,
     waiters: Mutex<Vec<Waiter>>,
     /// Slot -> participant; set when the topology that the execution is bound to is known here.
-    owners: OnceLock<Arc<[u16]>>,
+    pub(super) owners: OnceLock<Arc<[u16]>>,
     /// Time on worker threads, in ns.
     pub total_ns: AtomicU64,
     /// Since when a worker thread is on it and the time has not been added; 0: none is.
@@ -446,88 +451,6 @@ impl Execution {
     }
 }
 
-/// A job under way.
-struct ActiveJob {
-    input: Input,
-    stages: Vec<ActiveStage>,
-}
-
-struct ActiveStage {
-    /// `None`: nothing to do but to hand on, or done.
-    runner: Option<Box<dyn StageRunner>>,
-    hungry: bool,
-    closed: bool,
-    done: bool,
-}
-
-impl ActiveStage {
-    fn close(&mut self) {
-        self.closed = true;
-        self.hungry = false;
-        match &mut self.runner {
-            Some(runner) => runner.close(),
-            None => self.done = true,
-        }
-    }
-}
-
-impl ActiveJob {
-    fn new(job: Job, setup: &Setup) -> ActiveJob {
-        let self_fed = matches!(job.input, Input::Runner);
-        let passing = setup.last_stage_passes().then(|| setup.stages.len() - 1);
-        let stages = job.runners.into_iter().take(setup.stages.len()).enumerate();
-        let stages = stages.map(|(number, runner)| ActiveStage {
-            runner: (Some(number) != passing).then_some(runner),
-            hungry: number > 0 || !self_fed,
-            closed: false,
-            done: false,
-        });
-        ActiveJob {
-            stages: stages.collect(),
-            input: job.input,
-        }
-    }
-}
-
-enum Next {
-    Batch(RecordBatch),
-    /// All that there is.
-    Whole(RecordBatch),
-    Error(String),
-    Broken(String),
-    End,
-}
-
-fn next_input(execution: &Arc<Execution>, engine: &Arc<Engine>, input: &mut Input, stage: usize) -> Next {
-    if stage > 0 {
-        return match execution.drive(engine, |m| m.take_input(stage)) {
-            Some(batch) => Next::Batch(batch),
-            None => Next::End,
-        };
-    }
-    match input {
-        Input::Source(source) => {
-            let start = engine.host.now_ns();
-            let state = source.next_batch();
-            execution
-                .read_ns
-                .fetch_add(engine.host.now_ns().saturating_sub(start), Ordering::Relaxed);
-            match state {
-                SourceState::Batch(batch) => Next::Batch(batch),
-                SourceState::Error(text) => Next::Error(text),
-                SourceState::Broken(reason) => Next::Broken(reason),
-                SourceState::End => Next::End,
-            }
-        }
-        Input::Batch(batch) => {
-            let batch = std::mem::take(batch);
-            *input = Input::Nothing;
-            Next::Whole(batch)
-        }
-        Input::Runner | Input::Nothing => Next::End,
-    }
-}
-
 /// Small messages to one participant that follow each other become one.
 fn joined(sends: Vec<(usize, ExecutionMessage)>) -> Vec<(usize, ExecutionMessage)> {
     if sends.len() < 2 {
@@ -555,72 +478,5 @@ fn is_small(message: &ExecutionMessage) -> bool {
         ExecutionMessage::Batch { batch, .. } => batch.bytes.len() <= limits::SMALL_BATCH_BYTES,
         ExecutionMessage::EndOfInput { .. } | ExecutionMessage::Credit { .. } | ExecutionMessage::Report => true,
         _ => false,
-    }
-}
-
-/// The worker's sink: hands batches to the machine.
-struct Sink<'a> {
-    execution: &'a Arc<Execution>,
-    engine: &'a Arc<Engine>,
-    stage: usize,
-    errors: Vec<String>,
-    full: bool,
-    own: bool,
-    errors_stay: bool,
-}
-
-impl Sink<'_> {
-    fn flush(&mut self) {
-        let errors = std::mem::take(&mut self.errors);
-        if !errors.is_empty() {
-            let stage = self.stage;
-            self.execution.drive(self.engine, |m| m.emit_errors(stage, errors));
-        }
-    }
-}
-
-impl StageSink for Sink<'_> {
-    fn emit(&mut self, route: Route, batch: RecordBatch) {
-        let stage = self.stage;
-        let is_small = batch.bytes.len() <= limits::SMALL_BATCH_BYTES;
-        let emit = |m: &mut Machine| {
-            m.emit(stage, route, batch);
-            !m.can_emit(stage)
-        };
-        // A small one leaves with what follows: the slice ends soon, with a look at the machine's commands.
-        self.full |= match is_small {
-            true => emit(&mut self.execution.machine.lock()),
-            false => self.execution.drive(self.engine, emit),
-        };
-    }
-
-    fn error(&mut self, text: String) {
-        self.own |= self.errors_stay;
-        self.errors.push(text);
-        if self.errors.len() >= 256 {
-            self.flush();
-            self.full |= !self.execution.machine.lock().can_emit(self.stage);
-        }
-    }
-
-    fn full(&self) -> bool {
-        self.full
-    }
-
-    fn has_own_errors(&self) -> bool {
-        self.own
-    }
-
-    fn owner(&self, slot: Slot) -> usize {
-        let owner = self
-            .execution
-            .owners
-            .get()
-            .map_or(NO_OWNER, |owners| owners[usize::from(slot)]);
-        usize::from(owner)
-    }
-
-    fn aborted(&self) -> bool {
-        self.execution.stopping.load(Ordering::Relaxed)
     }
 }

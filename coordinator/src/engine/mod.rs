@@ -5,6 +5,7 @@
 
 mod create;
 mod execution;
+mod job;
 mod join;
 mod lists;
 mod pool;
