@@ -6,7 +6,7 @@ from registrations import clear, wait_group
 
 # As in tests/faults: when the server finds its cluster down, it answers all waiting clients with CLUSTERDOWN, and
 # nobody would see what OxiGears has to say.
-NODE_TIMEOUT = ("--cluster-node-timeout", "30000")
+NODE_TIMEOUT = ("--cluster-node-timeout", "120000")
 
 
 def mend(cluster):

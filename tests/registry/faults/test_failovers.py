@@ -91,7 +91,8 @@ def test_masters_hand_over(six):
     for heir in heirs:
         with Wire(heir.port) as wire:
             register(wire, simple_trigger(f"by {heir.port}"))
-    # And the one who leads the group by now.
+    # And the one who leads the group by now: a master again.
+    wait_until(lambda: find_leader(six.servers) in six.masters(), "a leader that is a master", HEAL_S)
     hand_over(six, find_leader(six.servers))
     assert len(wait_equal(six.servers)[0]) == 4
 
