@@ -115,6 +115,8 @@ def test_a_node_is_forgotten_and_met_again(own):
         lost.command("CLUSTER", "MEET", localcluster.HOST, other.port)
     wait_until(lambda: state(lost) == wanted, "the node having what the others have", HEAL_S)
     wait_group(cluster.servers, HEAL_S)
+    # The server itself answers CLUSTERDOWN until it counts the others again.
+    cluster.wait_cluster_ok(HEAL_S)
     make(lost, "back")
     assert "back" in names_of(wait_equal(cluster.servers))
 
