@@ -40,7 +40,7 @@ pub enum Reader {
     },
     /// ShardsIDReader: one record per shard, its id.
     ShardsId,
-    /// CommandReader: the one record that fired the registration; it comes with the execution.
+    /// What a registration fires: its records come with the execution.
     Command,
 }
 

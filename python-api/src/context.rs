@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use crate::{functions::RunRequest, lock, registration::RegistrationDraft, session::Session};
+use crate::{functions::RunRequest, lock, origin::Origin, registration::RegistrationDraft, session::Session};
 
 /// Kind of code that runs on a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub(crate) enum Place {
 struct Context {
     place: Place,
     session: Option<Arc<Session>>,
+    /// What fired it.
+    origin: Option<Arc<dyn Origin>>,
     /// The engine knows the thread.
     registered: bool,
     /// What the script body's one `run()` asked for.
@@ -32,6 +34,7 @@ impl Context {
     const OUTSIDE: Context = Context {
         place: Place::Outside,
         session: None,
+        origin: None,
         registered: false,
         request: None,
         registrations: Vec::new(),
@@ -102,6 +105,17 @@ pub(crate) fn session() -> Option<Arc<Session>> {
 
 pub(crate) fn set_session(session: Option<Arc<Session>>) {
     let before = CONTEXT.with(|c| std::mem::replace(&mut c.borrow_mut().session, session));
+    drop(before);
+}
+
+/// What fired the running code.
+pub(crate) fn origin() -> Option<Arc<dyn Origin>> {
+    CONTEXT.with(|c| c.borrow().origin.clone())
+}
+
+/// Sets it for the visit at hand.
+pub(crate) fn set_origin(origin: Option<Arc<dyn Origin>>) {
+    let before = CONTEXT.with(|c| std::mem::replace(&mut c.borrow_mut().origin, origin));
     drop(before);
 }
 

@@ -9,6 +9,7 @@
 //! * `native`: the functions that scripts call (`execute`, `atomic`, `log`, `run`, ...)
 //! * `codec`: Python objects to record bytes and back
 //! * `chain`: the compiled steps of a stage
+//! * `origin`: what fired the running code
 
 #![warn(missing_docs)]
 
@@ -25,6 +26,7 @@ mod lock;
 mod memory;
 mod native;
 mod obj;
+mod origin;
 mod reaper;
 mod registration;
 mod runtime;
@@ -40,6 +42,7 @@ pub use init::{InitOptions, initialize, python_version};
 pub use interrupt::Interrupt;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
+pub use origin::Origin;
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};
 pub use server::{LogLevel, Reply, Server};

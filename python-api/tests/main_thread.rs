@@ -102,7 +102,7 @@ fn main() {
     let draft = &outcome.registrations[0];
     let invoker = Invoker::new(&draft.plan, &draft.functions).expect("the plan makes sense");
     for way in ["compare", "largest", "replace", "reduced", "attribute", "text"] {
-        let outcome = invoker.call(&[b"deep".to_vec(), way.into()]);
+        let outcome = invoker.call(&[b"deep".to_vec(), way.into()], None);
         assert!(outcome.errors.is_empty(), "{way}: {:?}", outcome.errors);
         let bytes = &outcome.results[0].bytes;
         assert!(

@@ -22,7 +22,7 @@ use crate::{
     module::module,
     readers,
     redis::log,
-    registrations::registrations,
+    registrations::{occasion::Occasion, registrations},
 };
 
 /// The engine's surroundings.
@@ -76,8 +76,10 @@ impl Host for EngineHost {
             .map_err(|_| "the execution has a foreign interrupt")?
             .0
             .clone();
+        let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
         let context = ExecContext {
             interrupt,
+            origin: occasion.and_then(|occasion| occasion.origin.clone()),
             participants: request.participants,
             me: request.me,
             profile: module().config.profile_executions(),
@@ -97,8 +99,10 @@ impl Host for EngineHost {
                 .collect();
         }
         let input = match request.fired {
-            // The record that fired it, on every shard.
-            Some(fired) => Input::Batch(fired.input.clone()),
+            // What fired it, here or on every shard.
+            Some(fired) => occasion
+                .and_then(Occasion::take_input)
+                .unwrap_or_else(|| Input::Batch(fired.input.clone())),
             None if request.reads => open_input(&request, &functions),
             None => Input::Nothing,
         };

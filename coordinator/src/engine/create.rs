@@ -42,8 +42,10 @@ pub struct Fired {
     pub registration: Arc<str>,
     /// Index of the registry that is active here.
     pub index: u64,
-    /// What the reader gives, on every shard.
+    /// What the reader gives on every shard, but for this one if it has an occasion.
     pub input: RecordBatch,
+    /// What fired it, as this shard's host knows it. Does not travel.
+    pub here: Option<Arc<dyn Any + Send + Sync>>,
     /// `ExecutionMaxIdleTime` when the registration became active here.
     pub idle_limit_ms: u64,
 }

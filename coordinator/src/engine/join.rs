@@ -90,6 +90,7 @@ impl Engine {
                     registration,
                     index,
                     input,
+                    here: None,
                     idle_limit_ms,
                 };
                 self.accept_fired(invitation, fired);

@@ -26,5 +26,8 @@ pub use self::{
     command::{Command, NewRegistration, Proposal, Refusal, RequestId, Requirement, SessionChange, Word},
     diff::Difference,
     encode::StateError,
-    state::{EventSource, FailurePolicy, RegisterMode, Registration, RegistrationId, Registry, Session, Tombstone},
+    state::{
+        EventSource, FailurePolicy, RegisterMode, Registration, RegistrationId, Registry, Schedule, Session,
+        StreamOptions, Tombstone,
+    },
 };

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{EventSource, NewRegistration, Refusal, Registration, Requirement, Session, SessionChange, bounded::words};
+use super::{
+    EventSource, NewRegistration, Refusal, Registration, Requirement, Schedule, Session, SessionChange, bounded::words,
+};
 use crate::{
     limits,
     plan::{FnId, Plan},
@@ -113,7 +115,21 @@ fn source(source: &EventSource) -> Result<(), Refusal> {
             let lists = [event_types, key_types, commands];
             lists.into_iter().flatten().try_for_each(|list| names(list))
         }
-        EventSource::Stream { prefix, .. } => name(prefix.len()),
+        EventSource::Stream { prefix, more, .. } => {
+            name(prefix.len())?;
+            name(more.group.as_ref().map_or(0, Bytes::len))?;
+            name(more.dead_letter.as_ref().map_or(0, Bytes::len))
+        }
+        EventSource::Hook {
+            command, key_prefix, ..
+        } => {
+            name(command.len())?;
+            name(key_prefix.as_ref().map_or(0, Bytes::len))
+        }
+        EventSource::Timer { schedule, .. } => match schedule {
+            Schedule::Every { .. } => Ok(()),
+            Schedule::Cron { expression } => name(expression.len()),
+        },
     }
 }
 
@@ -154,7 +170,17 @@ fn source_bytes(source: &EventSource) -> usize {
             commands,
             ..
         } => prefix.len() + list(event_types) + list(key_types) + list(commands),
-        EventSource::Stream { prefix, .. } => prefix.len(),
+        EventSource::Stream { prefix, more, .. } => {
+            let names = [&more.group, &more.dead_letter];
+            prefix.len() + names.into_iter().flatten().map(Bytes::len).sum::<usize>()
+        }
+        EventSource::Hook {
+            command, key_prefix, ..
+        } => command.len() + key_prefix.as_ref().map_or(0, Bytes::len),
+        EventSource::Timer { schedule, .. } => match schedule {
+            Schedule::Every { .. } => 0,
+            Schedule::Cron { expression } => expression.len(),
+        },
     }
 }
 

@@ -36,7 +36,9 @@ pub enum EventSource {
         key_types: Option<Vec<String>>,
         /// Records hold type and value.
         read_value: bool,
-        /// Commands that clients' replies are tied to.
+        /// Give values of sets, sorted sets and streams, and the type word `stream`.
+        all_types: bool,
+        /// Commands that clients' replies are tied to, in lower case.
         #[serde(deserialize_with = "bounded::some_names")]
         commands: Option<Vec<String>>,
     },
@@ -54,6 +56,52 @@ pub enum EventSource {
         retry_interval_s: u64,
         /// Processed entries are removed.
         trim: bool,
+        /// What only newer scripts ask for.
+        more: StreamOptions,
+    },
+    /// A command of clients, which the function takes the place of.
+    Hook {
+        /// Its name in lower case.
+        command: String,
+        /// Only if some key begins with this.
+        key_prefix: Option<Bytes>,
+        /// Executions run one after another, in the order of arrival.
+        inorder: bool,
+    },
+    /// The clock.
+    Timer {
+        /// When.
+        schedule: Schedule,
+        /// On every shard, not once per cluster.
+        everywhere: bool,
+    },
+}
+
+/// Options of stream registrations beyond the original interface. By default all off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamOptions {
+    /// The consumer group; `None`: one of the registration's own, empty: the one that all registrations once shared.
+    pub group: Option<Bytes>,
+    /// What a batch writes and its acknowledgement are one transaction.
+    pub exactly_once: bool,
+    /// Retries of a batch before its entries go to the dead-letter stream; counts only with one.
+    pub max_retries: u64,
+    /// The stream for entries that failed too often.
+    pub dead_letter: Option<Bytes>,
+}
+
+/// When a timer fires.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Schedule {
+    /// Every so many milliseconds.
+    Every {
+        /// At least 1.
+        ms: u64,
+    },
+    /// At the minutes that a cron expression of five fields names, in UTC.
+    Cron {
+        /// Minute, hour, day of month, month, day of week.
+        expression: String,
     },
 }
 
@@ -61,9 +109,10 @@ impl EventSource {
     /// The reader's name as clients know it.
     pub fn reader(&self) -> &'static str {
         match self {
-            EventSource::Command { .. } => "CommandReader",
+            EventSource::Command { .. } | EventSource::Hook { .. } => "CommandReader",
             EventSource::Keys { .. } => "KeysReader",
             EventSource::Stream { .. } => "StreamReader",
+            EventSource::Timer { .. } => "TimerReader",
         }
     }
 

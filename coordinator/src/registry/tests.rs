@@ -45,6 +45,7 @@ fn stream_source(prefix: &str) -> EventSource {
         on_failed: FailurePolicy::Continue,
         retry_interval_s: 1,
         trim: true,
+        more: StreamOptions::default(),
     }
 }
 
@@ -55,6 +56,7 @@ fn keys_source(prefix: &str) -> EventSource {
         key_types: None,
         read_value: true,
         commands: None,
+        all_types: false,
     }
 }
 

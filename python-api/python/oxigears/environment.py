@@ -18,11 +18,14 @@ from threading import Thread
 import _oxigears
 from _oxigears import (
     atomic,
+    call_next,
     execute,
+    get_command,
     getGearsSession,
     hashtag,
     isAsyncAllow,
     isInAtomicBlock,
+    override_reply,
     registerGearsThread,
     setGearsSession,
 )
@@ -31,11 +34,8 @@ from oxigears.builder import GB, GearsBuilder
 from oxigears.futures import (
     GearsFuture,
     GearsSession,
-    call_next,
     createFuture,
     gearsFuture,
-    get_command,
-    override_reply,
     registerTE,
     runCoroutine,
     setFutureException,

@@ -42,23 +42,6 @@ def gearsFuture(*args):
     raise _not_supported("gearsFuture()")
 
 
-def call_next(*args):
-    """Runs the command that a hook intercepted."""
-    raise error("Can not get CommandHook ctx")
-
-
-def get_command():
-    """The command that caused an event."""
-    raise error("Can not get command ctx")
-
-
-def override_reply(*args):
-    """Sets the reply of the command that caused an event."""
-    if len(args) != 1:
-        raise error("Override reply must get a single argument")
-    raise error("Can not get command ctx")
-
-
 def createFuture():
     """A future of the shared event loop."""
     raise _not_supported("createFuture()")

@@ -13,7 +13,7 @@ _POLICIES = ("continue", "abort", "retry")
 _COMMON = {"mode", "onRegistered", "onUnregistered"}
 _KNOWN = {
     "CommandReader": {"trigger", "hook", "keyprefix", "inorder", "regex"},
-    "KeysReader": {"regex", "eventTypes", "keyTypes", "readValue", "commands"},
+    "KeysReader": {"regex", "eventTypes", "keyTypes", "readValue", "readAllTypes", "commands"},
     "StreamReader": {"regex", "batch", "duration", "onFailedPolicy", "onFailedRetryInterval", "trimStream"},
 }
 
@@ -55,11 +55,14 @@ def source(reader, prefix, mode, kwargs):
         prefix = kwargs["regex"]
     if not isinstance(prefix, str):
         raise error("regex argument must be a string")
+    prefix = _bytes(prefix)
     if reader == "KeysReader":
-        _check_keys(**_own(reader, kwargs))
-    else:
-        _check_stream(mode, **_own(reader, kwargs))
-    raise error(f"register() of {reader} is not supported yet")
+        return _keys(prefix, **_own(reader, kwargs))
+    return _stream(prefix, mode, **_own(reader, kwargs))
+
+
+def _bytes(text):
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
 
 
 def _log(text):
@@ -81,17 +84,15 @@ def _command(trigger=_ABSENT, hook=_ABSENT, keyprefix=_ABSENT, inorder=False):
             raise error("trigger argument is not string")
         if hook is not _ABSENT or keyprefix is not _ABSENT:
             raise error("trigger argument can not be given with keyprefix or hook")
-        if isinstance(trigger, str):
-            trigger = trigger.encode("utf-8", "surrogateescape")
-        return ("command", bytes(trigger), inorder)
+        return ("command", _bytes(trigger), inorder)
     if hook is _ABSENT:
         raise error("no trigger or hook argument was given")
-    raise error("register() with hook is not supported yet")
+    return ("hook", hook.lower(), None if keyprefix is _ABSENT else _bytes(keyprefix), inorder)
 
 
 def _texts(value, not_iterable, not_text):
     if value is None:
-        return []
+        return None
     try:
         values = list(value)
     except TypeError:
@@ -101,17 +102,32 @@ def _texts(value, not_iterable, not_text):
     return values
 
 
-def _check_keys(eventTypes=None, keyTypes=None, readValue=True, commands=None):
-    _texts(eventTypes, "given eventTypes is not iterable", "given event type is not string")
-    for key_type in _texts(keyTypes, "given keyTypes is not iterable", "given key type is not string"):
-        if key_type not in _KEY_TYPES:
-            raise error("unknown key type")
+def _lower(texts):
+    return None if texts is None else [text.lower() for text in texts]
+
+
+def _keys(prefix, eventTypes=None, keyTypes=None, readValue=True, readAllTypes=False, commands=None):
+    events = _texts(eventTypes, "given eventTypes is not iterable", "given event type is not string")
+    types = _texts(keyTypes, "given keyTypes is not iterable", "given key type is not string")
+    if any(key_type not in _KEY_TYPES for key_type in types or ()):
+        raise error("unknown key type")
     if not isinstance(readValue, bool):
         raise error("readValue is not boolean")
-    _texts(commands, "given commands is not iterable", "given command type is not string")
+    if not isinstance(readAllTypes, bool):
+        raise error("readAllTypes is not boolean")
+    linked = _texts(commands, "given commands is not iterable", "given command type is not string")
+    return ("keys", prefix, events, types, readValue, readAllTypes, _lower(linked))
 
 
-def _check_stream(mode, batch=1, duration=0, onFailedPolicy="continue", onFailedRetryInterval=1, trimStream=True):
+def _stream(
+    prefix,
+    mode,
+    batch=1,
+    duration=0,
+    onFailedPolicy="continue",
+    onFailedRetryInterval=1,
+    trimStream=True,
+):
     if not isinstance(batch, int):
         raise error("batch argument must be a number")
     if not isinstance(duration, int):
@@ -126,3 +142,5 @@ def _check_stream(mode, batch=1, duration=0, onFailedPolicy="continue", onFailed
         raise error("retryInterval argument must be a number")
     if not isinstance(trimStream, bool):
         raise error("pyTrimmStream argument must be a boolean")
+    policy, interval = onFailedPolicy.lower(), onFailedRetryInterval
+    return ("stream", prefix, batch, duration, policy, interval, trimStream, None, False, 0, None)

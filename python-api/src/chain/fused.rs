@@ -200,8 +200,22 @@ impl Chain {
     /// Takes one record from the first step to the end, with all that comes after it, and forgets everything.
     #[inline]
     pub(super) fn run_one(&mut self, py: Python<'_>, item: Item, exit: &mut impl Exit) {
-        self.push(py, 0, item, exit);
-        self.drain_stack(py, exit);
+        self.push_one(py, item, exit);
+        self.end(py, exit);
+    }
+
+    /// Takes one record to the end, unless no more are wanted.
+    #[inline]
+    pub(super) fn push_one(&mut self, py: Python<'_>, item: Item, exit: &mut impl Exit) {
+        if !self.is_satisfied() {
+            self.push(py, 0, item, exit);
+            self.drain_stack(py, exit);
+        }
+    }
+
+    /// Emits what is kept and forgets everything.
+    #[inline]
+    pub(super) fn end(&mut self, py: Python<'_>, exit: &mut impl Exit) {
         self.begin_closing();
         while self.emit_next(py, exit) {
             self.drain_stack(py, exit);

@@ -1,4 +1,6 @@
-//! Sync triggers: one record from a client's arguments through the steps at once, on the thread that asks.
+//! Sync registrations: what fired them goes through the steps at once, on the thread that asks.
+
+use std::sync::Arc;
 
 use oxigears_coordinator::{
     codec::RecordBatch,
@@ -11,15 +13,17 @@ use pyo3::{ffi, prelude::*};
 use super::{
     build,
     fused::{Chain, Exit},
+    input::{Batch, Pulled},
     item::{Item, Raised},
 };
 use crate::{
-    codec::{Encoder, argument_text},
+    codec::{Decoder, Encoder, Kept, argument_text},
     context::{self, Place},
     errors::take_error_text,
     functions::Functions,
     gil,
     obj::Obj,
+    origin::Origin,
 };
 
 /// Chains that wait for their next call; more than one is in use only when triggers call each other.
@@ -31,6 +35,9 @@ pub struct Invoker {
     stage: Stage,
     functions: Functions,
     encoder: Encoder,
+    decoder: Decoder,
+    /// Keeps what the decoder points to.
+    _kept: Arc<Kept>,
     /// Hold no Python objects while they are here.
     idle: Mutex<Vec<Chain>>,
 }
@@ -48,7 +55,13 @@ impl Invoker {
         let (Some(stage), true) = (stages.pop(), stages.is_empty()) else {
             return Err("the plan has more than one stage, so it can not run on one shard alone".to_owned());
         };
+        let kept = Arc::new(Kept::default());
         let invoker = Invoker {
+            decoder: Decoder {
+                globals: functions.session().globals().as_ptr(),
+                kept: Arc::as_ptr(&kept),
+            },
+            _kept: kept,
             encoder: Encoder {
                 globals: functions.session().globals().as_ptr(),
                 is_result: true,
@@ -69,7 +82,35 @@ impl Invoker {
     }
 
     /// Runs the steps with the record `[args...]`. Takes the GIL, unless this thread has it.
-    pub fn call(&self, args: &[Vec<u8>]) -> Outcome {
+    pub fn call(&self, args: &[Vec<u8>], origin: Option<Arc<dyn Origin>>) -> Outcome {
+        // SAFETY: the GIL is held.
+        self.run(origin, |py, chain, exit| match unsafe { record(args) } {
+            Ok(record) => chain.run_one(py, Item::plain(record), exit),
+            Err(Raised) => exit.error(take_error_text(py)),
+        })
+    }
+
+    /// Runs the steps with all records of a batch, as one execution. Takes the GIL, unless this thread has it.
+    pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Outcome {
+        self.run(origin, |py, chain, exit| {
+            let mut batch = Batch::new(batch);
+            loop {
+                // SAFETY: the GIL is held.
+                match unsafe { batch.pull(py, &self.decoder, false) } {
+                    Pulled::Record(item) => chain.push_one(py, item, exit),
+                    Pulled::Error(text) => exit.error(text),
+                    Pulled::Nothing | Pulled::End => break,
+                }
+            }
+            chain.end(py, exit);
+        })
+    }
+
+    fn run(
+        &self,
+        origin: Option<Arc<dyn Origin>>,
+        work: impl FnOnce(Python<'_>, &mut Chain, &mut ToOutcome<'_>),
+    ) -> Outcome {
         let mut exit = ToOutcome {
             encoder: &self.encoder,
             bytes: Vec::new(),
@@ -78,22 +119,24 @@ impl Invoker {
         };
         gil::attach(|py| {
             let _visit = context::visit(Place::Step, self.functions.session());
-            // SAFETY: the GIL is held.
-            match unsafe { record(args) } {
-                Ok(record) => self.run(py, Item::plain(record), &mut exit),
-                Err(Raised) => exit.error(take_error_text(py)),
-            }
+            context::set_origin(origin);
+            self.with_chain(py, &mut exit, work);
         });
         exit.into_outcome()
     }
 
-    fn run(&self, py: Python<'_>, item: Item, exit: &mut ToOutcome<'_>) {
+    fn with_chain(
+        &self,
+        py: Python<'_>,
+        exit: &mut ToOutcome<'_>,
+        work: impl FnOnce(Python<'_>, &mut Chain, &mut ToOutcome<'_>),
+    ) {
         let idle = self.idle.lock().pop();
         let mut chain = match idle.map_or_else(|| self.chain(), Ok) {
             Ok(chain) => chain,
             Err(text) => return exit.error(text),
         };
-        chain.run_one(py, item, exit);
+        work(py, &mut chain, exit);
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_CHAINS {
             idle.push(chain);

@@ -23,13 +23,15 @@ use oxigears_coordinator::{
     stage::StageRunner,
 };
 
-use crate::{codec::Kept, functions::Functions, interrupt::Interrupt};
+use crate::{codec::Kept, functions::Functions, interrupt::Interrupt, origin::Origin};
 
 /// What the runners of one execution on one shard share.
 #[derive(Clone)]
 pub struct ExecContext {
     /// Stops running Python code.
     pub interrupt: Arc<Interrupt>,
+    /// What fired the execution.
+    pub origin: Option<Arc<dyn Origin>>,
     /// Number of shards that take part.
     pub participants: usize,
     /// This shard's number among them.

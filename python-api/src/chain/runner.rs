@@ -65,6 +65,7 @@ impl Runner {
         gil::attach(|py| {
             let interrupt = state.interrupt.clone();
             let _visit = context::visit(Place::Step, state.functions.session());
+            context::set_origin(state.origin.clone());
             let _running = interrupt.enter(py);
             let run = state.run_slice(py, sink);
             if run == RunState::Done {

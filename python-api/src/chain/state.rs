@@ -25,6 +25,7 @@ use crate::{
     errors::take_error_text,
     functions::Functions,
     interrupt::Interrupt,
+    origin::Origin,
 };
 
 /// Longest time of one slice, and so of one hold of the GIL.
@@ -102,6 +103,7 @@ pub(super) struct State {
     /// Keeps what decoder and encoder point to.
     _kept: Arc<Kept>,
     pub(super) interrupt: Arc<Interrupt>,
+    pub(super) origin: Option<Arc<dyn Origin>>,
     /// Keeps functions and session alive.
     pub(super) functions: Functions,
 }
@@ -152,6 +154,7 @@ impl State {
             },
             _kept: kept.clone(),
             interrupt: ctx.interrupt.clone(),
+            origin: ctx.origin.clone(),
             functions: functions.clone(),
         })
     }

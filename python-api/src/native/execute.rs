@@ -29,7 +29,7 @@ pub(crate) fn execute<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyRes
     };
     match reply {
         Ok(Reply::Error(text)) | Err(text) => Err(gears_error(py, text.trim_end_matches(['\r', '\n']))),
-        Ok(reply) => to_python(py, reply),
+        Ok(reply) => reply_to_python(py, reply),
     }
 }
 
@@ -52,14 +52,15 @@ pub(crate) fn argument(value: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     }
 }
 
-fn text_to_python<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyAny> {
+pub(crate) fn text_to_python<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyAny> {
     match std::str::from_utf8(bytes) {
         Ok(text) => PyString::new(py, text).into_any(),
         Err(_) => PyByteArray::new(py, bytes).into_any(),
     }
 }
 
-fn to_python<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> {
+/// A reply as scripts see it.
+pub(crate) fn reply_to_python<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> {
     Ok(match reply {
         Reply::Null => py.None().into_bound(py),
         Reply::Int(n) => n.into_pyobject(py)?.into_any(),
@@ -69,14 +70,14 @@ fn to_python<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> 
         Reply::Map(pairs) => {
             let dict = PyDict::new(py);
             for (key, value) in pairs {
-                dict.set_item(hashable(to_python(py, key)?)?, to_python(py, value)?)?;
+                dict.set_item(hashable(reply_to_python(py, key)?)?, reply_to_python(py, value)?)?;
             }
             dict.into_any()
         }
         Reply::Set(items) => {
             let set = PySet::empty(py)?;
             for item in items {
-                set.add(hashable(to_python(py, item)?)?)?;
+                set.add(hashable(reply_to_python(py, item)?)?)?;
             }
             set.into_any()
         }
@@ -89,7 +90,7 @@ fn to_python<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> 
 fn list<'py>(py: Python<'py>, items: Vec<Reply>) -> PyResult<Bound<'py, PyAny>> {
     let list = PyList::empty(py);
     for item in items {
-        list.append(to_python(py, item)?)?;
+        list.append(reply_to_python(py, item)?)?;
     }
     Ok(list.into_any())
 }

@@ -2,6 +2,7 @@
 
 mod atomic;
 mod execute;
+mod origin;
 mod register;
 mod run;
 mod session;
@@ -27,6 +28,9 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(atomic::atomic, &module)?)?;
     module.add_function(wrap_pyfunction!(atomic::is_in_atomic_block, &module)?)?;
     module.add_function(wrap_pyfunction!(execute::execute, &module)?)?;
+    module.add_function(wrap_pyfunction!(origin::call_next, &module)?)?;
+    module.add_function(wrap_pyfunction!(origin::get_command, &module)?)?;
+    module.add_function(wrap_pyfunction!(origin::override_reply, &module)?)?;
     module.add_function(wrap_pyfunction!(run::run, &module)?)?;
     module.add_function(wrap_pyfunction!(register::register, &module)?)?;
     module.add_function(wrap_pyfunction!(builder_made, &module)?)?;
@@ -75,5 +79,5 @@ fn builder_made() {
 #[pyfunction]
 #[pyo3(name = "isAsyncAllow")]
 fn is_async_allow() -> bool {
-    context::place() == Place::Step
+    context::place() == Place::Step && context::origin().is_none_or(|origin| origin.may_postpone())
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use oxigears_coordinator::{
     limits::PLAN_BYTES,
     plan::{Mode, Reader},
-    registry::{EventSource, RegisterMode},
+    registry::{EventSource, FailurePolicy, RegisterMode, Schedule, StreamOptions},
 };
 use pyo3::{
     prelude::*,
@@ -46,12 +46,12 @@ pub(crate) fn register(
         "async_local" => (RegisterMode::AsyncLocal, Mode::AsyncLocal),
         _ => (RegisterMode::Async, Mode::Async),
     };
-    let (source, reader) = event_source(source)?;
+    let source = event_source(source)?;
     let mut table = Table::default();
     let ops = table.ops(steps)?;
     let on_registered = table.optional(on_registered);
     let on_unregistered = table.optional(on_unregistered);
-    let (plan, functions) = table.plan(py, (reader, ops, plan_mode), &session, true)?;
+    let (plan, functions) = table.plan(py, (Reader::Command, ops, plan_mode), &session, true)?;
     if plan.code.len() > PLAN_BYTES {
         let text = format!(
             "the functions of the registration have {} bytes, at most {PLAN_BYTES} are allowed",
@@ -100,12 +100,55 @@ fn new_id(session: &Arc<Session>, source: &EventSource, earlier: &[RegistrationD
     server().new_registration(session, source, earlier)
 }
 
-/// What the builder's words mean: so far `("command", trigger, inorder)`.
-fn event_source(source: &Bound<'_, PyTuple>) -> PyResult<(EventSource, Reader)> {
-    let trigger: Vec<u8> = source.get_item(1)?.extract()?;
-    let source = EventSource::Command {
-        trigger: Bytes::from(trigger),
-        inorder: source.get_item(2)?.extract()?,
-    };
-    Ok((source, Reader::Command))
+/// What the words of `oxigears.registering` mean.
+fn event_source(source: &Bound<'_, PyTuple>) -> PyResult<EventSource> {
+    let word = |at: usize| source.get_item(at);
+    let bytes = |at: usize| Ok::<_, PyErr>(Bytes::from(word(at)?.extract::<Vec<u8>>()?));
+    let optional = |at: usize| Ok::<_, PyErr>(word(at)?.extract::<Option<Vec<u8>>>()?.map(Bytes::from));
+    Ok(match word(0)?.extract::<&str>()? {
+        "command" => EventSource::Command {
+            trigger: bytes(1)?,
+            inorder: word(2)?.extract()?,
+        },
+        "hook" => EventSource::Hook {
+            command: word(1)?.extract()?,
+            key_prefix: optional(2)?,
+            inorder: word(3)?.extract()?,
+        },
+        "keys" => EventSource::Keys {
+            prefix: bytes(1)?,
+            event_types: word(2)?.extract()?,
+            key_types: word(3)?.extract()?,
+            read_value: word(4)?.extract()?,
+            all_types: word(5)?.extract()?,
+            commands: word(6)?.extract()?,
+        },
+        "stream" => EventSource::Stream {
+            prefix: bytes(1)?,
+            batch: word(2)?.extract()?,
+            duration_ms: word(3)?.extract()?,
+            on_failed: match word(4)?.extract::<&str>()? {
+                "abort" => FailurePolicy::Abort,
+                "retry" => FailurePolicy::Retry,
+                _ => FailurePolicy::Continue,
+            },
+            retry_interval_s: word(5)?.extract()?,
+            trim: word(6)?.extract()?,
+            more: StreamOptions {
+                group: optional(7)?,
+                exactly_once: word(8)?.extract()?,
+                max_retries: word(9)?.extract()?,
+                dead_letter: optional(10)?,
+            },
+        },
+        _ => EventSource::Timer {
+            schedule: match word(1)?.extract::<u64>() {
+                Ok(ms) => Schedule::Every { ms },
+                Err(_) => Schedule::Cron {
+                    expression: word(1)?.extract()?,
+                },
+            },
+            everywhere: word(2)?.extract()?,
+        },
+    })
 }

@@ -100,7 +100,7 @@ impl Server for Fake {
                 while !self.try_lock() {
                     std::thread::yield_now();
                 }
-                let outcome = invoker.call(args);
+                let outcome = invoker.call(args, None);
                 self.unlock();
                 match outcome.errors.into_iter().next() {
                     Some(text) => Ok(Reply::Error(text)),

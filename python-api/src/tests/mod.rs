@@ -132,6 +132,7 @@ fn drive(runner: &mut dyn StageRunner, input: Vec<RecordBatch>, sink: &mut LoopS
 fn context(participants: usize, me: usize) -> ExecContext {
     let is_initiator = me == 0;
     ExecContext {
+        origin: None,
         interrupt: Arc::new(Interrupt::new()),
         participants,
         me,
@@ -253,7 +254,7 @@ fn register(script: &str) -> Vec<RegistrationDraft> {
 /// Calls a registration as a sync trigger.
 fn invoke(invoker: &Invoker, session: &Arc<Session>, args: &[&[u8]]) -> Outcome {
     let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
-    let outcome = invoker.call(&args);
+    let outcome = invoker.call(&args, None);
     Outcome {
         results: outcome.results.iter().flat_map(|batch| show(batch, session)).collect(),
         errors: outcome.errors,

@@ -179,6 +179,7 @@ fn durations_are_measured_when_asked_for() {
         let request = request(script).unwrap();
         let stages = request.plan.stages(false);
         let ctx = ExecContext {
+            origin: None,
             profile: true,
             ..context(1, 0)
         };

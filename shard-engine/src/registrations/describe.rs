@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use oxigears_coordinator::registry::{EventSource, FailurePolicy, RegisterMode, Registration, Session};
+use oxigears_coordinator::registry::{EventSource, FailurePolicy, RegisterMode, Registration, Schedule, Session};
 
 use super::{
     active::{Active, ActiveSession},
@@ -218,6 +218,7 @@ fn write_args(reply: &mut ReplyWriter, source: &EventSource) {
             on_failed,
             retry_interval_s,
             trim,
+            ..
         } => {
             reply.array(12);
             reply.named_int("batchSize", int(*batch));
@@ -228,6 +229,24 @@ fn write_args(reply: &mut ReplyWriter, source: &EventSource) {
             reply.named_bulk("onFailedPolicy", policy(*on_failed));
             reply.named_int("retryInterval", int(*retry_interval_s));
         }
+        EventSource::Hook { command, inorder, .. } => {
+            reply.array(4);
+            reply.named_bulk("trigger", command);
+            reply.named_int("inorder", i64::from(*inorder));
+        }
+        EventSource::Timer { schedule, everywhere } => {
+            reply.array(4);
+            reply.named_bulk("schedule", &timer(schedule));
+            reply.named_int("everywhere", i64::from(*everywhere));
+        }
+    }
+}
+
+/// A schedule as text.
+fn timer(schedule: &Schedule) -> String {
+    match schedule {
+        Schedule::Every { ms } => format!("every {ms} ms"),
+        Schedule::Cron { expression } => format!("cron {expression}"),
     }
 }
 
@@ -329,6 +348,7 @@ fn info_args(fields: &mut Vec<(&'static str, String)>, registration: &Registrati
             on_failed,
             retry_interval_s,
             trim,
+            ..
         } => {
             fields.push(("batchSize", batch.to_string()));
             fields.push(("durationMS", duration_ms.to_string()));
@@ -337,6 +357,14 @@ fn info_args(fields: &mut Vec<(&'static str, String)>, registration: &Registrati
             fields.push(("trimStream", u8::from(*trim).to_string()));
             fields.push(("onFailedPolicy", policy(*on_failed).to_owned()));
             fields.push(("retryInterval", retry_interval_s.to_string()));
+        }
+        EventSource::Hook { command, inorder, .. } => {
+            fields.push(("trigger", command.clone()));
+            fields.push(("inorder", u8::from(*inorder).to_string()));
+        }
+        EventSource::Timer { schedule, everywhere } => {
+            fields.push(("schedule", timer(schedule)));
+            fields.push(("everywhere", u8::from(*everywhere).to_string()));
         }
     }
 }

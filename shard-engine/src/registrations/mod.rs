@@ -5,7 +5,7 @@
 //!
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
-//! * `trigger`, `sync`: firing
+//! * `trigger`, `sync`: firing; `occasion`: what fired
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
 //!   `prepared`: functions that wait for it
 //! * `group`: taking part in the cluster's group
@@ -18,6 +18,7 @@ pub mod describe;
 pub mod drafts;
 pub mod group;
 mod limits;
+pub mod occasion;
 mod prepared;
 pub mod spread;
 mod stats;

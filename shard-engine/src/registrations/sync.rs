@@ -57,7 +57,7 @@ pub fn run(active: &Active, code: &Code, args: &[Vec<u8>]) -> Outcome {
     let outcome = {
         let _identity = identity::enter(active.core.loaded.user.clone());
         match &code.invoker {
-            Some(invoker) => invoker.call(args),
+            Some(invoker) => invoker.call(args, None),
             None => Outcome {
                 errors: vec!["ERR internal error: the registration is not compiled".into()],
                 ..Outcome::default()

@@ -154,6 +154,7 @@ fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
             registration: active.registration.id.clone(),
             index,
             input,
+            here: None,
             idle_limit_ms: active.core.idle_limit_ms,
         }),
     };

@@ -47,6 +47,7 @@ fn fired(mode: Mode) -> Order {
             registration: REGISTRATION.into(),
             index: INDEX,
             input: input(),
+            here: None,
             idle_limit_ms: 5000,
         }),
         ..order(registered_plan(mode))

@@ -1,0 +1,34 @@
+//! What fired the running code, as far as scripts may ask: the command that a hook took over, the client that waits.
+
+use oxigears_coordinator::codec::RecordBatch;
+
+use crate::server::Reply;
+
+/// What an execution that an event fired may ask about its cause. The texts of errors are for scripts.
+pub trait Origin: Send + Sync {
+    /// Runs the next hook on the hooked command, or the command itself, with these arguments (its name is not among
+    /// them). Called like `Server::execute`.
+    fn call_next(&self, _args: &[Vec<u8>]) -> Result<Reply, String> {
+        Err(NO_HOOK.to_owned())
+    }
+
+    /// The client's command, name first, if its reply is tied to the execution.
+    fn command(&self) -> Option<Vec<Vec<u8>>> {
+        None
+    }
+
+    /// Sets the reply that the client gets instead of the command's own: one record, encoded as a result.
+    fn override_reply(&self, _reply: RecordBatch) -> Result<(), String> {
+        Err(NO_COMMAND.to_owned())
+    }
+
+    /// Records may be postponed: somebody can wait for them.
+    fn may_postpone(&self) -> bool {
+        true
+    }
+}
+
+/// There is no hooked command.
+pub(crate) const NO_HOOK: &str = "Can not get CommandHook ctx";
+/// There is no client whose reply could be changed.
+pub(crate) const NO_COMMAND: &str = "Can not get command ctx";

@@ -1,0 +1,41 @@
+//! What fired an execution on this shard, as far as it does not travel: its input here, whom it answers, how deep it is.
+
+use std::{any::Any, sync::Arc};
+
+use oxigears_coordinator::stage::Input;
+use oxigears_python_api::Origin;
+use parking_lot::Mutex;
+
+/// What fired an execution. The engine carries it in `Fired::here`.
+#[derive(Default)]
+pub struct Occasion {
+    /// What the first stage reads on this shard; `None`: what all shards get.
+    input: Mutex<Option<Input>>,
+    /// What the code may ask about its cause.
+    pub origin: Option<Arc<dyn Origin>>,
+}
+
+impl Occasion {
+    /// An occasion with an input of this shard's own.
+    pub fn with_input(input: Input, origin: Option<Arc<dyn Origin>>) -> Occasion {
+        Occasion {
+            input: Mutex::new(Some(input)),
+            origin,
+        }
+    }
+
+    /// For the engine.
+    pub fn carried(self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(Arc::new(self))
+    }
+
+    /// What the engine carries.
+    pub fn of(here: &Option<Arc<dyn Any + Send + Sync>>) -> Option<&Occasion> {
+        here.as_ref()?.downcast_ref()
+    }
+
+    /// The input; there is one only once.
+    pub fn take_input(&self) -> Option<Input> {
+        self.input.lock().take()
+    }
+}
