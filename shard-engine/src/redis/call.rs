@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     ffi::CString,
     ptr::{NonNull, null},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -165,8 +166,26 @@ impl Drop for Nested {
     }
 }
 
+/// Called when the outermost command of a thread is over.
+static AFTER_EACH: OnceLock<fn(&ServerLock)> = OnceLock::new();
+
+/// Calls `work` after each outermost command that `call` ran, under the lock. At load.
+pub fn after_each(work: fn(&ServerLock)) {
+    let _ = AFTER_EACH.set(work);
+}
+
 /// Runs `args` (name first). An error of the command is `Err`; errors inside an array are elements.
 pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
+    let outcome = call_alone(guard, args, flags);
+    if !in_nested_call()
+        && let Some(work) = AFTER_EACH.get()
+    {
+        work(guard);
+    }
+    outcome
+}
+
+fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
     let (name, rest) = args.split_first().ok_or(CallError::Empty)?;
     let shown = String::from_utf8_lossy(name.as_ref()).into_owned();
     // The server has no command with NUL in its name.

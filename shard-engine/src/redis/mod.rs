@@ -8,6 +8,7 @@
 //! * `keyspace`, `key`: scanning and reading keys
 //! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
+//! * `later`: when the command at hand is over
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
@@ -25,6 +26,7 @@ mod ffi;
 pub mod info;
 pub mod key;
 pub mod keyspace;
+pub mod later;
 mod load;
 pub mod lock;
 pub mod log;

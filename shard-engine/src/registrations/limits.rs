@@ -11,6 +11,8 @@ pub const INTERPRETER_WAIT: Duration = Duration::from_millis(50);
 pub const INTERPRETER_WAIT_MOST: Duration = Duration::from_millis(1000);
 /// Pause between two looks at who has the interpreter.
 pub const INTERPRETER_LOOK: Duration = Duration::from_millis(1);
+/// Sync handlers whose events have been told, but that have not run yet: what one command or transaction may cause.
+pub const DUE_SHOTS: usize = 1_000_000;
 /// RG.TRIGGER of a registration that is known but not active here yet waits this long.
 pub const TRIGGER_WAIT: Duration = Duration::from_secs(10);
 /// The answer to a change waits this long for its activation on the node that was asked.

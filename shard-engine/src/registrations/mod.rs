@@ -5,7 +5,7 @@
 //!
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
-//! * `trigger`, `sync`: firing; `occasion`: what fired
+//! * `trigger`, `sync`: firing; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
 //!   `prepared`: functions that wait for it
 //! * `group`: taking part in the cluster's group
@@ -14,8 +14,10 @@
 pub mod activation;
 mod active;
 pub mod change;
+pub mod depth;
 pub mod describe;
 pub mod drafts;
+pub mod due;
 pub mod group;
 mod limits;
 pub mod occasion;
@@ -85,6 +87,7 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
 /// Starts the activation and the look at deadlines. At load, last.
 pub fn start(guard: &ServerLock) -> Result<(), String> {
     let all = registrations();
+    due::start();
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;
     timer::repeat(guard, limits::LOOK_EVERY, |guard| {
         // The server tells of changes, but not of the role that it was started with.

@@ -144,12 +144,17 @@ pub fn run_for_waiting(
     code: &Arc<Code>,
     args: &[Vec<u8>],
 ) -> Option<Outcome> {
+    let (active, code, args) = (active.clone(), code.clone(), args.to_vec());
+    for_waiting(guard, move || run(&active, &code, &args))
+}
+
+/// Does `work` on a helper thread, with lock and interpreter, while this one waits; see `run_for_waiting`.
+pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
     let desk = Arc::new(Desk::default());
-    let done: Arc<Mutex<Option<Outcome>>> = Arc::default();
+    let done: Arc<Mutex<Option<R>>> = Arc::default();
     lock::lend(guard, |loan| {
         *desk.loan.lock() = Some(loan);
-        let (desk_there, done, active, code, args) =
-            (desk.clone(), done.clone(), active.clone(), code.clone(), args.to_vec());
+        let (desk_there, done) = (desk.clone(), done.clone());
         registrations().helpers.errands.submit(move || {
             if desk_there.loan.lock().is_none() {
                 return;
@@ -157,11 +162,16 @@ pub fn run_for_waiting(
             // The interpreter first: whoever holds it may hold it for long, and nobody waits for it with the lock.
             python::with_interpreter(|| {
                 if let Some(loan) = desk_there.take() {
-                    loan.run(|_| *done.lock() = Some(run(&active, &code, &args)));
+                    loan.run(|_| *done.lock() = Some(work()));
                 }
             });
         });
         desk.wait();
     });
     done.lock().take()
+}
+
+/// Runs `task` on the helper thread of parked clients, after those that wait there.
+pub fn submit(task: impl FnOnce() + Send + 'static) {
+    registrations().helpers.parked.submit(task);
 }

@@ -1,0 +1,198 @@
+//! What is due: handlers of mode `sync` whose event has been told, but whose command is still under way.
+//!
+//! Nothing of the user's runs inside a notification of the server: the command that caused it goes on using its values,
+//! and it has not been replicated. So the notification only pushes a shot here, and `run` fires what is there, in order,
+//! where no command is under way any more. It is called
+//! * by the wrapper around an intercepted command, right after that command;
+//! * after a command that a function ran, by the hook in `redis::call`;
+//! * when the command is over altogether (`redis::later`), for all events of which nobody knew before.
+//!
+//! Never waits for the interpreter without a bound: if it is not there, a helper thread fires instead, in the same order.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+
+use oxigears_coordinator::engine::panic_text;
+use oxigears_python_api as python;
+use parking_lot::Mutex;
+
+use super::{is_master, limits, sync};
+use crate::redis::{
+    call, later,
+    lock::{self, ServerLock},
+    log,
+};
+
+/// A handler that is due.
+pub trait Shot: Send {
+    /// Runs it, with server lock and GIL held. Counts how it ended. What it writes may push further shots, which are
+    /// fired after it.
+    fn fire(self: Box<Self>, guard: &ServerLock);
+    /// It does not run, for this reason; it counts that. Without the GIL.
+    fn abort(self: Box<Self>, why: &str);
+}
+
+/// Changed under the server lock only; a lock of its own costs little and makes that no matter of trust.
+static QUEUE: Mutex<VecDeque<Box<dyn Shot>>> = Mutex::new(VecDeque::new());
+/// Its length, to be looked at without the lock.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+static HANDED_OVER: AtomicU64 = AtomicU64::new(0);
+/// The helper thread will come.
+static HELP_COMES: AtomicBool = AtomicBool::new(false);
+
+/// Why a shot is not fired.
+const FULL: &str = "ERR too many sync handlers are due, the event was not handled";
+const REPLICA: &str = "ERR the server has become a replica, the event was not handled";
+
+thread_local! {
+    static FIRING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Numbers for INFO.
+pub struct Numbers {
+    /// Shots that wait now.
+    pub waiting: u64,
+    /// The most that ever waited.
+    pub most: u64,
+    /// Aborted, because too many waited.
+    pub refused: u64,
+    /// Times that the interpreter was not there and a helper thread took over.
+    pub handed_over: u64,
+}
+
+/// Numbers for INFO.
+pub fn numbers() -> Numbers {
+    Numbers {
+        waiting: WAITING.load(Ordering::Relaxed) as u64,
+        most: MOST_WAITING.load(Ordering::Relaxed) as u64,
+        refused: REFUSED.load(Ordering::Relaxed),
+        handed_over: HANDED_OVER.load(Ordering::Relaxed),
+    }
+}
+
+/// At load: functions' commands fire what they made due.
+pub fn start() {
+    call::after_each(run);
+    later::when_over(run);
+}
+
+/// A handler is due as soon as the command at hand is over. Called in a notification of the server: runs nothing.
+pub fn push(guard: &ServerLock, shot: Box<dyn Shot>) {
+    let mut queue = QUEUE.lock();
+    if queue.len() >= limits::DUE_SHOTS {
+        drop(queue);
+        if REFUSED.fetch_add(1, Ordering::Relaxed) == 0 {
+            log::warning(&format!(
+                "{} sync handlers are due, more are not taken",
+                limits::DUE_SHOTS
+            ));
+        }
+        return shot.abort(FULL);
+    }
+    queue.push_back(shot);
+    let waiting = queue.len();
+    drop(queue);
+    WAITING.store(waiting, Ordering::Release);
+    MOST_WAITING.fetch_max(waiting, Ordering::Relaxed);
+    if !FIRING.get() {
+        later::ask(guard);
+    }
+}
+
+/// Nothing is due.
+#[inline]
+pub fn is_empty() -> bool {
+    WAITING.load(Ordering::Acquire) == 0
+}
+
+/// Fires what is due, if the interpreter is there; else leaves it to a helper thread. To be called where no command is
+/// under way.
+#[inline]
+pub fn run(guard: &ServerLock) {
+    if !is_empty() && !FIRING.get() {
+        run_now(guard);
+    }
+}
+
+fn run_now(guard: &ServerLock) {
+    if sync::interpreter_is_free() {
+        return fire_all(guard);
+    }
+    call_for_help();
+}
+
+/// The same where somebody looks at the effects before this thread is done (MULTI, Lua): waits for the interpreter for a
+/// moment. False if a helper thread has to do it later.
+pub fn run_waiting(guard: &ServerLock) -> bool {
+    if is_empty() || FIRING.get() {
+        return true;
+    }
+    if sync::interpreter_is_free() {
+        fire_all(guard);
+        return true;
+    }
+    if sync::for_waiting(guard, || fire_all(&lock::lock())).is_some() {
+        return true;
+    }
+    call_for_help();
+    false
+}
+
+fn call_for_help() {
+    HANDED_OVER.fetch_add(1, Ordering::Relaxed);
+    if HELP_COMES.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    sync::submit(|| {
+        python::with_server_locked(|| {
+            HELP_COMES.store(false, Ordering::Release);
+            fire_all(&lock::lock());
+        });
+    });
+}
+
+/// Marks that this thread fires, also when a panic passes.
+struct Firing;
+
+impl Drop for Firing {
+    fn drop(&mut self) {
+        FIRING.set(false);
+    }
+}
+
+fn fire_all(guard: &ServerLock) {
+    if FIRING.replace(true) {
+        return;
+    }
+    let _firing = Firing;
+    if !is_master() {
+        while let Some(shot) = pop() {
+            shot.abort(REPLICA);
+        }
+        return;
+    }
+    python::with_interpreter(|| {
+        while let Some(shot) = pop() {
+            let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
+            if let Err(panic) = caught {
+                log::warning(&format!(
+                    "a sync handler met an internal error: {}",
+                    panic_text(panic.as_ref())
+                ));
+            }
+        }
+    });
+}
+
+fn pop() -> Option<Box<dyn Shot>> {
+    let mut queue = QUEUE.lock();
+    let shot = queue.pop_front();
+    WAITING.store(queue.len(), Ordering::Release);
+    shot
+}
