@@ -50,6 +50,8 @@ pub mod tag {
     pub const SHOWN: u8 = 22;
     /// An object that stays on its shard: its number there.
     pub const LOCAL: u8 = 23;
+    /// Name of an event (length, UTF-8), then the key's record (`KEY_RECORD` or `KEY_NAME_RECORD`). Only at the top.
+    pub const KEY_EVENT: u8 = 24;
     /// A record that moves with its key: key text (length, UTF-8), then the item. Only at the top.
     pub const KEYED: u8 = 21;
 }
@@ -178,6 +180,10 @@ pub enum Item<'a> {
     /// The form for replies and the value follow.
     Shown,
     Local(u64),
+    /// The key's record follows.
+    KeyEvent {
+        event: &'a [u8],
+    },
     /// The record's item follows.
     Keyed {
         key: &'a [u8],
@@ -295,6 +301,7 @@ impl<'a> Cursor<'a> {
             },
             tag::SHOWN => Item::Shown,
             tag::LOCAL => Item::Local(self.varint()?),
+            tag::KEY_EVENT => Item::KeyEvent { event: self.sized()? },
             tag::KEYED => Item::Keyed { key: self.sized()? },
             unknown => return Err(CodecError::UnknownTag(unknown)),
         })
@@ -314,7 +321,7 @@ impl<'a> Cursor<'a> {
             Item::List(n) | Item::Tuple(n) | Item::Set(n) | Item::FrozenSet(n) => n,
             Item::Dict(n) => n * 2,
             Item::Shown => 2,
-            Item::KeyRecord { .. } | Item::StreamRecord { .. } | Item::Keyed { .. } => 1,
+            Item::KeyRecord { .. } | Item::StreamRecord { .. } | Item::KeyEvent { .. } | Item::Keyed { .. } => 1,
             _ => 0,
         };
         for _ in 0..items {

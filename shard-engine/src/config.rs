@@ -3,7 +3,10 @@
 //! Values live in this process; nothing is replicated or kept. Engine keys are found in any case when they are set and
 //! in exact case when they are read; Python keys always in exact case.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use parking_lot::RwLock;
 use thiserror::Error;
@@ -91,6 +94,7 @@ const MOST_THREADS: i64 = 256;
 const KEYS: &[Key] = &[
     engine("MaxExecutions", ANY, "1000", true),
     engine("MaxExecutionsPerRegistration", ANY, "100", true),
+    engine("MaxEventDepth", POSITIVE, "64", true),
     engine("ProfileExecutions", Kind::Bool, "0", true),
     engine("ExecutionThreads", Kind::Int(1, MOST_THREADS), "3", false),
     engine("ExecutionMaxIdleTime", POSITIVE, "5000", true),
@@ -127,6 +131,15 @@ pub struct ConfigStore {
     values: RwLock<BTreeMap<&'static str, Value>>,
     /// User-defined names and values.
     user: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
+    hot: Hot,
+}
+
+/// Values that are asked for at every event.
+#[derive(Default)]
+struct Hot {
+    max_executions: AtomicI64,
+    per_registration: AtomicI64,
+    event_depth: AtomicI64,
 }
 
 /// Why a text is no value of a key.
@@ -214,10 +227,13 @@ impl ConfigStore {
                 (_, value) => drop(values.insert(key.name, value)),
             }
         }
-        Ok(ConfigStore {
+        let store = ConfigStore {
             values: RwLock::new(values),
             user: RwLock::new(user),
-        })
+            hot: Hot::default(),
+        };
+        store.warm_up();
+        Ok(store)
     }
 
     /// An element of RG.CONFIGGET.
@@ -264,6 +280,7 @@ impl ConfigStore {
         match text.map(|text| parse(key.kind, &text)) {
             Some(Ok(value)) => {
                 self.values.write().insert(key.name, value);
+                self.warm_up();
                 ConfigReply::Simple("OK".into())
             }
             _ => ConfigReply::Error(format!("(error) Failed setting config value {shown}")),
@@ -308,6 +325,16 @@ impl ConfigStore {
             .collect()
     }
 
+    fn warm_up(&self) {
+        for (value, name) in [
+            (&self.hot.max_executions, "MaxExecutions"),
+            (&self.hot.per_registration, "MaxExecutionsPerRegistration"),
+            (&self.hot.event_depth, "MaxEventDepth"),
+        ] {
+            value.store(self.int(name), Ordering::Relaxed);
+        }
+    }
+
     fn int(&self, name: &'static str) -> i64 {
         match self.values.read().get(name) {
             Some(Value::Int(n)) => *n,
@@ -324,7 +351,17 @@ impl ConfigStore {
 
     /// `MaxExecutions`; 0 or less: no limit.
     pub fn max_executions(&self) -> i64 {
-        self.int("MaxExecutions")
+        self.hot.max_executions.load(Ordering::Relaxed)
+    }
+
+    /// `MaxExecutionsPerRegistration`; 0 or less: no limit.
+    pub fn max_executions_per_registration(&self) -> i64 {
+        self.hot.per_registration.load(Ordering::Relaxed)
+    }
+
+    /// `MaxEventDepth`: longest chain of events that handlers cause.
+    pub fn max_event_depth(&self) -> i64 {
+        self.hot.event_depth.load(Ordering::Relaxed)
     }
 
     /// `ProfileExecutions`.

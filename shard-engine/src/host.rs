@@ -22,7 +22,7 @@ use crate::{
     module::module,
     readers,
     redis::log,
-    registrations::{occasion::Occasion, registrations},
+    registrations::{depth::AtDepth, occasion::Occasion, registrations},
 };
 
 /// The engine's surroundings.
@@ -38,7 +38,14 @@ impl EngineHost {
 }
 
 /// Stops the Python code of one execution.
-struct PythonInterrupt(Arc<python::Interrupt>);
+pub struct PythonInterrupt(pub Arc<python::Interrupt>);
+
+impl PythonInterrupt {
+    /// For code that has not begun.
+    pub fn new() -> Arc<PythonInterrupt> {
+        Arc::new(PythonInterrupt(Arc::new(python::Interrupt::new())))
+    }
+}
 
 impl Interrupt for PythonInterrupt {
     fn request(&self) {
@@ -61,7 +68,7 @@ impl Source for FailedSource {
 
 impl Host for EngineHost {
     fn new_interrupt(&self) -> Arc<dyn Interrupt> {
-        Arc::new(PythonInterrupt(Arc::new(python::Interrupt::new())))
+        PythonInterrupt::new()
     }
 
     fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
@@ -87,6 +94,11 @@ impl Host for EngineHost {
             errors_are_own: request.is_initiator,
         };
         let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
+        let depth = occasion.map_or(0, |occasion| occasion.depth);
+        if depth > 0 {
+            let at_depth = |runner| Box::new(AtDepth { runner, depth }) as Box<dyn StageRunner>;
+            runners = runners.into_iter().map(at_depth).collect();
+        }
         if let Some(user) = user {
             runners = runners
                 .into_iter()

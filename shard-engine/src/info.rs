@@ -13,7 +13,7 @@ use crate::{
     registrations::{
         self,
         describe::{self, SessionTexts, SessionView},
-        registrations,
+        due, keys, registrations,
     },
 };
 
@@ -75,6 +75,19 @@ fn write_registry(out: &mut InfoWriter) {
     out.field_str("error", &or_none(status.error.as_deref()));
 }
 
+/// Events of keys and streams.
+fn write_events(out: &mut InfoWriter) {
+    let (events, due) = (keys::queue::numbers(), due::numbers());
+    out.field_u64("events_waiting", events.waiting);
+    out.field_u64("events_waiting_most", events.most);
+    out.field_u64("events_refused", events.refused);
+    out.field_u64("events_too_deep", keys::fire::too_deep());
+    out.field_u64("sync_due", due.waiting);
+    out.field_u64("sync_due_most", due.most);
+    out.field_u64("sync_refused", due.refused);
+    out.field_u64("sync_handed_over", due.handed_over);
+}
+
 fn write_main(out: &mut InfoWriter) {
     let engine = &module().engine;
     out.field_u64("nexecutions", engine.executions() as u64);
@@ -84,6 +97,7 @@ fn write_main(out: &mut InfoWriter) {
     out.field_str("oxigears_commit", COMMIT);
     out.field_str("python_version", &oxigears_python_api::python_version());
     out.field_u64("cluster_shards", engine.topology().shards.len() as u64);
+    write_events(out);
     if let Some(mesh) = mesh() {
         let peers = mesh.peers();
         out.field_u64("mesh_port", u64::from(mesh.port()));

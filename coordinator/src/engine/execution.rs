@@ -99,6 +99,12 @@ impl Execution {
         })
     }
 
+    /// One that only shows what ran elsewhere has ended there.
+    pub(super) fn show_end(self: &Arc<Self>, engine: &Arc<Engine>, phase: Phase, outcome: Outcome) {
+        self.machine.lock().show_end(phase, outcome);
+        self.over(engine);
+    }
+
     /// Where it stands.
     pub fn phase(&self) -> Phase {
         self.machine.lock().phase()

@@ -120,13 +120,17 @@ impl Engine {
 
     /// Looks an execution up.
     pub fn find(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
-        self.lists.lock().get(id)
+        let known = self.lists.lock().get(id);
+        known.or_else(|| self.find_swift(id))
     }
 
     /// Drops an execution from the lists: now, or when it is over.
     pub fn forget(&self, id: &ExecutionId) {
         let mut lists = self.lists.lock();
-        let Some(execution) = lists.get(id) else { return };
+        let Some(execution) = lists.get(id) else {
+            drop(lists);
+            return self.forget_swift(id);
+        };
         execution.drop_when_over.store(true, Ordering::Release);
         let gone = match execution.phase().is_over() {
             true => lists.forget(id),
@@ -149,21 +153,20 @@ impl Engine {
 
     /// All executions, for RG.DUMPEXECUTIONS.
     pub fn listed(&self) -> Vec<Listed> {
+        let mut listed = Vec::new();
+        self.list_swifts(&mut listed);
         let lists = self.lists.lock();
-        lists
-            .by_id
-            .values()
-            .map(|entry| &entry.execution)
-            .map(|e| Listed {
-                id: e.id.clone(),
-                status: e.phase().status(),
-                registered: e.registration().is_some(),
-            })
-            .collect()
+        let others = lists.by_id.values().map(|entry| &entry.execution).map(|e| Listed {
+            id: e.id.clone(),
+            status: e.phase().status(),
+            registered: e.registration().is_some(),
+        });
+        listed.extend(others);
+        listed
     }
 
     /// Number of executions known.
     pub fn executions(&self) -> usize {
-        self.lists.lock().by_id.len()
+        self.lists.lock().by_id.len() + self.count_swifts()
     }
 }

@@ -10,6 +10,7 @@ mod join;
 mod lists;
 mod pool;
 mod queries;
+mod swift;
 #[cfg(test)]
 mod tests;
 
@@ -31,8 +32,9 @@ pub use self::{
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
     queries::{Gathered, question},
+    swift::Swift,
 };
-use self::{join::Arriving, lists::Lists, queries::Queries};
+use self::{join::Arriving, lists::Lists, queries::Queries, swift::Swifts};
 use crate::{
     execution::{Machine, Phase},
     limits,
@@ -143,6 +145,7 @@ pub struct Engine {
     management: Pool,
     queries: Queries,
     pub(self) arriving: Arriving,
+    pub(self) swifts: Swifts,
 }
 
 impl Engine {
@@ -163,6 +166,7 @@ impl Engine {
             counter: AtomicU64::new(0),
             queries: Queries::default(),
             arriving: Arriving::default(),
+            swifts: Swifts::default(),
         }))
     }
 
@@ -274,6 +278,9 @@ impl Engine {
 
     /// Aborts the execution on this shard; returns when it has left its thread.
     pub fn abort_here(self: &Arc<Self>, id: &ExecutionId) -> Result<(), String> {
+        if self.abort_swift(id) {
+            return Ok(());
+        }
         let Some(execution) = self.find(id) else {
             return Err("execution does not exist".into());
         };

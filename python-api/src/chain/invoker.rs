@@ -22,6 +22,7 @@ use crate::{
     errors::take_error_text,
     functions::Functions,
     gil,
+    interrupt::Interrupt,
     obj::Obj,
     origin::Origin,
 };
@@ -92,17 +93,27 @@ impl Invoker {
 
     /// Runs the steps with all records of a batch, as one execution. Takes the GIL, unless this thread has it.
     pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Outcome {
-        self.run(origin, |py, chain, exit| {
-            let mut batch = Batch::new(batch);
-            loop {
-                // SAFETY: the GIL is held.
-                match unsafe { batch.pull(py, &self.decoder, false) } {
-                    Pulled::Record(item) => chain.push_one(py, item, exit),
-                    Pulled::Error(text) => exit.error(text),
-                    Pulled::Nothing | Pulled::End => break,
-                }
+        self.run(origin, |py, chain, exit| self.feed(py, chain, batch, exit))
+    }
+
+    fn feed(&self, py: Python<'_>, chain: &mut Chain, batch: RecordBatch, exit: &mut ToOutcome<'_>) {
+        let mut batch = Batch::new(batch);
+        loop {
+            // SAFETY: the GIL is held.
+            match unsafe { batch.pull(py, &self.decoder, false) } {
+                Pulled::Record(item) => chain.push_one(py, item, exit),
+                Pulled::Error(text) => exit.error(text),
+                Pulled::Nothing | Pulled::End => break,
             }
-            chain.end(py, exit);
+        }
+        chain.end(py, exit);
+    }
+
+    /// The same for one event of a registration that runs in the background: its Python code can be stopped.
+    pub fn call_event(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>, interrupt: &Interrupt) -> Outcome {
+        self.run(origin, |py, chain, exit| {
+            let _running = interrupt.enter(py);
+            self.feed(py, chain, batch, exit);
         })
     }
 

@@ -157,6 +157,10 @@ impl Decoder {
                     Ok(dict)
                 }
                 Item::StreamRecord { key, id } => self.stream_record(key, id, cursor, depth),
+                Item::KeyEvent { event } if depth == 0 => self.key_event(event, cursor),
+                Item::KeyEvent { .. } => {
+                    Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEY_EVENT).into())
+                }
                 // Only at the top, where the chain takes it apart.
                 Item::Keyed { .. } => Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEYED).into()),
             }
@@ -185,6 +189,24 @@ impl Decoder {
             put(&dict, words.key.as_ptr(), key.as_ptr())?;
             put(&dict, words.kind.as_ptr(), words.types[usize::from(type_code)].as_ptr())?;
             put(&dict, words.value.as_ptr(), value.as_ptr())?;
+            Ok(dict)
+        }
+    }
+
+    /// The record of a key with the name of its event.
+    ///
+    /// # Safety
+    /// As `item`.
+    unsafe fn key_event(&self, event: &[u8], cursor: &mut Cursor<'_>) -> Decoded {
+        let record = cursor.next_item()?;
+        if !matches!(record, Item::KeyRecord { .. } | Item::KeyNameRecord { .. }) {
+            return Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEY_EVENT).into());
+        }
+        // SAFETY: as for this function; both records are new dicts, in which the event has its place.
+        unsafe {
+            let dict = self.item(record, cursor, 1)?;
+            let event = new_text(event).ok_or(DecodeError::Python)?;
+            put(&dict, runtime().words.event.as_ptr(), event.as_ptr())?;
             Ok(dict)
         }
     }

@@ -3,6 +3,7 @@
 //! * `keys`: KeysReader and KeysOnlyReader
 //! * `stream`: StreamReader
 //! * `slices`: how long the server lock is held, and how long not
+//! * `event`: the record of one event
 //! * `values`, `big`: values of keys as items of the codec
 //! * `batch`: the batch being filled; `glob`: patterns
 //!
@@ -10,6 +11,7 @@
 
 mod batch;
 mod big;
+pub mod event;
 mod glob;
 mod keys;
 mod slices;

@@ -11,6 +11,7 @@ use redis_module::raw;
 use super::{
     ffi::{OwnedString, api, bytes_at},
     lock::{ServerLock, detached},
+    notify,
 };
 
 /// Readers leave no trace: neither access times nor hit counters nor events of missed keys (as far as the server
@@ -96,8 +97,10 @@ impl Drop for StringReply {
 /// An open key; lives no longer than the lock is held.
 pub struct Key<'a> {
     key: *mut raw::RedisModuleKey,
+    /// Lives as long as the open key.
+    _name: Option<OwnedString>,
     /// Opened by us, so closed by us.
-    name: Option<OwnedString>,
+    ours: bool,
     _lock: PhantomData<&'a ServerLock>,
 }
 
@@ -107,10 +110,28 @@ impl<'a> Key<'a> {
         let name = OwnedString::new(name);
         let mode = raw::REDISMODULE_READ | QUIET;
         // SAFETY: lock and name are ours; the name outlives the open key.
-        let key = unsafe { api!(RedisModule_OpenKey)(guard.ctx(), name.as_ptr(), mode as i32) };
+        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(guard.ctx(), name.as_ptr(), mode as i32) });
         (!key.is_null()).then_some(Key {
             key,
-            name: Some(name),
+            _name: Some(name),
+            ours: true,
+            _lock: PhantomData,
+        })
+    }
+
+    /// Opens a key in the database of a context; `None` if there is none.
+    ///
+    /// # Safety
+    /// Context and name outlive the key; the lock is held.
+    pub(super) unsafe fn open_in(ctx: *mut raw::RedisModuleCtx, name: *mut raw::RedisModuleString) -> Option<Key<'a>> {
+        let mode = raw::REDISMODULE_READ | QUIET;
+        // SAFETY: the caller says so.
+        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name, mode as i32) });
+        // Ours to close; the name is the caller's.
+        (!key.is_null()).then_some(Key {
+            key,
+            _name: None,
+            ours: true,
             _lock: PhantomData,
         })
     }
@@ -122,7 +143,8 @@ impl<'a> Key<'a> {
     pub(super) unsafe fn borrowed(key: *mut raw::RedisModuleKey) -> Option<Key<'a>> {
         (!key.is_null()).then_some(Key {
             key,
-            name: None,
+            _name: None,
+            ours: false,
             _lock: PhantomData,
         })
     }
@@ -297,7 +319,7 @@ impl<'a> Key<'a> {
 
 impl Drop for Key<'_> {
     fn drop(&mut self) {
-        if self.name.is_some() {
+        if self.ours {
             // SAFETY: we opened it; the name is freed after.
             unsafe { api!(RedisModule_CloseKey)(self.key) }
         }

@@ -7,6 +7,7 @@
 //! * `blocked`, `reply`, `records`: answering clients
 //! * `keyspace`, `key`: scanning and reading keys
 //! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
+//! * `notify`: events of keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `later`: when the command at hand is over
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
@@ -30,6 +31,7 @@ pub mod later;
 mod load;
 pub mod lock;
 pub mod log;
+pub mod notify;
 mod records;
 pub mod register;
 pub mod replicate;

@@ -28,7 +28,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::{
     active::{Active, Loaded},
     change::{self, Done, Failure},
-    limits, prepared, registrations,
+    keys, limits, prepared, registrations,
     table::{Changes, Table},
 };
 use crate::{
@@ -211,6 +211,11 @@ impl Activation {
         }
     }
 
+    /// A dataset is being loaded.
+    pub fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Acquire)
+    }
+
     /// A dataset is about to be loaded; `replaced` if the registry comes with it.
     pub fn load_started(&self, replaced: bool) {
         self.loading.store(true, Ordering::Release);
@@ -348,6 +353,7 @@ impl Activation {
             // `load_into` has seen to it.
             loaded.remove(&registration.id).unwrap_or_else(|| load(registration))
         });
+        keys::activated(self.table.read().has_streams());
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {
                 log::warning(&format!(
@@ -488,12 +494,13 @@ fn load(registration: &Registration) -> Loaded {
     if let Some(ready) = prepared::take(&registration.id, &registration.plan) {
         return ready;
     }
-    Loaded::from_plan(&registration.plan, registration.mode).unwrap_or_else(Loaded::unreadable)
+    Loaded::from_plan(&registration.plan).unwrap_or_else(Loaded::unreadable)
 }
 
 fn abort_unstarted(removed: &[(Arc<Active>, bool)]) {
     for (active, _) in removed.iter().filter(|(_, abort)| *abort) {
         module().engine.abort_unstarted(&active.registration.id);
+        active.core.events.abort_waiting(active);
     }
 }
 

@@ -4,13 +4,14 @@ use std::{any::Any, sync::Arc};
 
 use bytes::Bytes;
 use oxigears_coordinator::{
+    engine::Swift,
     plan::{Mode, Plan, Reader},
-    registry::{EventSource, RegisterMode, Registration, Session},
+    registry::{EventSource, Registration, Session},
 };
 use oxigears_python_api::{self as python, Functions, Invoker};
 use parking_lot::RwLock;
 
-use super::{stats::Stats, turns::Turns};
+use super::{keys::queue::Queue, stats::Stats, turns::Turns};
 use crate::{identity, module::module};
 
 /// A registration that is active on this shard.
@@ -33,6 +34,10 @@ pub struct Core {
     pub idle_limit_ms: u64,
     /// Executions that wait for each other.
     pub turns: Turns,
+    /// Its events that wait for a worker thread.
+    pub events: Queue,
+    /// Its executions that run in one go.
+    pub swift: Arc<Swift>,
 }
 
 /// A pipeline with its functions.
@@ -52,19 +57,19 @@ pub struct Code {
     pub functions: Functions,
     /// The same, as the engine carries them.
     pub local: Arc<dyn Any + Send + Sync>,
-    /// The compiled pipeline of a registration that runs in the event.
+    /// The compiled pipeline, for what runs in one go.
     pub invoker: Option<Invoker>,
 }
 
 impl Loaded {
     /// Takes the encoded plan and functions that are there; on a thread that may run Python.
-    pub fn with_functions(bytes: &Bytes, mode: RegisterMode, functions: Functions) -> Result<Loaded, String> {
-        Loaded::read(bytes, mode, |_| Ok(functions))
+    pub fn with_functions(bytes: &Bytes, functions: Functions) -> Result<Loaded, String> {
+        Loaded::read(bytes, |_| Ok(functions))
     }
 
     /// Loads the functions from the encoded plan; on a thread that may run Python.
-    pub fn from_plan(bytes: &Bytes, mode: RegisterMode) -> Result<Loaded, String> {
-        Loaded::read(bytes, mode, python::load_functions)
+    pub fn from_plan(bytes: &Bytes) -> Result<Loaded, String> {
+        Loaded::read(bytes, python::load_functions)
     }
 
     /// Stands for a plan that can not be read.
@@ -85,16 +90,12 @@ impl Loaded {
         }
     }
 
-    fn read(
-        bytes: &Bytes,
-        mode: RegisterMode,
-        functions: impl FnOnce(&Plan) -> Result<Functions, String>,
-    ) -> Result<Loaded, String> {
+    fn read(bytes: &Bytes, functions: impl FnOnce(&Plan) -> Result<Functions, String>) -> Result<Loaded, String> {
         let mut plan = Plan::decode(bytes).map_err(|e| e.to_string())?;
         let user: Option<Arc<str>> = plan.user.as_deref().map(Arc::from);
         // Loading runs code of the user: what a pickle builds, and the modules that it imports.
         let _identity = identity::enter(user.clone());
-        let code = functions(&plan).and_then(|functions| Code::new(&plan, mode, functions));
+        let code = functions(&plan).and_then(|functions| Code::new(&plan, functions));
         plan.code = Vec::new();
         Ok(Loaded {
             plan: Arc::new(plan),
@@ -105,11 +106,8 @@ impl Loaded {
 }
 
 impl Code {
-    fn new(plan: &Plan, mode: RegisterMode, functions: Functions) -> Result<Code, String> {
-        let invoker = match mode {
-            RegisterMode::Sync => Some(Invoker::new(plan, &functions)?),
-            _ => None,
-        };
+    fn new(plan: &Plan, functions: Functions) -> Result<Code, String> {
+        let invoker = Some(Invoker::new(plan, &functions)?);
         Ok(Code {
             local: Arc::new(functions.clone()),
             functions,
@@ -121,10 +119,13 @@ impl Code {
 impl Active {
     /// A registration that becomes active now.
     pub fn new(registration: Arc<Registration>, session: Arc<ActiveSession>, loaded: Loaded) -> Active {
+        let swift = module().engine.swift(registration.id.clone(), loaded.plan.clone());
         Active {
             registration,
             session,
             core: Arc::new(Core {
+                swift,
+                events: Queue::default(),
                 loaded,
                 stats: Stats::default(),
                 idle_limit_ms: module().config.execution_max_idle_ms(),

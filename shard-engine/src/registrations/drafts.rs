@@ -150,7 +150,7 @@ fn ready(
         if unloadable.is_none() {
             unloadable = python::load_functions(&decoded).err();
         }
-        let functions = Loaded::with_functions(&plan, draft.mode, draft.functions).map_err(failed)?;
+        let functions = Loaded::with_functions(&plan, draft.functions).map_err(failed)?;
         if let Err(why) = &functions.code {
             return Err(failed(why.clone()));
         }

@@ -13,6 +13,24 @@ pub const INTERPRETER_WAIT_MOST: Duration = Duration::from_millis(1000);
 pub const INTERPRETER_LOOK: Duration = Duration::from_millis(1);
 /// Sync handlers whose events have been told, but that have not run yet: what one command or transaction may cause.
 pub const DUE_SHOTS: usize = 1_000_000;
+/// Names of events that are kept for the next one; the server has some eighty.
+pub const EVENT_NAMES: usize = 10_000;
+/// Events of keys that wait for worker threads before writers are slowed down.
+pub const EVENTS_SLOW: usize = 100_000;
+/// So many fewer before they go on.
+pub const EVENTS_ROOM: usize = 10_000;
+/// Events that may wait because their writers could not be slowed down.
+pub const EVENTS_MOST: usize = 1_000_000;
+/// Events whose records are read in one hold of the server lock.
+pub const EVENTS_AT_ONCE: usize = 1024;
+/// Longest such hold.
+pub const EVENTS_SLICE: Duration = Duration::from_micros(500);
+/// A worker thread that has handled events of one registration for so long looks after others.
+pub const EVENTS_TURN: Duration = Duration::from_millis(10);
+/// An event that has run for so long may be waiting for something: other threads help with those behind it.
+pub const EVENT_STUCK: Duration = Duration::from_millis(4);
+/// Looks at a line that moves before the thread is given to others.
+pub const EVENTS_LOOKS: u32 = 10;
 /// RG.TRIGGER of a registration that is known but not active here yet waits this long.
 pub const TRIGGER_WAIT: Duration = Duration::from_secs(10);
 /// The answer to a change waits this long for its activation on the node that was asked.

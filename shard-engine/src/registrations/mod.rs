@@ -6,6 +6,7 @@
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
 //! * `trigger`, `sync`: firing; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
+//! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
 //!   `prepared`: functions that wait for it
 //! * `group`: taking part in the cluster's group
@@ -19,6 +20,7 @@ pub mod describe;
 pub mod drafts;
 pub mod due;
 pub mod group;
+pub mod keys;
 mod limits;
 pub mod occasion;
 mod prepared;
@@ -88,6 +90,7 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
 pub fn start(guard: &ServerLock) -> Result<(), String> {
     let all = registrations();
     due::start();
+    keys::start();
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;
     timer::repeat(guard, limits::LOOK_EVERY, |guard| {
         // The server tells of changes, but not of the role that it was started with.

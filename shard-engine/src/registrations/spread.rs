@@ -155,7 +155,7 @@ fn check(change: &Bytes) -> Result<(), String> {
     let failed = |why: String| Failure::Unloadable(why).to_string();
     let mut ready = Vec::with_capacity(change.registrations.len());
     for new in &change.registrations {
-        let loaded = Loaded::from_plan(&new.plan, new.mode).map_err(failed)?;
+        let loaded = Loaded::from_plan(&new.plan).map_err(failed)?;
         loaded.code.as_ref().map_err(|why| failed(why.clone()))?;
         ready.push((new.id.clone(), new.plan.clone(), loaded));
     }

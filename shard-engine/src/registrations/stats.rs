@@ -10,6 +10,8 @@ pub enum End<'a> {
     Success,
     /// With this error first.
     Failure(&'a str),
+    /// It did not run, for this reason.
+    Refused(&'a str),
     /// It did not run, or was stopped before it had results or errors.
     Aborted,
 }
@@ -64,6 +66,10 @@ impl Counts {
             }
             End::Failure(text) => {
                 self.failures += 1;
+                self.last_error = Some(Arc::from(*text));
+            }
+            End::Refused(text) => {
+                self.aborted += 1;
                 self.last_error = Some(Arc::from(*text));
             }
             End::Aborted => self.aborted += 1,

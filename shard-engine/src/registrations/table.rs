@@ -14,7 +14,7 @@ use oxigears_coordinator::{
 
 use super::{
     active::{Active, ActiveSession, Loaded},
-    limits,
+    keys, limits,
 };
 use crate::module::module;
 
@@ -25,6 +25,8 @@ pub struct Table {
     by_id: HashMap<Arc<str>, Arc<Active>>,
     triggers: HashMap<Bytes, Arc<Active>>,
     sessions: HashMap<Arc<str>, Arc<ActiveSession>>,
+    /// Registrations of streams.
+    streams: usize,
     /// Sessions that are gone but still referred to, oldest first.
     dead: Vec<Weak<ActiveSession>>,
     /// Registrations that are gone but may be asked for by shards that do not know it yet; until when, in ms.
@@ -60,6 +62,11 @@ impl Table {
     pub fn registrations(&self) -> Vec<Arc<Active>> {
         let all = self.state.registrations();
         all.iter().filter_map(|r| self.by_id.get(&*r.id).cloned()).collect()
+    }
+
+    /// There are registrations of streams.
+    pub fn has_streams(&self) -> bool {
+        self.streams > 0
     }
 
     /// All sessions, by name; by reference, because each copy of the pointer counts as a holder.
@@ -153,11 +160,18 @@ impl Table {
         if let EventSource::Command { trigger, .. } = &active.registration.source {
             self.triggers.insert(trigger.clone(), active.clone());
         }
-        self.by_id.insert(active.registration.id.clone(), active);
+        keys::index::put(&active);
+        let is_stream = |active: &Active| matches!(active.registration.source, EventSource::Stream { .. });
+        self.streams += usize::from(is_stream(&active));
+        if let Some(before) = self.by_id.insert(active.registration.id.clone(), active) {
+            self.streams -= usize::from(is_stream(&before));
+        }
     }
 
     fn remove(&mut self, registration: &Registration) -> Option<Arc<Active>> {
         let active = self.by_id.remove(&registration.id)?;
+        keys::index::remove(&active);
+        self.streams -= usize::from(matches!(registration.source, EventSource::Stream { .. }));
         if let EventSource::Command { trigger, .. } = &registration.source
             && self
                 .triggers

@@ -1,0 +1,269 @@
+//! Executions that the host runs in one go, thousands a second: events of keys. They have ids, outcomes and places in
+//! the lists like others, but neither a machine nor a job; a full `Execution` is made of one only when somebody looks.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::{Engine, Execution, Fired, Interrupt, Listed};
+use crate::{
+    codec::RecordBatch,
+    execution::{Machine, Outcome, Phase, Setup},
+    message::ExecutionId,
+    plan::Plan,
+};
+
+/// The executions of one registration that run and that have ended.
+pub struct Swift {
+    registration: Arc<str>,
+    plan: Arc<Plan>,
+    inner: Mutex<Inner>,
+    all: Arc<AtomicI64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Oldest first.
+    ended: VecDeque<Ended>,
+    running: Vec<Running>,
+}
+
+struct Ended {
+    number: u64,
+    outcome: Outcome,
+    total_ns: u64,
+    aborted: bool,
+}
+
+struct Running {
+    number: u64,
+    interrupt: Arc<dyn Interrupt>,
+    /// It is to stop.
+    stopped: bool,
+    /// Somebody looks at it, and may wait for its end.
+    shown: Option<Arc<Execution>>,
+}
+
+/// All of a shard.
+#[derive(Default)]
+pub(super) struct Swifts {
+    by_registration: Mutex<Vec<Weak<Swift>>>,
+    /// Ended ones that are kept.
+    kept: Arc<AtomicI64>,
+}
+
+impl Swifts {
+    fn all(&self) -> Vec<Arc<Swift>> {
+        let mut all = self.by_registration.lock();
+        all.retain(|swift| swift.strong_count() > 0);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn phase_of(aborted: bool) -> Phase {
+    if aborted { Phase::Aborted } else { Phase::Done }
+}
+
+impl Swift {
+    /// One begins on this thread; it can be stopped.
+    pub fn begun(&self, number: u64, interrupt: Arc<dyn Interrupt>) {
+        self.inner.lock().running.push(Running {
+            number,
+            interrupt,
+            shown: None,
+            stopped: false,
+        });
+    }
+
+    /// One that has begun is over. `keep`: `MaxExecutionsPerRegistration`. True if it was aborted: stopped on demand.
+    pub fn ended(&self, engine: &Arc<Engine>, number: u64, outcome: Outcome, total_ns: u64, keep: i64) -> bool {
+        let running = {
+            let mut inner = self.inner.lock();
+            let at = inner.running.iter().position(|running| running.number == number);
+            at.map(|at| inner.running.swap_remove(at))
+        };
+        let stopped = running.as_ref().is_some_and(|running| running.stopped);
+        let aborted = stopped && !outcome.errors.is_empty();
+        if let Some(execution) = running.and_then(|running| running.shown) {
+            execution.total_ns.store(total_ns, Ordering::Relaxed);
+            execution.show_end(engine, phase_of(aborted), outcome.clone());
+        }
+        self.keep(engine, number, outcome, total_ns, aborted, keep);
+        aborted
+    }
+
+    /// One has run that nobody could have seen before: it is listed from now on.
+    pub fn keep(&self, engine: &Engine, number: u64, outcome: Outcome, total_ns: u64, aborted: bool, keep: i64) {
+        let max = engine.host.max_executions();
+        let mut inner = self.inner.lock();
+        let mut gone = None;
+        while let Some(count) = Some(inner.ended.len()).filter(|count| *count > 0) {
+            let full = keep > 0 && count as i64 >= keep;
+            if !full && !(max > 0 && self.all.load(Ordering::Relaxed) >= max) {
+                break;
+            }
+            gone = inner.ended.pop_front();
+            self.all.fetch_sub(1, Ordering::Relaxed);
+        }
+        inner.ended.push_back(Ended {
+            number,
+            outcome,
+            total_ns,
+            aborted,
+        });
+        self.all.fetch_add(1, Ordering::Relaxed);
+        drop(inner);
+        // Outside of the lock.
+        drop(gone);
+    }
+
+    fn list(&self, prefix: &crate::topology::NodeId, out: &mut Vec<Listed>) {
+        let inner = self.inner.lock();
+        let ended = inner.ended.iter().map(|ended| (ended.number, phase_of(ended.aborted)));
+        let running = inner.running.iter().map(|running| (running.number, Phase::Running));
+        out.extend(ended.chain(running).map(|(number, phase)| Listed {
+            id: ExecutionId::new(prefix, number),
+            status: phase.status(),
+            registered: true,
+        }));
+    }
+
+    fn show(&self, engine: &Engine, id: &ExecutionId, number: u64) -> Option<Arc<Execution>> {
+        let mut inner = self.inner.lock();
+        if let Some(running) = inner.running.iter_mut().find(|running| running.number == number) {
+            let interrupt = running.interrupt.clone();
+            let make = || self.execution(engine, id, interrupt, Phase::Running, Outcome::default());
+            return Some(running.shown.get_or_insert_with(make).clone());
+        }
+        let ended = inner.ended.iter().find(|ended| ended.number == number)?;
+        let (interrupt, phase) = (engine.host.new_interrupt(), phase_of(ended.aborted));
+        let execution = self.execution(engine, id, interrupt, phase, ended.outcome.clone());
+        execution.total_ns.store(ended.total_ns, Ordering::Relaxed);
+        Some(execution)
+    }
+
+    fn execution(
+        &self,
+        engine: &Engine,
+        id: &ExecutionId,
+        interrupt: Arc<dyn Interrupt>,
+        phase: Phase,
+        outcome: Outcome,
+    ) -> Arc<Execution> {
+        let topology = engine.topology();
+        let setup = Setup {
+            id: id.clone(),
+            participants: Arc::from([topology.me.clone()]),
+            me: 0,
+            initiator: 0,
+            epoch: topology.epoch,
+            stages: self.plan.stages(false),
+            idle_limit_ms: 0,
+        };
+        let fired = Fired {
+            registration: self.registration.clone(),
+            index: 0,
+            input: RecordBatch::default(),
+            here: None,
+            idle_limit_ms: 0,
+        };
+        let machine = Machine::shown(Arc::new(setup), phase, outcome);
+        Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)
+    }
+
+    /// One that runs is to stop; its interrupt.
+    fn interrupt(&self, number: u64) -> Option<Arc<dyn Interrupt>> {
+        let mut inner = self.inner.lock();
+        let running = inner.running.iter_mut().find(|running| running.number == number)?;
+        running.stopped = true;
+        Some(running.interrupt.clone())
+    }
+
+    fn forget(&self, number: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let at = inner.ended.iter().position(|ended| ended.number == number);
+        let gone = at.and_then(|at| inner.ended.remove(at));
+        self.all.fetch_sub(i64::from(gone.is_some()), Ordering::Relaxed);
+        drop(inner);
+        gone.is_some()
+    }
+}
+
+impl Drop for Swift {
+    fn drop(&mut self) {
+        let kept = self.inner.get_mut().ended.len() as i64;
+        self.all.fetch_sub(kept, Ordering::Relaxed);
+    }
+}
+
+impl Engine {
+    /// A place for the executions of a registration. They are listed as long as it lives.
+    pub fn swift(&self, registration: Arc<str>, plan: Arc<Plan>) -> Arc<Swift> {
+        let swift = Arc::new(Swift {
+            registration,
+            plan,
+            inner: Mutex::default(),
+            all: self.swifts.kept.clone(),
+        });
+        let mut all = self.swifts.by_registration.lock();
+        all.retain(|swift| swift.strong_count() > 0);
+        all.push(Arc::downgrade(&swift));
+        swift
+    }
+
+    /// Queues a task for the threads of executions.
+    pub fn submit(&self, task: impl FnOnce() + Send + 'static) {
+        self.pool.submit(task);
+    }
+
+    /// Tasks that wait for them.
+    pub fn queued(&self) -> usize {
+        self.pool.queued()
+    }
+
+    /// Nanoseconds of the engine's clock.
+    pub fn now_ns(&self) -> u64 {
+        self.host.now_ns()
+    }
+
+    pub(super) fn list_swifts(&self, out: &mut Vec<Listed>) {
+        let prefix = self.topology().execution_prefix();
+        self.swifts.all().iter().for_each(|swift| swift.list(&prefix, out));
+    }
+
+    pub(super) fn find_swift(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
+        let number = id.number();
+        if ExecutionId::new(&self.topology().execution_prefix(), number) != *id {
+            return None;
+        }
+        self.swifts.all().iter().find_map(|swift| swift.show(self, id, number))
+    }
+
+    pub(super) fn forget_swift(&self, id: &ExecutionId) {
+        let number = id.number();
+        let _ = self.swifts.all().iter().any(|swift| swift.forget(number));
+    }
+
+    /// Stops one that runs; returns when it has ended. False if none runs with this id.
+    pub(super) fn abort_swift(&self, id: &ExecutionId) -> bool {
+        let number = id.number();
+        let all = self.swifts.all();
+        let running = || all.iter().find_map(|swift| swift.interrupt(number));
+        let found = running().is_some();
+        while let Some(interrupt) = running() {
+            interrupt.request();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        found
+    }
+
+    pub(super) fn count_swifts(&self) -> usize {
+        usize::try_from(self.swifts.kept.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+}

@@ -1,0 +1,136 @@
+//! One registration and one event: counted, and put where it will be handled. Runs nothing of the user's.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use oxigears_coordinator::{
+    execution::Outcome,
+    registry::{RegisterMode, RegistrationId},
+};
+use oxigears_python_api::Origin;
+
+use super::{
+    index::Entry,
+    link::{self, Tie},
+    queue, spread, sync,
+};
+use crate::{
+    module::module,
+    readers::event::Wish,
+    redis::{lock::ServerLock, log},
+    registrations::{active::Active, depth, due, stats::End},
+};
+
+static TOO_DEEP: AtomicU64 = AtomicU64::new(0);
+
+/// An event that a registration handles.
+pub struct Event {
+    /// Its name in lower case.
+    pub name: Arc<str>,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// See `depth`.
+    pub depth: u32,
+    /// The client that waits for it.
+    pub tied: Option<Box<Tied>>,
+}
+
+/// The client that waits for an execution; it hears of the end when this goes.
+pub struct Tied {
+    /// What the code may ask of the command.
+    origin: Arc<dyn Origin>,
+    tie: Arc<dyn Tie>,
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        self.tie.ended();
+    }
+}
+
+impl Event {
+    /// What the code may ask of its cause.
+    pub fn origin(&self) -> Option<Arc<dyn Origin>> {
+        self.tied.as_ref().map(|tied| tied.origin.clone())
+    }
+}
+
+impl Entry {
+    /// What its records hold.
+    pub fn wish(&self) -> Wish {
+        Wish {
+            read_value: self.read_value,
+            all_types: self.all_types,
+        }
+    }
+}
+
+/// Events that were not handled because they are too deep.
+pub fn too_deep() -> u64 {
+    TOO_DEEP.load(Ordering::Relaxed)
+}
+
+/// The event concerns the registration. In a notification.
+pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Arc<str>, key: &[u8]) {
+    let active = &entry.active;
+    let depth = depth::of_event();
+    // The limit is 1 at least.
+    if depth > 1 && i64::from(depth) > module().config.max_event_depth() {
+        return refuse_depth(active, name);
+    }
+    if let Err(text) = active.code() {
+        return active.core.stats.ran(&End::Failure(&text), 0);
+    }
+    active.core.stats.triggered();
+    let event = Event {
+        name: name.clone(),
+        key: key.into(),
+        depth,
+        tied: tied(entry),
+    };
+    match entry.mode() {
+        RegisterMode::Sync => due::push(guard, Box::new(sync::SyncShot::new(entry.clone(), event))),
+        RegisterMode::Async if module().is_cluster => spread::start(entry, event),
+        _ => queue::push(entry, event),
+    }
+}
+
+fn tied(entry: &Entry) -> Option<Box<Tied>> {
+    if !entry.is_linked() {
+        return None;
+    }
+    link::at_hand(|linked| {
+        let origin = linked.tie.fired(entry.mode())?;
+        let tie = linked.tie.clone();
+        Some(Box::new(Tied { origin, tie }))
+    })
+    .flatten()
+}
+
+#[cold]
+fn refuse_depth(active: &Active, name: &str) {
+    let most = module().config.max_event_depth();
+    let text = format!(
+        "ERR the event '{name}' was not handled: it is the end of a chain of {most} events that handlers caused (MaxEventDepth); \
+         a handler that writes keys which fire it again needs a prefix or eventTypes that leave them out"
+    );
+    active.core.stats.ran(&End::Refused(&text), 0);
+    if TOO_DEEP.fetch_add(1, Ordering::Relaxed) == 0 {
+        let id: &RegistrationId = &active.registration.id;
+        log::warning(&format!("registration {id}: {text}"));
+    }
+}
+
+/// An event that ran in one go is over.
+pub fn ended(active: &Active, number: u64, outcome: Outcome, total_ns: u64) {
+    let end = match outcome.errors.first() {
+        None => End::Success,
+        Some(text) => End::Failure(text),
+    };
+    active.core.stats.ended(&end, total_ns);
+    let keep = module().config.max_executions_per_registration();
+    let engine = &module().engine;
+    active.core.swift.keep(engine, number, outcome, total_ns, false, keep);
+}

@@ -1,0 +1,283 @@
+//! Which active KeysReader registrations an event concerns, in the order in which they were made.
+//!
+//! Asked for every event of the server: one that concerns nobody must cost next to nothing, and takes no memory.
+
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use oxigears_coordinator::{
+    codec::TYPE_WORDS,
+    registry::{EventSource, RegisterMode},
+};
+use parking_lot::RwLock;
+
+use super::{super::active::Active, link};
+use crate::redis::{key::Kind, notify};
+
+/// One active registration.
+pub struct Entry {
+    /// The registration.
+    pub active: Arc<Active>,
+    /// Records hold type and value.
+    pub read_value: bool,
+    /// Values of all types.
+    pub all_types: bool,
+    /// Number of the change that made it.
+    sequence: u64,
+    name: Name,
+    /// Names of events; `None`: all ordinary ones.
+    events: Option<Vec<Box<[u8]>>>,
+    /// A bit for each type; `None`: all.
+    types: Option<u16>,
+    /// Commands that must have caused the event.
+    commands: Option<Vec<String>>,
+}
+
+/// Which keys.
+enum Name {
+    Exact(Bytes),
+    Prefix(Bytes),
+}
+
+impl Entry {
+    fn new(active: &Arc<Active>) -> Option<Entry> {
+        let registration = &active.registration;
+        let EventSource::Keys {
+            prefix,
+            event_types,
+            key_types,
+            read_value,
+            all_types,
+            commands,
+        } = &registration.source
+        else {
+            return None;
+        };
+        let name = match prefix.strip_suffix(b"*") {
+            Some(start) => Name::Prefix(prefix.slice_ref(start)),
+            None => Name::Exact(prefix.clone()),
+        };
+        let events = event_types.as_ref().map(|names| {
+            let names = names.iter().map(|name| name.to_ascii_lowercase().into_bytes().into());
+            names.collect()
+        });
+        Some(Entry {
+            active: active.clone(),
+            read_value: *read_value,
+            all_types: *all_types,
+            sequence: registration.sequence,
+            name,
+            events,
+            types: key_types.as_ref().map(|words| mask(words)),
+            commands: commands.clone(),
+        })
+    }
+
+    fn is_for(&self, key: &[u8]) -> bool {
+        match &self.name {
+            Name::Exact(name) => **name == *key,
+            Name::Prefix(start) => key.starts_with(start),
+        }
+    }
+
+    fn wants(&self, event: &[u8], beside: bool) -> bool {
+        match &self.events {
+            None => !beside,
+            Some(names) => names.iter().any(|name| name.eq_ignore_ascii_case(event)),
+        }
+    }
+
+    /// The command at hand and the type of the key are those that it wants.
+    pub fn fits(&self, kind: impl FnOnce() -> Kind) -> bool {
+        let linked = self.commands.as_ref().is_none_or(|commands| {
+            let found = link::at_hand(|linked| commands.iter().any(|name| **name == *linked.command));
+            found == Some(true)
+        });
+        linked && self.types.is_none_or(|types| types & bit(kind()) != 0)
+    }
+
+    /// Its mode.
+    pub fn mode(&self) -> RegisterMode {
+        self.active.registration.mode
+    }
+
+    /// It fires only with commands that clients' replies are tied to.
+    pub fn is_linked(&self) -> bool {
+        self.commands.is_some()
+    }
+}
+
+fn bit(kind: Kind) -> u16 {
+    let word = match kind {
+        Kind::Empty => "empty",
+        Kind::String => "string",
+        Kind::List => "list",
+        Kind::Hash => "hash",
+        Kind::Set => "set",
+        Kind::SortedSet => "zset",
+        Kind::Module => "module",
+        Kind::Stream => "stream",
+        Kind::Unknown => "unknown",
+    };
+    mask(&[word])
+}
+
+fn mask<S: AsRef<str>>(words: &[S]) -> u16 {
+    let bits = words.iter().filter_map(|word| {
+        let at = TYPE_WORDS.iter().position(|known| *known == word.as_ref())?;
+        Some(1 << at)
+    });
+    bits.fold(0, |all, bit: u16| all | bit)
+}
+
+/// Entries by the start of their names. Each list is in order.
+#[derive(Default)]
+struct Index {
+    exact: HashMap<Bytes, Vec<Arc<Entry>>>,
+    /// Prefixes by their first byte.
+    prefixes: HashMap<u8, Vec<Arc<Entry>>>,
+    /// The empty prefix.
+    all: Vec<Arc<Entry>>,
+    count: usize,
+    beside: usize,
+}
+
+static INDEX: LazyLock<RwLock<Index>> = LazyLock::new(RwLock::default);
+
+/// What has to be subscribed to.
+pub struct Wanted {
+    /// There are registrations.
+    pub any: bool,
+    /// Some name events that come beside others.
+    pub beside: bool,
+}
+
+impl Index {
+    fn lists(&self, key: &[u8]) -> [&[Arc<Entry>]; 3] {
+        let exact = match self.exact.is_empty() {
+            true => None,
+            false => self.exact.get(key),
+        };
+        let prefixes = key.first().and_then(|first| self.prefixes.get(first));
+        [
+            exact.map_or(&[], Vec::as_slice),
+            prefixes.map_or(&[], Vec::as_slice),
+            &self.all,
+        ]
+    }
+
+    fn list_of(&mut self, name: &Name) -> &mut Vec<Arc<Entry>> {
+        match name {
+            Name::Exact(name) => self.exact.entry(name.clone()).or_default(),
+            Name::Prefix(start) => match start.first() {
+                Some(first) => self.prefixes.entry(*first).or_default(),
+                None => &mut self.all,
+            },
+        }
+    }
+
+    fn wants_beside(entry: &Entry) -> bool {
+        let names = entry.events.iter().flatten();
+        names.into_iter().any(|name| notify::BESIDE.contains(&&**name))
+    }
+
+    fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Vec<Arc<Entry>>> {
+        let mut found: Vec<Arc<Entry>> = Vec::new();
+        let mut lists = 0;
+        for list in self.lists(key) {
+            let before = found.len();
+            let fitting = list
+                .iter()
+                .filter(|entry| entry.is_for(key) && entry.wants(event, beside));
+            found.extend(fitting.cloned());
+            lists += usize::from(found.len() > before);
+        }
+        if lists > 1 {
+            found.sort_by_key(|entry| entry.sequence);
+        }
+        (!found.is_empty()).then_some(found)
+    }
+
+    fn remove(&mut self, active: &Active) {
+        let id = &active.registration.id;
+        let Some(entry) = self.lists_of(active).find(|entry| entry.active.registration.id == *id) else {
+            return;
+        };
+        let list = self.list_of(&entry.name);
+        list.retain(|other| !Arc::ptr_eq(other, &entry));
+        let is_empty = list.is_empty();
+        if let (true, Name::Exact(name)) = (is_empty, &entry.name) {
+            self.exact.remove(name);
+        }
+        self.count -= 1;
+        self.beside -= usize::from(Index::wants_beside(&entry));
+    }
+
+    fn lists_of(&self, active: &Active) -> impl Iterator<Item = Arc<Entry>> {
+        let key: &[u8] = match &active.registration.source {
+            EventSource::Keys { prefix, .. } => prefix.strip_suffix(b"*").unwrap_or(prefix),
+            _ => b"",
+        };
+        self.lists(key)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+}
+
+/// A registration is active. Of other readers it takes no notice.
+pub fn put(active: &Arc<Active>) {
+    let Some(entry) = Entry::new(active) else { return };
+    let mut index = INDEX.write();
+    // The same under another state.
+    index.remove(active);
+    index.count += 1;
+    index.beside += usize::from(Index::wants_beside(&entry));
+    let list = index.list_of(&entry.name);
+    let at = list.partition_point(|other| other.sequence <= entry.sequence);
+    list.insert(at, Arc::new(entry));
+}
+
+/// It is gone.
+pub fn remove(active: &Active) {
+    if matches!(active.registration.source, EventSource::Keys { .. }) {
+        INDEX.write().remove(active);
+    }
+}
+
+/// What has to be subscribed to.
+pub fn wanted() -> Wanted {
+    let index = INDEX.read();
+    Wanted {
+        any: index.count > 0,
+        beside: index.beside > 0,
+    }
+}
+
+/// Registrations that want this event of this key, in order; `None` if there are none. The command at hand and the type
+/// of the key are not looked at.
+pub fn find(event: &[u8], key: &[u8], beside: bool) -> Option<Vec<Arc<Entry>>> {
+    INDEX.read().find(event, key, beside)
+}
+
+/// Registrations that may fire for this key, whatever the event; `None` if there are none. For those that have to know
+/// before the command runs.
+pub fn matching(key: &[u8]) -> Option<Vec<Arc<Entry>>> {
+    let index = INDEX.read();
+    if index.count == 0 {
+        return None;
+    }
+    let lists = index.lists(key).into_iter().flatten();
+    let found: Vec<_> = lists.filter(|entry| entry.is_for(key)).cloned().collect();
+    (!found.is_empty()).then_some(found)
+}
+
+/// Some registration fits the question; asked with the key's name only.
+pub fn any(key: &[u8], fits: impl Fn(&Entry) -> bool) -> bool {
+    let index = INDEX.read();
+    let mut lists = index.lists(key).into_iter().flatten();
+    lists.any(|entry| entry.is_for(key) && fits(entry))
+}

@@ -1,0 +1,119 @@
+//! KeysReader registrations: from an event of a key to what runs for it.
+//!
+//! * `index`: which registrations an event concerns
+//! * `fire`: one registration and one event; `sync`: handlers that run right after the command
+//! * `queue`, `worker`: events that wait for a worker thread of this shard, and what it does
+//! * `spread`: executions on all shards of a cluster
+//! * `record`: what scripts see of an event; `link`: the client's command that caused it
+//! * `names`: names of events, each kept once
+//!
+//! Runs nothing of the user's inside a notification of the server.
+
+pub mod fire;
+pub mod index;
+pub mod link;
+mod names;
+pub mod queue;
+pub mod record;
+mod spread;
+mod sync;
+mod worker;
+
+use std::{
+    cell::Cell,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::{is_master, registrations};
+use crate::redis::{
+    lock::{self, ServerLock},
+    log,
+    notify::{self, Classes, Told},
+};
+
+pub use self::index::matching;
+
+/// What stream registrations do with an event: its name, the key, the number of the database.
+pub type StreamListener = fn(&ServerLock, &[u8], &[u8], i32);
+
+static STREAMS: OnceLock<StreamListener> = OnceLock::new();
+static HAS_STREAMS: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// At load.
+pub fn start() {
+    notify::listen(told);
+}
+
+/// Stream registrations want to hear of all events, before others do. At load.
+pub fn set_stream_listener(listener: StreamListener) {
+    let _ = STREAMS.set(listener);
+}
+
+/// What is active has changed: the server tells of events from now on, or they end at the gate.
+pub fn activated(streams: bool) {
+    HAS_STREAMS.store(streams, Ordering::Release);
+    let wanted = index::wanted();
+    let guard = lock::lock();
+    let mut classes = Vec::new();
+    if streams || wanted.any {
+        classes.push(Classes::Ordinary);
+    }
+    if wanted.beside {
+        classes.push(Classes::Beside);
+    }
+    notify::set_open(streams || wanted.any);
+    for class in classes {
+        if let Err(why) = notify::subscribe(&guard, class) {
+            log::warning(&format!("registrations of keys and streams can not fire: {why}"));
+        }
+    }
+}
+
+/// Inside a handler of mode `sync`: its writes raise no events of keys, as ever.
+struct Quiet(bool);
+
+impl Quiet {
+    fn enter() -> Quiet {
+        Quiet(QUIET.replace(true))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        QUIET.set(self.0);
+    }
+}
+
+/// The server tells of an event, in the middle of a command.
+fn told(guard: &ServerLock, told: &Told<'_>) {
+    if HAS_STREAMS.load(Ordering::Acquire)
+        && let Some(listener) = STREAMS.get()
+    {
+        listener(guard, told.event, told.key, told.db());
+    }
+    if QUIET.get() {
+        return;
+    }
+    let Some(entries) = index::find(told.event, told.key, told.is_beside()) else {
+        return;
+    };
+    // After the look-up: most events concern nobody.
+    if !is_master() || registrations().activation.is_loading() {
+        return;
+    }
+    let event = names::of(told.event);
+    let mut kind = None;
+    for entry in entries {
+        let fits = entry.fits(|| *kind.get_or_insert_with(|| told.kind(guard)));
+        if fits {
+            fire::fire(guard, &entry, &event, told.key);
+        }
+    }
+}

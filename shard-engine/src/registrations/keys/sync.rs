@@ -1,0 +1,62 @@
+//! Handlers of mode `sync`: due as soon as the command that caused the event is over.
+
+use std::{sync::Arc, time::Instant};
+
+use oxigears_coordinator::execution::Outcome;
+
+use super::{
+    Quiet,
+    fire::{self, Event},
+    index::Entry,
+    record,
+};
+use crate::{
+    identity,
+    module::module,
+    redis::lock::ServerLock,
+    registrations::{depth, due::Shot, stats::End},
+};
+
+/// One event for one registration.
+pub struct SyncShot {
+    entry: Arc<Entry>,
+    event: Event,
+}
+
+impl SyncShot {
+    /// It is counted as triggered already.
+    pub fn new(entry: Arc<Entry>, event: Event) -> SyncShot {
+        SyncShot { entry, event }
+    }
+
+    fn run(&self, guard: &ServerLock) -> Outcome {
+        let (active, event) = (&self.entry.active, &self.event);
+        let failed = |text: String| Outcome {
+            errors: vec![text],
+            ..Outcome::default()
+        };
+        let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
+            return failed("ERR internal error: the registration is not compiled".into());
+        };
+        let _identity = identity::enter(active.core.loaded.user.clone());
+        let _depth = depth::enter(event.depth);
+        let _quiet = Quiet::enter();
+        match record::read(guard, active, &event.name, &event.key, self.entry.wish()) {
+            Ok(batch) => invoker.call_batch(batch, event.origin()),
+            Err(text) => failed(text),
+        }
+    }
+}
+
+impl Shot for SyncShot {
+    fn fire(self: Box<Self>, guard: &ServerLock) {
+        let start = Instant::now();
+        let outcome = self.run(guard);
+        let number = module().engine.next_number();
+        fire::ended(&self.entry.active, number, outcome, start.elapsed().as_nanos() as u64);
+    }
+
+    fn abort(self: Box<Self>, why: &str) {
+        self.entry.active.core.stats.ended(&End::Refused(why), 0);
+    }
+}
