@@ -7,6 +7,7 @@ from wire import Error, Simple
 ENGINE_KEYS = {
     "MaxExecutions": 1000,
     "MaxExecutionsPerRegistration": 100,
+    "MaxEventDepth": 64,
     "ProfileExecutions": 0,
     "ExecutionThreads": 3,
     "ExecutionMaxIdleTime": 5000,
@@ -96,6 +97,7 @@ def test_plugins_are_a_list(fresh_wire):
         ("MaxExecutions", str(2**62), 2**62),
         ("MaxExecutionsPerRegistration", "7", 7),
         ("MaxExecutionsPerRegistration", "-7", -7),
+        ("MaxEventDepth", "1", 1),
         ("ProfileExecutions", "1", 1),
         ("ProfileExecutions", "0", 0),
         ("ExecutionMaxIdleTime", "1", 1),
@@ -139,7 +141,7 @@ def test_engine_keys_refuse_what_is_no_number(wire, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("ExecutionMaxIdleTime", "0"), ("ExecutionMaxIdleTime", "-1"), ("SendMsgRetries", "-1")],
+    [("ExecutionMaxIdleTime", "0"), ("ExecutionMaxIdleTime", "-1"), ("SendMsgRetries", "-1"), ("MaxEventDepth", "0")],
 )
 def test_engine_keys_refuse_what_is_out_of_range(wire, key, value):
     assert wire.ok("RG.CONFIGSET", key, value) == [bad_engine_value(key)]

@@ -6,6 +6,7 @@ from wire import Wire
 DEFAULTS = {
     "MaxExecutions": 1000,
     "MaxExecutionsPerRegistration": 100,
+    "MaxEventDepth": 64,
     "ProfileExecutions": 0,
     "ExecutionMaxIdleTime": 5000,
     "SendMsgRetries": 3,

@@ -29,8 +29,10 @@ pub struct Counts {
     pub aborted: u64,
     last_ns: u64,
     total_ns: u64,
-    /// Of the last failure, until a success.
+    /// Of the last failure, until a success; of what did not run, until a failure.
     pub last_error: Option<Arc<str>>,
+    /// It is of something that did not run.
+    is_refusal: bool,
 }
 
 impl Counts {
@@ -62,15 +64,20 @@ impl Counts {
         match end {
             End::Success => {
                 self.success += 1;
-                self.last_error = None;
+                // What was lost must be seen, and the cause may succeed a moment later.
+                if !self.is_refusal {
+                    self.last_error = None;
+                }
             }
             End::Failure(text) => {
                 self.failures += 1;
                 self.last_error = Some(Arc::from(*text));
+                self.is_refusal = false;
             }
             End::Refused(text) => {
                 self.aborted += 1;
                 self.last_error = Some(Arc::from(*text));
+                self.is_refusal = true;
             }
             End::Aborted => self.aborted += 1,
         }
@@ -141,6 +148,18 @@ mod tests {
         assert_eq!((counts.last_ms(), counts.total_ms()), (5, 25));
         assert_eq!(counts.average_ms(), 25.0 / 3.0);
         assert_eq!(counts.last_error, None);
+    }
+
+    #[test]
+    fn what_was_lost_stays_visible() {
+        let stats = Stats::default();
+        stats.ran(&End::Refused("lost"), 0);
+        stats.ran(&End::Success, 0);
+        assert_eq!(stats.counts().last_error.as_deref(), Some("lost"));
+        assert_eq!(stats.counts().aborted, 1);
+        stats.ran(&End::Failure("no"), 0);
+        stats.ran(&End::Success, 0);
+        assert_eq!(stats.counts().last_error, None);
     }
 
     #[test]
