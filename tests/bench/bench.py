@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import fleet
+import key_events
 import measure
 import report
 import targets
@@ -15,7 +16,9 @@ from cases import CASES, ROUND_TRIP
 from cases import NAMES as BATCH
 from ways import GEARS, WAYS, WrongAnswer
 
-NAMES = [*BATCH, *triggers.CASES]
+# Cases that measure themselves.
+WHOLE = {**triggers.CASES, **key_events.CASES}
+NAMES = [*BATCH, *WHOLE]
 UNITS = {"k": 1_000, "m": 1_000_000}
 # Fewer rounds where each takes long: (up to this many keys, rounds).
 DEFAULT_PAIRS = ((10_000, 9), (100_000, 7), (float("inf"), 3))
@@ -75,9 +78,9 @@ def measure_all(options, results):
             if GEARS in options.ways:
                 results.append(measure.measure_round_trip(say))
             continue
-        if name in triggers.CASES:
+        if name in WHOLE:
             if GEARS in options.ways:
-                results.append(triggers.CASES[name](say))
+                results.append(WHOLE[name](say))
             continue
         for n in options.sizes:
             results.append(measure.measure_case(CASES[name], n, pairs_for(n, options.pairs), options.ways, say))

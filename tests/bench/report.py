@@ -1,5 +1,6 @@
 """Turns results into aligned text tables: figures, and which targets are met."""
 
+import key_events
 import machine
 import trigger_report
 from cases import ROUND_TRIP
@@ -169,6 +170,7 @@ def render(results, targets):
         ]
     parts += [round_trip_text(result) for result in results if result["case"] == ROUND_TRIP]
     parts += trigger_report.render(results)
+    parts += key_events.render(results)
     if pinged:
         parts += ["PING on every shard each millisecond from a process of its own; the worst shard:"]
         parts += [ping_table(pinged)]

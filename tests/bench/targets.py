@@ -1,5 +1,6 @@
 """The performance targets of the project, next to what was measured."""
 
+import key_events
 import trigger_report
 from cases import ROUND_TRIP
 from machine import MIB
@@ -28,6 +29,8 @@ def check(results):
             rows.append((f"round trip, median < {ROUND_TRIP_MS:g} ms", f"{median:.2f} ms", median < ROUND_TRIP_MS))
         elif result["case"] in trigger_report.CHECKS:
             rows += trigger_report.CHECKS[result["case"]](result)
+        elif result["case"] in key_events.CHECKS:
+            rows += key_events.CHECKS[result["case"]](result)
         elif GEARS in result["ways"]:
             rows += CHECKS.get(result["case"], lambda _: [])(result)
         rows += ping(result)

@@ -13,6 +13,7 @@ mod runner;
 mod state;
 mod step;
 mod table;
+mod text;
 
 use std::sync::Arc;
 

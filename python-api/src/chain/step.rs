@@ -5,6 +5,7 @@ use pyo3::ffi;
 use super::{
     item::{Item, Key, Raised, call1, is_coroutine, key_text, pair_dict},
     table::KeyTable,
+    text,
 };
 use crate::obj::Obj;
 
@@ -164,7 +165,10 @@ impl Kind {
                     Err(_) => Flow::Failed,
                 },
                 Kind::ToStr => match ffi::PyUnicode_CheckExact(item.value.as_ptr()) {
-                    0 => own(ffi::PyObject_Str(item.value.as_ptr())),
+                    0 => match text::of_container(item.value.as_ptr()) {
+                        Some(value) => Flow::Next(Item::plain(value)),
+                        None => own(ffi::PyObject_Str(item.value.as_ptr())),
+                    },
                     _ => Flow::Next(item),
                 },
                 Kind::ToFloat => own(ffi::PyNumber_Float(item.value.as_ptr())),

@@ -8,7 +8,7 @@ use super::{
     values,
 };
 use crate::redis::{
-    key::{Key, Kind},
+    key::{Key, Kind, with_string_of},
     keyspace::ElementScan,
     lock::ServerLock,
 };
@@ -20,6 +20,8 @@ pub struct Wish {
     pub read_value: bool,
     /// Values of all types.
     pub all_types: bool,
+    /// The key holds a string most likely.
+    pub likely_string: bool,
 }
 
 /// Bytes that a record with a small value takes.
@@ -32,6 +34,15 @@ pub fn put(guard: &ServerLock, out: &mut Vec<u8>, name: &str, key: &[u8], wish: 
     put_tagged(out, tag::KEY_EVENT, name.as_bytes());
     if !wish.read_value {
         return put_tagged(out, tag::KEY_NAME_RECORD, key);
+    }
+    if wish.likely_string {
+        let start = out.len();
+        values::put_key_head(out, key, values::type_code(Kind::String, wish.all_types));
+        // One look-up instead of two.
+        if with_string_of(guard, key, |text| put_tagged(out, tag::TEXT, text)).is_some() {
+            return;
+        }
+        out.truncate(start);
     }
     let Some(open) = Key::open(guard, key) else {
         return put_missing(out, key);

@@ -94,6 +94,22 @@ impl Drop for StringReply {
     }
 }
 
+/// Gives `f` the bytes of a string of database 0, by its name; `None` if there is no such key, or it is no string.
+pub fn with_string_of<T>(_guard: &ServerLock, name: &[u8], f: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    // SAFETY: the lock is held and the context alive; "b" takes a pointer and a length.
+    let reply = notify::silently(|| unsafe {
+        let reply = api!(RedisModule_Call)(
+            detached(),
+            c"GET".as_ptr(),
+            c"b".as_ptr(),
+            name.as_ptr().cast::<std::ffi::c_char>(),
+            name.len(),
+        );
+        StringReply::adopt(reply)
+    })?;
+    Some(f(reply.bytes()))
+}
+
 /// An open key; lives no longer than the lock is held.
 pub struct Key<'a> {
     key: *mut raw::RedisModuleKey,

@@ -9,10 +9,11 @@ use std::{
     marker::PhantomData,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use bytes::Bytes;
 use redis_module::raw;
 
 use super::{
@@ -79,6 +80,11 @@ impl Told<'_> {
         self.class & raw::REDISMODULE_NOTIFY_KEY_MISS as u32 != 0
     }
 
+    /// Most likely it holds a string now.
+    pub fn is_of_string(&self) -> bool {
+        self.class & raw::REDISMODULE_NOTIFY_STRING as u32 != 0
+    }
+
     /// What the key holds now, in the database of the event. Leaves no trace.
     pub fn kind(&self, _guard: &ServerLock) -> Kind {
         if self.is_miss() {
@@ -94,7 +100,6 @@ type Listener = fn(&ServerLock, &Told<'_>);
 
 static LISTENER: OnceLock<Listener> = OnceLock::new();
 static SUBSCRIBED: AtomicU32 = AtomicU32::new(0);
-static OPEN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static SILENT: Cell<bool> = const { Cell::new(false) };
@@ -126,9 +131,58 @@ fn known() -> u32 {
     known.map_or(u32::MAX, |flags| flags as u32)
 }
 
-/// Lets events through, or not: where nobody wants any they end here.
-pub fn set_open(open: bool) {
-    OPEN.store(open, Ordering::Release);
+/// Which keys may be wanted, by their first two bytes: one bit each. Most events of others end here, for the price of
+/// one look. A name of one byte counts as one with a zero behind.
+static GATE: [AtomicU64; GATE_WORDS] = [const { AtomicU64::new(0) }; GATE_WORDS];
+const GATE_WORDS: usize = 65536 / 64;
+
+fn place(key: &[u8]) -> usize {
+    match key {
+        [] => 0,
+        [one] => usize::from(*one) << 8,
+        [one, two, ..] => usize::from(*one) << 8 | usize::from(*two),
+    }
+}
+
+/// Events of these keys pass the gate from now on, and no others. Under the server lock.
+pub fn set_gate(_guard: &ServerLock, wanted: &[Start]) {
+    let mut gate = vec![0u64; GATE_WORDS];
+    let mut open = |from: usize, to: usize| (from..=to).for_each(|at| gate[at / 64] |= 1 << (at % 64));
+    for start in wanted {
+        let at = place(&start.bytes);
+        match (start.bytes.len(), start.is_whole) {
+            (_, true) | (2.., _) => open(at, at),
+            (1, _) => open(at, at | 0xff),
+            (0, _) => open(0, 0xffff),
+        }
+    }
+    GATE.iter()
+        .zip(gate)
+        .for_each(|(word, bits)| word.store(bits, Ordering::Release));
+}
+
+/// The start of names, or a whole one.
+pub struct Start {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// It is the whole name.
+    pub is_whole: bool,
+}
+
+impl Start {
+    /// From a registration's pattern: a prefix with `*` at its end, or a name.
+    pub fn of_pattern(pattern: &Bytes) -> Start {
+        match pattern.strip_suffix(b"*") {
+            Some(start) => Start {
+                bytes: pattern.slice_ref(start),
+                is_whole: false,
+            },
+            None => Start {
+                bytes: pattern.clone(),
+                is_whole: true,
+            },
+        }
+    }
 }
 
 /// Runs `work`, whose own looks at keys are no misses. Servers before 7.2 tell of them all.
@@ -150,15 +204,17 @@ extern "C" fn told(
     event: *const c_char,
     key: *mut raw::RedisModuleString,
 ) -> c_int {
-    if OPEN.load(Ordering::Acquire)
+    // SAFETY: the server gives a string, alive while it tells.
+    let bytes = unsafe { string_bytes(key) };
+    let at = place(bytes);
+    if GATE[at / 64].load(Ordering::Relaxed) & 1 << (at % 64) != 0
         && let Some(listener) = LISTENER.get()
     {
         guarded("an event of a key", || {
             let class = class as u32;
-            // SAFETY: the server gives a C string and a string, alive while it tells.
-            let (event, bytes) = unsafe { (CStr::from_ptr(event).to_bytes(), string_bytes(key)) };
             let told = Told {
-                event,
+                // SAFETY: the server gives a C string, alive while it tells.
+                event: unsafe { CStr::from_ptr(event) }.to_bytes(),
                 key: bytes,
                 class,
                 name: key,
@@ -171,4 +227,28 @@ extern "C" fn told(
         });
     }
     raw::REDISMODULE_OK as c_int
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_tell_names_apart() {
+        assert_eq!(place(b""), 0);
+        assert_eq!(place(b"k"), place(b"k\0"));
+        assert_eq!(place(b"ke"), place(b"key"));
+        assert_ne!(place(b"k"), place(b"ke"));
+        assert_eq!(place(b"\xff\xff"), 65535);
+    }
+
+    #[test]
+    fn patterns_are_prefixes_or_names() {
+        let start = |pattern: &'static [u8]| Start::of_pattern(&Bytes::from_static(pattern));
+        assert!(start(b"k").is_whole && !start(b"k*").is_whole);
+        assert_eq!(
+            (&*start(b"k*").bytes, &*start(b"*").bytes, &*start(b"").bytes),
+            (&b"k"[..], &b""[..], &b""[..])
+        );
+    }
 }

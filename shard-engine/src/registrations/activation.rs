@@ -353,7 +353,11 @@ impl Activation {
             // `load_into` has seen to it.
             loaded.remove(&registration.id).unwrap_or_else(|| load(registration))
         });
-        keys::activated(self.table.read().has_streams());
+        let (patterns, has_streams) = {
+            let table = self.table.read();
+            (table.patterns(), table.has_streams())
+        };
+        keys::activated(&patterns, has_streams);
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {
                 log::warning(&format!(

@@ -64,6 +64,18 @@ impl Table {
         all.iter().filter_map(|r| self.by_id.get(&*r.id).cloned()).collect()
     }
 
+    /// The keys of all registrations of keys and streams.
+    pub fn patterns(&self) -> Vec<Bytes> {
+        let patterns = self
+            .by_id
+            .values()
+            .filter_map(|active| match &active.registration.source {
+                EventSource::Keys { prefix, .. } | EventSource::Stream { prefix, .. } => Some(prefix.clone()),
+                _ => None,
+            });
+        patterns.collect()
+    }
+
     /// There are registrations of streams.
     pub fn has_streams(&self) -> bool {
         self.streams > 0

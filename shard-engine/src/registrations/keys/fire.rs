@@ -19,7 +19,7 @@ use super::{
 use crate::{
     module::module,
     readers::event::Wish,
-    redis::{lock::ServerLock, log},
+    redis::{lock::ServerLock, log, notify::Told},
     registrations::{active::Active, depth, due, stats::End},
 };
 
@@ -33,6 +33,8 @@ pub struct Event {
     pub key: Box<[u8]>,
     /// See `depth`.
     pub depth: u32,
+    /// The key holds a string most likely.
+    pub likely_string: bool,
     /// The client that waits for it.
     pub tied: Option<Box<Tied>>,
 }
@@ -57,12 +59,13 @@ impl Event {
     }
 }
 
-impl Entry {
-    /// What its records hold.
-    pub fn wish(&self) -> Wish {
+impl Event {
+    /// What its record holds.
+    pub fn wish(&self, entry: &Entry) -> Wish {
         Wish {
-            read_value: self.read_value,
-            all_types: self.all_types,
+            read_value: entry.read_value,
+            all_types: entry.all_types,
+            likely_string: self.likely_string,
         }
     }
 }
@@ -73,7 +76,7 @@ pub fn too_deep() -> u64 {
 }
 
 /// The event concerns the registration. In a notification.
-pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Arc<str>, key: &[u8]) {
+pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Arc<str>, told: &Told<'_>) {
     let active = &entry.active;
     let depth = depth::of_event();
     // The limit is 1 at least.
@@ -86,8 +89,9 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Arc<str>, key: &[u8])
     active.core.stats.triggered();
     let event = Event {
         name: name.clone(),
-        key: key.into(),
+        key: told.key.into(),
         depth,
+        likely_string: told.is_of_string(),
         tied: tied(entry),
     };
     match entry.mode() {

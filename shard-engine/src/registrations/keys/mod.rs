@@ -27,11 +27,13 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+
 use super::{is_master, registrations};
 use crate::redis::{
     lock::{self, ServerLock},
     log,
-    notify::{self, Classes, Told},
+    notify::{self, Classes, Start, Told},
 };
 
 pub use self::index::matching;
@@ -56,8 +58,8 @@ pub fn set_stream_listener(listener: StreamListener) {
     let _ = STREAMS.set(listener);
 }
 
-/// What is active has changed: the server tells of events from now on, or they end at the gate.
-pub fn activated(streams: bool) {
+/// What is active has changed: the server tells of events of keys with these patterns, others end at the gate.
+pub fn activated(patterns: &[Bytes], streams: bool) {
     HAS_STREAMS.store(streams, Ordering::Release);
     let wanted = index::wanted();
     let guard = lock::lock();
@@ -68,7 +70,8 @@ pub fn activated(streams: bool) {
     if wanted.beside {
         classes.push(Classes::Beside);
     }
-    notify::set_open(streams || wanted.any);
+    let starts: Vec<Start> = patterns.iter().map(Start::of_pattern).collect();
+    notify::set_gate(&guard, &starts);
     for class in classes {
         if let Err(why) = notify::subscribe(&guard, class) {
             log::warning(&format!("registrations of keys and streams can not fire: {why}"));
@@ -113,7 +116,7 @@ fn told(guard: &ServerLock, told: &Told<'_>) {
     for entry in entries {
         let fits = entry.fits(|| *kind.get_or_insert_with(|| told.kind(guard)));
         if fits {
-            fire::fire(guard, &entry, &event, told.key);
+            fire::fire(guard, &entry, &event, told);
         }
     }
 }

@@ -19,12 +19,12 @@ use crate::{
 pub fn start(entry: &Arc<Entry>, event: Event) {
     let active = &entry.active;
     let Ok(code) = active.code() else { return };
-    let (origin, depth) = (event.origin(), event.depth);
+    let (origin, depth, wish) = (event.origin(), event.depth, event.wish(entry));
     let input = EventInput {
         active: active.clone(),
         name: event.name,
         key: event.key,
-        wish: entry.wish(),
+        wish,
         done: false,
     };
     let occasion = Occasion::with_input(Input::Source(Box::new(input)), origin).at_depth(depth);

@@ -41,7 +41,7 @@ impl SyncShot {
         let _identity = identity::enter(active.core.loaded.user.clone());
         let _depth = depth::enter(event.depth);
         let _quiet = Quiet::enter();
-        match record::read(guard, active, &event.name, &event.key, self.entry.wish()) {
+        match record::read(guard, active, &event.name, &event.key, event.wish(&self.entry)) {
             Ok(batch) => invoker.call_batch(batch, event.origin()),
             Err(text) => failed(text),
         }

@@ -76,7 +76,7 @@ fn fill(entry: &Entry) -> bool {
         let guard = lock::lock();
         let start = Instant::now();
         while let Some(event) = taken.pop() {
-            let record = record::read(&guard, &entry.active, &event.name, &event.key, entry.wish());
+            let record = record::read(&guard, &entry.active, &event.name, &event.key, event.wish(entry));
             ready.push(Ready { event, record });
             if ready.len() % 16 == 0 && start.elapsed() >= limits::EVENTS_SLICE {
                 break;

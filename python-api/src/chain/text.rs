@@ -1,0 +1,197 @@
+//! `str()` of plain containers without Python: dicts, lists and tuples of ASCII text, small numbers and `None`.
+//!
+//! Most records end as text (`convertToStr`), and most are such containers. Whatever could look otherwise in Python is
+//! left to Python.
+
+use pyo3::ffi;
+
+use crate::{codec::new_text, obj::Obj};
+
+/// Longer texts gain little.
+const MOST_BYTES: usize = 4096;
+/// Containers in containers.
+const DEPTH: usize = 4;
+
+/// The text of a container, if it is plain.
+///
+/// # Safety
+/// The GIL is held; `value` is alive.
+#[inline]
+pub(super) unsafe fn of_container(value: *mut ffi::PyObject) -> Option<Obj> {
+    // SAFETY: as for this function; nothing here runs Python code.
+    unsafe {
+        let is_container = ffi::PyDict_CheckExact(value) != 0
+            || ffi::PyList_CheckExact(value) != 0
+            || ffi::PyTuple_CheckExact(value) != 0;
+        if !is_container {
+            return None;
+        }
+        let mut out = Vec::with_capacity(256);
+        put(&mut out, value, DEPTH)?;
+        new_text(&out)
+    }
+}
+
+/// # Safety
+/// As `of_container`.
+unsafe fn put(out: &mut Vec<u8>, value: *mut ffi::PyObject, depth: usize) -> Option<()> {
+    if out.len() > MOST_BYTES {
+        return None;
+    }
+    // SAFETY: as for this function; the containers are not changed meanwhile, because nothing runs.
+    unsafe {
+        if ffi::PyUnicode_CheckExact(value) != 0 {
+            return put_text(out, value);
+        }
+        if value == ffi::Py_None() {
+            out.extend_from_slice(b"None");
+            return Some(());
+        }
+        if ffi::PyLong_CheckExact(value) != 0 {
+            return put_int(out, value);
+        }
+        let depth = depth.checked_sub(1)?;
+        if ffi::PyDict_CheckExact(value) != 0 {
+            put_dict(out, value, depth)
+        } else if ffi::PyList_CheckExact(value) != 0 {
+            let items = (0..ffi::PyList_GET_SIZE(value)).map(|i| ffi::PyList_GET_ITEM(value, i));
+            put_items(out, [b'[', b']'], items, depth)
+        } else if ffi::PyTuple_CheckExact(value) != 0 && ffi::PyTuple_GET_SIZE(value) != 1 {
+            let items = (0..ffi::PyTuple_GET_SIZE(value)).map(|i| ffi::PyTuple_GET_ITEM(value, i));
+            put_items(out, [b'(', b')'], items, depth)
+        } else {
+            None
+        }
+    }
+}
+
+/// # Safety
+/// As `of_container`; the items are alive.
+unsafe fn put_items(
+    out: &mut Vec<u8>,
+    [open, close]: [u8; 2],
+    items: impl Iterator<Item = *mut ffi::PyObject>,
+    depth: usize,
+) -> Option<()> {
+    out.push(open);
+    for (number, item) in items.enumerate() {
+        if number > 0 {
+            out.extend_from_slice(b", ");
+        }
+        // SAFETY: as for this function.
+        unsafe { put(out, item, depth)? };
+    }
+    out.push(close);
+    Some(())
+}
+
+/// # Safety
+/// As `of_container`; `dict` is a dict.
+unsafe fn put_dict(out: &mut Vec<u8>, dict: *mut ffi::PyObject, depth: usize) -> Option<()> {
+    let (mut position, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+    let mut first = true;
+    out.push(b'{');
+    // SAFETY: as for this function.
+    unsafe {
+        while ffi::PyDict_Next(dict, &mut position, &mut key, &mut value) != 0 {
+            if !std::mem::take(&mut first) {
+                out.extend_from_slice(b", ");
+            }
+            put(out, key, depth)?;
+            out.extend_from_slice(b": ");
+            put(out, value, depth)?;
+        }
+    }
+    out.push(b'}');
+    Some(())
+}
+
+/// # Safety
+/// As `of_container`; `text` is a `str`.
+unsafe fn put_text(out: &mut Vec<u8>, text: *mut ffi::PyObject) -> Option<()> {
+    let mut len = 0;
+    // SAFETY: as for this function; the bytes live as long as the text.
+    let bytes: &[u8] = unsafe {
+        // Longer ones are not worth a look, and text that is not ASCII would keep a second form of itself.
+        let chars = ffi::PyUnicode_GET_LENGTH(text) as usize;
+        if chars > MOST_BYTES {
+            return None;
+        }
+        let start = ffi::PyUnicode_AsUTF8AndSize(text, &mut len);
+        if start.is_null() {
+            ffi::PyErr_Clear();
+            return None;
+        }
+        std::slice::from_raw_parts(start.cast(), len as usize)
+    };
+    // Quotes and backslashes change the form; the rest of ASCII is printed as it is.
+    let is_plain = |b: &u8| matches!(b, b' '..=b'~') && !matches!(b, b'\'' | b'\\');
+    if !bytes.iter().all(is_plain) {
+        return None;
+    }
+    out.push(b'\'');
+    out.extend_from_slice(bytes);
+    out.push(b'\'');
+    Some(())
+}
+
+/// # Safety
+/// As `of_container`; `number` is an `int`.
+unsafe fn put_int(out: &mut Vec<u8>, number: *mut ffi::PyObject) -> Option<()> {
+    let mut overflow = 0;
+    // SAFETY: as for this function; an exact int raises nothing.
+    let n = unsafe { ffi::PyLong_AsLongLongAndOverflow(number, &mut overflow) };
+    if overflow != 0 {
+        return None;
+    }
+    out.extend_from_slice(n.to_string().as_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pyo3::{prelude::*, types::PyDict};
+
+    use super::*;
+
+    #[test]
+    fn looks_as_python_writes_it_or_is_left_to_python() {
+        crate::tests::start_interpreter();
+        Python::attach(|py| {
+            let globals = PyDict::new(py);
+            for (code, plain) in [
+                (c"{'event': 'set', 'key': 'k', 'type': 'string', 'value': None}", true),
+                (c"{'a': {'b': [1, -2, 3]}, 'c': (1, 2), 5: ()}", true),
+                (c"[]", true),
+                (c"{}", true),
+                (c"[[[['deep']]]]", true),
+                (c"[[[[['too deep']]]]]", false),
+                (c"(1,)", false),
+                (c"['it is', 'it\\'s']", false),
+                (c"['back\\\\slash']", false),
+                (c"['\\n']", false),
+                (c"['é']", false),
+                (c"['\\x7f']", false),
+                (c"[True]", false),
+                (c"[1.5]", false),
+                (c"[b'x']", false),
+                (c"[2 ** 70]", false),
+                (c"['x' * 5000]", false),
+                (c"'text'", false),
+                (c"7", false),
+                (c"['\\ud800']", false),
+            ] {
+                let value = py.eval(code, Some(&globals), None).expect("an expression");
+                // SAFETY: the GIL is held, the value is alive.
+                let text = unsafe { of_container(value.as_ptr()) };
+                assert_eq!(text.is_some(), plain, "{code:?}");
+                if let Some(text) = text {
+                    // SAFETY: as above.
+                    let text = unsafe { Bound::from_borrowed_ptr(py, text.as_ptr()) };
+                    assert!(text.eq(value.str().expect("a text")).expect("no error"), "{code:?}");
+                }
+                assert!(!PyErr::occurred(py), "{code:?}");
+            }
+        });
+    }
+}

@@ -1,0 +1,176 @@
+"""Events of keys: what registrations cost the writers, against the server alone, and how much they handle.
+
+SET by redis-benchmark with 50 clients and a pipeline of 16. Server alone and server with a registration run at the same
+time as processes, and take turns under load. The report's texts and targets are here as well.
+"""
+
+import csv
+import shutil
+import statistics
+import subprocess
+import time
+
+import fleet as fleets
+import machine
+from tables import table
+from ways import WrongAnswer
+
+localcluster = fleets.localcluster
+
+CLIENTS, PIPELINE, KEYS = 50, 16, 100_000
+ROUNDS = 5
+CALLS = 500_000
+WARM_UP = 50_000
+DRAIN_S = 120.0
+POLL_S = 0.005
+K = 1000
+
+ALONE = "alone"
+LOADED = "loaded"
+TRIVIAL = "GB().foreach(lambda x: None).register('*', mode=MODE, eventTypes=['set'])"
+INCR = "GB().foreach(lambda x: execute('INCR', 'handled')).register('*', mode=MODE, eventTypes=['set'])"
+NO_MATCH = "GB().foreach(lambda x: None).register('nomatch*', mode='sync')"
+# Case -> way -> the script that registers; none: the module without a registration.
+SCRIPTS = {
+    "set_idle": {LOADED: None, "no match": NO_MATCH},
+    "set_sync": {"sync": TRIVIAL.replace("MODE", "'sync'")},
+    "set_async": {"async_local": TRIVIAL.replace("MODE", "'async_local'")},
+    "set_execute": {
+        "sync, execute": INCR.replace("MODE", "'sync'"),
+        "async_local, execute": INCR.replace("MODE", "'async_local'"),
+    },
+}
+# Way -> least share of the rate of the server alone, and least number of events handled a second.
+TARGETS = {
+    LOADED: (0.99, None),
+    "no match": (0.97, None),
+    "sync": (0.35, None),
+    "async_local": (0.5, 90 * K),
+    "sync, execute": (0.2, None),
+    "async_local, execute": (None, 50 * K),
+}
+
+
+def sets(port, calls):
+    """SETs a second."""
+    program = shutil.which("redis-benchmark")
+    if program is None:
+        raise RuntimeError("redis-benchmark is missing: it comes with redis-tools")
+    argv = [program, "-h", localcluster.HOST, "-p", str(port), "-c", str(CLIENTS), "-P", str(PIPELINE)]
+    argv += ["-r", str(KEYS), "-n", str(calls), "-t", "set", "--csv"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600)
+    (row,) = csv.DictReader(line for line in done.stdout.splitlines() if line.startswith('"'))
+    return float(row["rps"])
+
+
+def counts(client):
+    (row,) = client.execute_command("RG.DUMPREGISTRATIONS")
+    return dict(zip(row[7][::2], row[7][1::2], strict=True))
+
+
+def handled(client):
+    """How many events are over; all that were triggered, once nothing waits any more."""
+    deadline = time.monotonic() + DRAIN_S
+    while True:
+        data = counts(client)
+        over = data[b"numSuccess"] + data[b"numFailures"] + data[b"numAborted"]
+        if over == data[b"numTriggered"]:
+            break
+        if time.monotonic() > deadline:
+            raise WrongAnswer(f"events are not handled: {data}")
+        time.sleep(POLL_S)
+    if data[b"numFailures"] or data[b"numAborted"]:
+        raise WrongAnswer(f"events were lost: {data}")
+    return over
+
+
+def one_round(way, fleet, script):
+    client = fleet.clients[0]
+    before = handled(client) if script else 0
+    start = time.perf_counter()
+    rate = sets(fleet.ports[0], CALLS)
+    if not script:
+        return {"rate": rate}
+    events = handled(client) - before
+    if (events == CALLS) != (script != NO_MATCH):
+        raise WrongAnswer(f"{way}: {events} events for {CALLS} commands")
+    return {"rate": rate, "handled": events / (time.perf_counter() - start)}
+
+
+def measure(case, say):
+    scripts = {ALONE: None, **SCRIPTS[case]}
+    rounds = {way: [] for way in scripts}
+    with fleets.running(1, with_module=False) as alone:
+        fleet_of = {ALONE: alone}
+        running = []
+        try:
+            for way, script in SCRIPTS[case].items():
+                running.append(fleets.running(1, with_module=True))
+                fleet_of[way] = running[-1].__enter__()
+                if script and fleet_of[way].clients[0].execute_command("RG.PYEXECUTE", script) != b"OK":
+                    raise WrongAnswer(f"{way} can not be registered")
+            for way in scripts:
+                sets(fleet_of[way].ports[0], WARM_UP)
+            for _ in range(ROUNDS):
+                for way, script in scripts.items():
+                    rounds[way].append(one_round(way, fleet_of[way], script))
+                    say(f"{case}: {way} {rounds[way][-1]['rate']:.0f}/s")
+            info = {way: fleet.clients[0].info() for way, fleet in fleet_of.items()}
+            about = machine.describe(alone.clients[0])
+        finally:
+            for fleet in running:
+                fleet.__exit__(None, None, None)
+    alone_rates = [one["rate"] for one in rounds[ALONE]]
+    return {
+        "case": case,
+        "ways_of_setting": {
+            way: {
+                "rate": statistics.median(one["rate"] for one in found),
+                "ratio": statistics.median(one["rate"] / rate for one, rate in zip(found, alone_rates, strict=True)),
+                "handled": statistics.median(one.get("handled", 0) for one in found),
+                "rss_mib": info[way]["used_memory_rss"] / machine.MIB,
+            }
+            for way, found in rounds.items()
+        },
+        "rounds": rounds,
+        "machine": about,
+    }
+
+
+CASES = {case: lambda say, case=case: measure(case, say) for case in SCRIPTS}
+
+
+def render(results):
+    """Parts of the report."""
+    rows = []
+    for result in results:
+        for way, one in result.get("ways_of_setting", {}).items():
+            events = f"{one['handled'] / K:.1f} k/s" if one["handled"] else ""
+            rows.append(
+                [
+                    f"{result['case']}: {way}",
+                    f"{one['rate'] / K:.1f} k/s",
+                    f"{one['ratio']:.2f}",
+                    events,
+                    f"{one['rss_mib']:.0f}",
+                ]
+            )
+    head = ["SET, 50 clients, pipeline 16, medians", "rate", "of the server alone", "events handled", "MiB"]
+    return [table(head, rows)] if rows else []
+
+
+def check(result):
+    """Rows of (target, measured, met)."""
+    rows = []
+    for way, one in result["ways_of_setting"].items():
+        share, least = TARGETS.get(way, (None, None))
+        name = f"{result['case']}, {way}"
+        if share:
+            rows.append((f"{name}: >= {share:g} of the server alone", f"{one['ratio']:.2f}", one["ratio"] >= share))
+        if least:
+            text = f"{name}: >= {least // K} k events/s"
+            rows.append((text, f"{one['handled'] / K:.1f} k/s", one["handled"] >= least))
+    return rows
+
+
+CHECKS = {case: check for case in SCRIPTS}
