@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod consensus;
+pub mod cron;
 pub mod engine;
 pub mod execution;
 pub mod limits;

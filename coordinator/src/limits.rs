@@ -204,3 +204,5 @@ pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(3);
 pub const TRANSFER_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a log that could not be written is tried again.
 pub const DISK_RETRY: Duration = Duration::from_secs(1);
+/// Longest pause between two calls of a timer, in ms: a hundred years.
+pub const TIMER_PERIOD_MS: u64 = 100 * 366 * 24 * 3600 * 1000;

@@ -32,6 +32,7 @@ const OWN: &[Source] = &[
     source!("oxigears.pickling", false, "oxigears/pickling.py"),
     source!("oxigears.profiling", false, "oxigears/profiling.py"),
     source!("oxigears.registering", false, "oxigears/registering.py"),
+    source!("oxigears.timers", false, "oxigears/timers.py"),
     // A private copy under a name of its own, so that all shards agree on the pickler.
     source!("oxigears.cloudpickle", false, "vendor/cloudpickle/cloudpickle.py"),
 ];

@@ -42,6 +42,7 @@ pub use init::{InitOptions, initialize, python_version};
 pub use interrupt::Interrupt;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
+pub use native::TimerDraft;
 pub use origin::Origin;
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use oxigears_coordinator::registry::EventSource;
 
-use crate::{functions::RunRequest, registration::RegistrationDraft, session::Session};
+use crate::{functions::RunRequest, native::TimerDraft, registration::RegistrationDraft, session::Session};
 
 /// Levels of the server log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,8 @@ pub trait Server: Send + Sync {
     ) -> Result<String, String>;
     /// Makes a registration that running code asked for. Called without the GIL.
     fn register_now(&self, draft: RegistrationDraft) -> Result<(), String>;
+    /// Makes a timer; false if its key holds something already. Called like `execute`.
+    fn register_timer(&self, draft: TimerDraft) -> Result<bool, String>;
 }
 
 static SERVER: OnceLock<Arc<dyn Server>> = OnceLock::new();

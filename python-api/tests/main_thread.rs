@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use oxigears_python_api::{
-    InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, initialize, run_script,
+    InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft, initialize,
+    run_script,
 };
 
 /// A server that has nothing.
@@ -64,6 +65,10 @@ impl Server for Nothing {
 
     fn register_now(&self, _: RegistrationDraft) -> Result<(), String> {
         Err("no registry".into())
+    }
+
+    fn register_timer(&self, _: TimerDraft) -> Result<bool, String> {
+        Err("no timers".into())
     }
 }
 

@@ -96,6 +96,17 @@ pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
     .map_err(refused)
 }
 
+/// Refuses a key that the user could not write by SET.
+pub fn check_write(guard: &ServerLock, user: &str, key: &[u8]) -> Result<(), String> {
+    let args: [&[u8]; 6] = [b"ACL", b"DRYRUN", user.as_bytes(), b"SET", key, b""];
+    let refused = |why: &str| format!("NOPERM user '{user}' may not write the key: {why}");
+    match call(guard, &args, Flags::default()) {
+        Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
+        Ok(reply) => Err(refused(reply.text().unwrap_or("no permission"))),
+        Err(e) => Err(refused(&e.to_string())),
+    }
+}
+
 /// A runner whose steps have the rights of a user.
 pub struct AsUser {
     /// The runner.

@@ -7,6 +7,7 @@
 //! * `host`, `server`: what the engine and Python ask of this server
 //! * `identity`: whose rights running code has
 //! * `mesh`: joins topology, cluster bus and gRPC mesh
+//! * `timers`: what the clock fires
 //! * `registrations`: what is registered, as it lives on this shard
 //! * `persistence`: dumps, the AOF and replicas
 //! * `redis`: the only place that calls the module API
@@ -26,3 +27,4 @@ mod redis;
 mod registrations;
 mod scripts;
 mod server;
+mod timers;

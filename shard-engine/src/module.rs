@@ -19,6 +19,7 @@ use crate::{
     registrations,
     scripts::ScriptThread,
     server::RedisServer,
+    timers,
 };
 
 /// What `MODULE LIST` shows: the interface version that clients check.
@@ -104,6 +105,7 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     registrations::create(guard)?;
     commands::register(guard)?;
     persistence::register(guard)?;
+    timers::register(guard)?;
     info::register(guard)?;
     if MODULE
         .set(Module {

@@ -7,7 +7,7 @@ use oxigears_coordinator::{
     registry::EventSource,
     topology::{key_slot, slot_tag},
 };
-use oxigears_python_api::{LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session};
+use oxigears_python_api::{LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft};
 
 use crate::{
     identity,
@@ -17,6 +17,7 @@ use crate::{
         lock, log,
     },
     registrations::{self, drafts},
+    timers,
 };
 
 /// The server as scripts see it.
@@ -117,6 +118,10 @@ impl Server for RedisServer {
 
     fn register_now(&self, draft: RegistrationDraft) -> Result<(), String> {
         drafts::register_now(draft)
+    }
+
+    fn register_timer(&self, draft: TimerDraft) -> Result<bool, String> {
+        timers::make(draft)
     }
 }
 

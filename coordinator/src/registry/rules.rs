@@ -6,6 +6,7 @@ use super::{
     EventSource, NewRegistration, Refusal, Registration, Requirement, Schedule, Session, SessionChange, bounded::words,
 };
 use crate::{
+    cron::Cron,
     limits,
     plan::{FnId, Plan},
 };
@@ -126,10 +127,18 @@ fn source(source: &EventSource) -> Result<(), Refusal> {
             name(command.len())?;
             name(key_prefix.as_ref().map_or(0, Bytes::len))
         }
-        EventSource::Timer { schedule, .. } => match schedule {
-            Schedule::Every { .. } => Ok(()),
-            Schedule::Cron { expression } => name(expression.len()),
-        },
+        EventSource::Timer { schedule, .. } => timer(schedule),
+    }
+}
+
+fn timer(schedule: &Schedule) -> Result<(), Refusal> {
+    let malformed = |why: String| Err(Refusal::Malformed(why));
+    match schedule {
+        Schedule::Every { ms } if (1..=limits::TIMER_PERIOD_MS).contains(ms) => Ok(()),
+        Schedule::Every { ms } => malformed(format!("a timer can not fire every {ms} ms")),
+        Schedule::Cron { expression } => Cron::parse(expression)
+            .map(drop)
+            .or_else(|e| malformed(shown(&e.to_string()))),
     }
 }
 

@@ -118,7 +118,7 @@ impl EventSource {
 
     /// The user can pause it.
     pub fn is_pausable(&self) -> bool {
-        matches!(self, EventSource::Stream { .. })
+        matches!(self, EventSource::Stream { .. } | EventSource::Timer { .. })
     }
 }
 

@@ -7,7 +7,15 @@ from oxigears import registering
 from oxigears.errors import error
 from oxigears.futures import GearsFuture
 
-_READERS = ("KeysReader", "KeysOnlyReader", "StreamReader", "PythonReader", "ShardsIDReader", "CommandReader")
+_READERS = (
+    "KeysReader",
+    "KeysOnlyReader",
+    "StreamReader",
+    "PythonReader",
+    "ShardsIDReader",
+    "CommandReader",
+    "TimerReader",
+)
 _UINT64 = (1 << 64) - 1
 
 

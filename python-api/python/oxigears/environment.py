@@ -36,12 +36,12 @@ from oxigears.futures import (
     GearsSession,
     createFuture,
     gearsFuture,
-    registerTE,
     runCoroutine,
     setFutureException,
     setFutureResults,
 )
 from oxigears.profiling import profileGetInfo, profilerCreate, profileStart, profileStop
+from oxigears.timers import registerTE
 
 _LEVELS = ("debug", "verbose", "notice", "warning")
 _STACK_BYTES = 64 * 1024 * 1024

@@ -63,14 +63,3 @@ def runCoroutine(cr, f=None, delay=0, s=None):
     if close is not None:
         close()
     raise _not_supported("runCoroutine()")
-
-
-def registerTE(*args):
-    """Registers a repeating timer: `registerTE(seconds, callback, key=None)`."""
-    if len(args) not in (2, 3):
-        raise error("not enough arguments for time event")
-    if not callable(args[1]):
-        raise error("callback must be a function")
-    if not isinstance(args[0], int):
-        raise error("time argument must be a long")
-    raise _not_supported("registerTE()")

@@ -15,7 +15,10 @@ _KNOWN = {
     "CommandReader": {"trigger", "hook", "keyprefix", "inorder", "regex"},
     "KeysReader": {"regex", "eventTypes", "keyTypes", "readValue", "readAllTypes", "commands"},
     "StreamReader": {"regex", "batch", "duration", "onFailedPolicy", "onFailedRetryInterval", "trimStream"},
+    "TimerReader": {"interval", "cron", "everywhere"},
 }
+# Seconds: 1 ms to 100 years.
+_INTERVALS = (0.001, 100 * 366 * 24 * 3600)
 
 
 def mode(given):
@@ -50,6 +53,8 @@ def source(reader, prefix, mode, kwargs):
         _log(f"{reader} does not know these keywords, they are ignored: {', '.join(unknown)}")
     if reader == "CommandReader":
         return _command(**_own(reader, kwargs))
+    if reader == "TimerReader":
+        return _timer(**_own(reader, kwargs))
     if "regex" in kwargs:
         _log("the keyword regex is deprecated, use prefix instead")
         prefix = kwargs["regex"]
@@ -88,6 +93,23 @@ def _command(trigger=_ABSENT, hook=_ABSENT, keyprefix=_ABSENT, inorder=False):
     if hook is _ABSENT:
         raise error("no trigger or hook argument was given")
     return ("hook", hook.lower(), None if keyprefix is _ABSENT else _bytes(keyprefix), inorder)
+
+
+def _timer(interval=None, cron=None, everywhere=False):
+    if not isinstance(everywhere, bool):
+        raise error("everywhere argument must be a boolean")
+    if (interval is None) == (cron is None):
+        raise error("TimerReader needs either interval=<seconds> or cron=<expression>")
+    if cron is not None:
+        if not isinstance(cron, str):
+            raise error("cron argument must be a string")
+        return ("timer", cron, everywhere)
+    if isinstance(interval, bool) or not isinstance(interval, int | float):
+        raise error("interval argument must be a number of seconds")
+    least, most = _INTERVALS
+    if not least <= interval <= most:
+        raise error(f"interval argument must be between {least} and {most} seconds")
+    return ("timer", max(1, round(interval * 1000)), everywhere)
 
 
 def _texts(value, not_iterable, not_text):

@@ -7,6 +7,7 @@ mod register;
 mod run;
 mod session;
 mod table;
+mod timer;
 
 use pyo3::{
     prelude::*,
@@ -14,6 +15,7 @@ use pyo3::{
 };
 
 pub(crate) use execute::argument;
+pub use timer::TimerDraft;
 
 use crate::{
     context::{self, Place},
@@ -33,6 +35,7 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(origin::override_reply, &module)?)?;
     module.add_function(wrap_pyfunction!(run::run, &module)?)?;
     module.add_function(wrap_pyfunction!(register::register, &module)?)?;
+    module.add_function(wrap_pyfunction!(timer::register_timer, &module)?)?;
     module.add_function(wrap_pyfunction!(builder_made, &module)?)?;
     module.add_function(wrap_pyfunction!(session::get_gears_session, &module)?)?;
     module.add_function(wrap_pyfunction!(session::set_gears_session, &module)?)?;

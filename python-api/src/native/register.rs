@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oxigears_coordinator::{
+    cron::Cron,
     limits::PLAN_BYTES,
     plan::{Mode, Reader},
     registry::{EventSource, FailurePolicy, RegisterMode, Schedule, StreamOptions},
@@ -144,9 +145,11 @@ fn event_source(source: &Bound<'_, PyTuple>) -> PyResult<EventSource> {
         _ => EventSource::Timer {
             schedule: match word(1)?.extract::<u64>() {
                 Ok(ms) => Schedule::Every { ms },
-                Err(_) => Schedule::Cron {
-                    expression: word(1)?.extract()?,
-                },
+                Err(_) => {
+                    let expression: String = word(1)?.extract()?;
+                    Cron::parse(&expression).map_err(|e| gears_error(source.py(), e.to_string()))?;
+                    Schedule::Cron { expression }
+                }
             },
             everywhere: word(2)?.extract()?,
         },

@@ -15,7 +15,9 @@ use oxigears_coordinator::{
 };
 use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
 
-use crate::{InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, initialize};
+use crate::{
+    InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft, initialize,
+};
 
 pub(super) struct Fake {
     strings: Mutex<HashMap<Vec<u8>, i64>>,
@@ -28,6 +30,8 @@ pub(super) struct Fake {
     pub(super) taken: Mutex<HashSet<Vec<u8>>>,
     /// Sync triggers, for RG.TRIGGER.
     pub(super) triggers: Mutex<HashMap<Vec<u8>, Arc<Invoker>>>,
+    /// What `register_timer` got.
+    pub(super) timers: Mutex<Vec<TimerDraft>>,
     /// What `register_now` got.
     pub(super) registered: Mutex<Vec<RegistrationDraft>>,
     lock: RawMutex,
@@ -43,6 +47,7 @@ impl Default for Fake {
             builders: AtomicUsize::new(0),
             taken: Mutex::default(),
             triggers: Mutex::default(),
+            timers: Mutex::default(),
             registered: Mutex::default(),
             lock: RawMutex::INIT,
         }
@@ -185,6 +190,20 @@ impl Server for Fake {
         assert!(!pyo3_holds_gil(), "register_now is called without the GIL");
         self.registered.lock().push(draft);
         Ok(())
+    }
+
+    fn register_timer(&self, draft: TimerDraft) -> Result<bool, String> {
+        assert_eq!(
+            pyo3_holds_gil(),
+            self.lock_held(),
+            "the GIL is kept only with the server lock"
+        );
+        let mut timers = self.timers.lock();
+        let is_there = draft.key.is_some() && timers.iter().any(|other| other.key == draft.key);
+        if !is_there {
+            timers.push(draft);
+        }
+        Ok(!is_there)
     }
 }
 

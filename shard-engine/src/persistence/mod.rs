@@ -34,7 +34,7 @@ use crate::{
         events::{self, Event},
         lock::ServerLock,
     },
-    registrations,
+    registrations, timers,
 };
 
 /// Registers data type, events and command. At load.
@@ -60,7 +60,15 @@ fn on_event(guard: &ServerLock, event: Event) {
         }
         Event::ForkChildBorn => outgoing::child_born(guard),
         Event::ForkChildDied | Event::MasterLinkUp | Event::MasterLinkDown => {}
-        event => loading::on_event(event),
+        event => {
+            loading::on_event(event);
+            if matches!(
+                event,
+                Event::LoadEnded | Event::LoadFailed | Event::SwapCompleted | Event::SwapAborted
+            ) {
+                timers::wake_all();
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use redis_module::raw;
 
 pub use super::bus::{on_bus_message, send_bus_message};
 use super::{
-    call::{Flags, call},
+    call::{Flags, Reply, call},
     context::server_flags,
     ffi::{api, bytes_at, lossy},
     lock::ServerLock,
@@ -136,13 +136,26 @@ fn read_topology(guard: &ServerLock) -> Result<Topology, String> {
     Ok(Topology::new(my_id(guard), shards))
 }
 
+/// This server finds its cluster up: it is with most of the masters. In a cluster.
+pub fn is_ok(guard: &ServerLock) -> bool {
+    let reply = call(guard, &["CLUSTER", "INFO"], Flags::default());
+    let says_ok = |reply: Reply| reply.text().is_some_and(|text| text.contains("cluster_state:ok"));
+    reply.is_ok_and(says_ok)
+}
+
 /// A slot that this server migrates or imports now.
 pub fn migrating_slot(guard: &ServerLock) -> Option<Slot> {
     if !is_enabled(guard) {
         return None;
     }
     let reply = call(guard, &["CLUSTER", "NODES"], Flags::default()).ok()?;
-    read_migrating(reply.text()?)
+    read_migrating(reply.text()?).next()
+}
+
+/// This server migrates or imports this slot now. In a cluster.
+pub fn is_migrating(guard: &ServerLock, slot: Slot) -> bool {
+    let reply = call(guard, &["CLUSTER", "NODES"], Flags::default());
+    reply.is_ok_and(|reply| read_migrating(reply.text().unwrap_or("")).any(|moving| moving == slot))
 }
 
 /// A setting of the server; `None` if it does not know it.

@@ -82,7 +82,7 @@ pub fn is_held() -> bool {
 }
 
 /// This thread took the lock once, itself: giving that back sets it free.
-pub(super) fn is_outermost() -> bool {
+pub fn is_outermost() -> bool {
     let state = STATE.get();
     state.depth == 1 && state.callbacks == 0 && state.owned
 }

@@ -8,6 +8,7 @@
 //! * `keyspace`, `key`: scanning and reading keys
 //! * `cluster`, `slots`, `bus`: who is in the cluster, who owns what, messages between nodes
 //! * `notify`: events of keys
+//! * `data_type`: values of our own under keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `later`: when the command at hand is over
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
@@ -22,6 +23,7 @@ mod call_reply;
 pub mod cluster;
 mod command_info;
 pub mod context;
+pub mod data_type;
 pub mod events;
 mod ffi;
 pub mod info;

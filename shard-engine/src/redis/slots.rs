@@ -96,14 +96,14 @@ fn merged(mut ranges: Vec<(Slot, Slot)>) -> Vec<(Slot, Slot)> {
     out
 }
 
-/// A slot that this node migrates or imports now, from the `myself` line of CLUSTER NODES.
-pub fn read_migrating(nodes: &str) -> Option<Slot> {
+/// The slots that this node migrates or imports now, from the `myself` line of CLUSTER NODES.
+pub fn read_migrating(nodes: &str) -> impl Iterator<Item = Slot> + '_ {
     let mine = nodes.lines().find(|line| {
         let flags = line.split(' ').nth(2).unwrap_or("");
         flags.split(',').any(|flag| flag == "myself")
-    })?;
+    });
     // id address flags master ping pong epoch link slots...; `[93-<-id]` imports, `[77->-id]` migrates.
-    mine.split(' ').skip(8).find_map(|word| {
+    mine.unwrap_or("").split(' ').skip(8).filter_map(|word| {
         let inner = word.strip_prefix('[')?;
         let (number, _) = inner.split_once("-<-").or_else(|| inner.split_once("->-"))?;
         number.parse().ok()
@@ -192,9 +192,10 @@ mod tests {
     fn migrating_slots_of_this_node_only() {
         let line = |flags: &str, slots: &str| format!("0af 127.0.0.1:7000@17000,h {flags} - 0 0 1 connected {slots}");
         let both = |mine: &str, other: &str| format!("{}\n{}\n", line("master", other), line("myself,master", mine));
-        assert_eq!(read_migrating(&both("0-5460", "5461-10922 [5461->-0af]")), None);
-        assert_eq!(read_migrating(&both("0-5460 [77->-292f]", "")), Some(77));
-        assert_eq!(read_migrating(&both("0-5460 [93-<-292f] [77->-292f]", "")), Some(93));
-        assert_eq!(read_migrating(""), None);
+        let read = |nodes: &str| read_migrating(nodes).collect::<Vec<Slot>>();
+        assert_eq!(read(&both("0-5460", "5461-10922 [5461->-0af]")), [0; 0]);
+        assert_eq!(read(&both("0-5460 [77->-292f]", "")), [77]);
+        assert_eq!(read(&both("0-5460 [93-<-292f] [77->-292f]", "")), [93, 77]);
+        assert_eq!(read(""), [0; 0]);
     }
 }

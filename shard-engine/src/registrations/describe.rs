@@ -156,7 +156,8 @@ pub fn write_registration(reply: &mut ReplyWriter, active: &Active, texts: Optio
 
 fn write_data(reply: &mut ReplyWriter, registration: &Registration, counts: &Counts) {
     let stream = is_stream(registration);
-    reply.array(if stream { 26 } else { 20 });
+    let has_status = registration.source.is_pausable();
+    reply.array(20 + if stream { 4 } else { 0 } + if has_status { 2 } else { 0 });
     reply.named_bulk("mode", mode(registration.mode));
     for (name, value) in [
         ("numTriggered", counts.triggered),
@@ -179,7 +180,7 @@ fn write_data(reply: &mut ReplyWriter, registration: &Registration, counts: &Cou
     reply.bulk_or_null(counts.last_error.as_deref());
     reply.text("args");
     write_args(reply, &registration.source);
-    if stream {
+    if has_status {
         reply.named_bulk("status", status(registration));
     }
 }
@@ -365,6 +366,7 @@ fn info_args(fields: &mut Vec<(&'static str, String)>, registration: &Registrati
         EventSource::Timer { schedule, everywhere } => {
             fields.push(("schedule", timer(schedule)));
             fields.push(("everywhere", u8::from(*everywhere).to_string()));
+            fields.push(("status", status(registration).to_owned()));
         }
     }
 }

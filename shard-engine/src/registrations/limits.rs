@@ -63,3 +63,5 @@ pub const IDS_IN_TEXT: usize = 100;
 pub const IDS_IN_CUT_TEXT: usize = 20;
 /// Pause before a group that could not be started is tried again.
 pub const GROUP_RETRY: Duration = Duration::from_secs(5);
+/// Timers of `registerTE` on one shard; those that a dump or the master brings are taken all the same.
+pub const TIMERS: usize = 10_000;

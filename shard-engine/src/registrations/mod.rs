@@ -21,12 +21,12 @@ pub mod drafts;
 pub mod due;
 pub mod group;
 pub mod keys;
-mod limits;
+pub mod limits;
 pub mod occasion;
 mod prepared;
 pub mod spread;
 mod stats;
-mod sync;
+pub mod sync;
 mod table;
 pub mod trigger;
 mod turns;
@@ -44,12 +44,16 @@ use oxigears_coordinator::{
     topology::NodeId,
 };
 
-pub use self::active::Active;
 use self::{activation::Activation, spread::Spread, sync::Helpers};
+pub use self::{
+    active::{Active, Core},
+    stats::End,
+};
 use crate::{
     mesh::{self, mesh},
     module::module,
     redis::{cluster, lock::ServerLock, log, timer},
+    timers,
 };
 
 /// All of it.
@@ -185,6 +189,9 @@ pub fn role_changed(master: bool) {
         } else {
             "this server is a replica now: its registrations are kept but do not fire"
         });
+        if master {
+            timers::wake_all();
+        }
     }
 }
 

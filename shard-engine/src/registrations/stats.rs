@@ -106,6 +106,15 @@ impl Stats {
         counts.end(end, ns);
     }
 
+    /// So many were wanted, and not run because one was under way or the moment had passed.
+    pub fn skipped(&self, count: u64) {
+        if count > 0 {
+            let mut counts = self.0.lock();
+            counts.triggered += count;
+            counts.aborted += count;
+        }
+    }
+
     /// The numbers now.
     pub fn counts(&self) -> Counts {
         self.0.lock().clone()
@@ -160,6 +169,16 @@ mod tests {
         stats.ran(&End::Failure("no"), 0);
         stats.ran(&End::Success, 0);
         assert_eq!(stats.counts().last_error, None);
+    }
+
+    #[test]
+    fn what_was_skipped_leaves_the_durations_alone() {
+        let stats = Stats::default();
+        stats.ran(&End::Success, 7_000_000);
+        stats.skipped(2);
+        let counts = stats.counts();
+        assert_eq!((counts.triggered, counts.success, counts.aborted), (3, 1, 2));
+        assert_eq!((counts.last_ms(), counts.total_ms()), (7, 7));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use oxigears_coordinator::{engine::Pool, execution::Outcome, limits as bounds};
-use oxigears_python_api as python;
+use oxigears_coordinator::{codec::RecordBatch, engine::Pool, execution::Outcome, limits as bounds};
+use oxigears_python_api::{self as python, Invoker, Origin};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -53,11 +53,15 @@ pub fn interpreter_is_free() -> bool {
 
 /// Runs the registration on this thread, which holds the server lock.
 pub fn run(active: &Active, code: &Code, args: &[Vec<u8>]) -> Outcome {
+    run_with(active, code, |invoker| invoker.call(args, None))
+}
+
+fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Outcome) -> Outcome {
     let start = Instant::now();
     let outcome = {
         let _identity = identity::enter(active.core.loaded.user.clone());
         match &code.invoker {
-            Some(invoker) => invoker.call(args, None),
+            Some(invoker) => call(invoker),
             None => Outcome {
                 errors: vec!["ERR internal error: the registration is not compiled".into()],
                 ..Outcome::default()
@@ -70,6 +74,11 @@ pub fn run(active: &Active, code: &Code, args: &[Vec<u8>]) -> Outcome {
     };
     active.core.stats.ran(&end, start.elapsed().as_nanos() as u64);
     outcome
+}
+
+/// The same with the records of a batch.
+pub fn run_batch(active: &Active, code: &Code, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Outcome {
+    run_with(active, code, |invoker| invoker.call_batch(batch, origin))
 }
 
 /// The reply of a trigger: the results, or the first error.

@@ -16,7 +16,7 @@ use super::{
     active::{Active, ActiveSession, Loaded},
     keys, limits,
 };
-use crate::module::module;
+use crate::{module::module, timers};
 
 /// What is active. All of it belongs to one state of the registry.
 #[derive(Default)]
@@ -173,6 +173,7 @@ impl Table {
             self.triggers.insert(trigger.clone(), active.clone());
         }
         keys::index::put(&active);
+        timers::watch(&active);
         let is_stream = |active: &Active| matches!(active.registration.source, EventSource::Stream { .. });
         self.streams += usize::from(is_stream(&active));
         if let Some(before) = self.by_id.insert(active.registration.id.clone(), active) {
@@ -184,6 +185,7 @@ impl Table {
         let active = self.by_id.remove(&registration.id)?;
         keys::index::remove(&active);
         self.streams -= usize::from(matches!(registration.source, EventSource::Stream { .. }));
+        timers::unwatch(&active);
         if let EventSource::Command { trigger, .. } = &registration.source
             && self
                 .triggers
