@@ -8,7 +8,7 @@ from oxigears.errors import error
 
 
 def registerTE(*args, **kwargs):
-    """`registerTE(seconds, callback, key=None)`: calls `callback()` on this shard, `seconds` after the end of each call.
+    """`registerTE(seconds, callback, key=None)`: calls `callback()` on this shard, `seconds` after each end.
 
     With a key the timer is the key's value and lasts as long as the key. Gives True, or False if the key holds
     something already.

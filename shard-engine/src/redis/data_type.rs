@@ -44,8 +44,11 @@ pub struct DataType {
     /// Command that makes a value when the AOF is loaded, and the word between key and bytes.
     pub command: (&'static str, &'static str),
     /// Makes a value for a key from its bytes; an error refuses the key, and ends the load of a dump.
-    pub load: fn(&ServerLock, &[u8], &[u8]) -> Result<Arc<dyn Held>, String>,
+    pub load: Load,
 }
+
+/// Takes a key and what a dump holds for it.
+pub type Load = fn(&ServerLock, &[u8], &[u8]) -> Result<Arc<dyn Held>, String>;
 
 /// What the server's pointers to values point to.
 struct Holder(Arc<dyn Held>);

@@ -1,8 +1,8 @@
 //! Registrations of TimerReader: each master looks at the clock for itself, and at each moment one of them fires.
 //!
 //! Without `everywhere` that is the owner of the slot that the registration's id hashes to: so it changes with fail-overs
-//! and with slots that move. The owner is looked at under the server lock at the moment of the firing. A master that
-//! finds its cluster down does not fire. What comes while the last firing still runs is skipped and counted.
+//! and with slots that move. The owner is looked at under the server lock at the moment of the firing; where two might
+//! fire, none does. What comes while the last firing still runs is skipped and counted.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use oxigears_coordinator::{
     engine::{Execution, Fired, Order},
     execution::Phase,
     registry::{EventSource, RegisterMode},
-    topology::key_slot,
+    topology::{Slot, key_slot},
 };
 use oxigears_python_api as python;
 use parking_lot::Mutex;
@@ -147,6 +147,16 @@ impl Alarm for Watch {
     }
 }
 
+/// Whose a moment is.
+#[derive(PartialEq)]
+enum Claim {
+    Ours,
+    NotOurs,
+    /// This shard's, but another one may think the same: the slot is on the move, or the cluster is down. Rather none
+    /// than two.
+    Unsure,
+}
+
 /// The turn of a registration: until it is dropped, further moments are skipped.
 struct Turn(Arc<Watch>);
 
@@ -190,17 +200,32 @@ impl Watch {
         }
         let topology = module().engine.topology();
         let Some(me) = topology.my_number() else { return false };
-        let slot = usize::from(key_slot(self.id.as_bytes()));
+        let slot = usize::from(self.slot());
         self.everywhere || topology.owners().get(slot).copied().map(usize::from) == Some(me)
     }
 
     /// Makes sure of it.
-    fn is_surely_ours(&self, guard: &ServerLock) -> bool {
+    fn claim(&self, guard: &ServerLock) -> Claim {
         if !may_run(guard) {
-            return false;
+            return Claim::NotOurs;
         }
-        mesh::refresh_topology_if_old(guard);
-        self.is_ours() && (self.everywhere || !module().is_cluster || cluster::is_ok(guard))
+        if !module().is_cluster {
+            return Claim::Ours;
+        }
+        mesh::refresh_topology(guard);
+        if !self.is_ours() {
+            return Claim::NotOurs;
+        }
+        // Two masters may call a slot theirs for a moment at the end of its move.
+        let unsure = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
+        match !self.everywhere && unsure() {
+            true => Claim::Unsure,
+            false => Claim::Ours,
+        }
+    }
+
+    fn slot(&self) -> Slot {
+        key_slot(self.id.as_bytes())
     }
 
     /// The registration as it is active now, and the index of the state; `None` if it is gone or paused.
@@ -236,12 +261,15 @@ impl Turn {
     fn go(self, guard: &ServerLock, moment: i64, missed: bool) {
         let watch = &self.0;
         let unclear = std::mem::take(&mut watch.moments.lock().unclear);
-        let Some((active, index)) = watch.active().filter(|_| watch.is_surely_ours(guard)) else {
+        let Some((active, index)) = watch.active() else { return };
+        let claim = watch.claim(guard);
+        if claim == Claim::NotOurs {
             return;
-        };
+        }
         let stats = &active.core.stats;
-        stats.skipped(unclear + u64::from(missed));
-        if missed {
+        let skips = missed || claim == Claim::Unsure;
+        stats.skipped(unclear + u64::from(skips));
+        if skips {
             return;
         }
         watch.stage.store(FIRING, Ordering::Release);
