@@ -108,7 +108,15 @@ pub const POOL_PATIENCE: Duration = Duration::from_millis(1);
 pub const POOL_OVERDUE: Duration = Duration::from_millis(6);
 /// Looks at an empty queue before nobody looks any more.
 pub const POOL_LOOKS: u32 = 10;
-/// Executions that may wait for a worker thread on one shard.
+/// Records that one step of an execution may have postponed on a shard (a step that accumulates: one).
+pub const PENDING_RECORDS: usize = 1000;
+/// Coroutines that may wait to be started by the event loop.
+pub const LOOP_QUEUE: usize = 1_000_000;
+/// A coroutine that keeps the event loop for longer is named in the log.
+pub const LOOP_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two looks at the event loop while it is busy.
+pub const LOOP_LOOK: Duration = Duration::from_millis(100);
+/// Executions that may wait for a worker thread, or for records that were postponed, on one shard.
 pub const QUEUED_EXECUTIONS: usize = 100_000;
 /// Nesting depth that the typed codec takes; deeper values are pickled.
 pub const CODEC_DEPTH: usize = 64;

@@ -3,6 +3,8 @@
 //! A stage runner is one stage's compiled chain of steps on one shard. It is driven by one worker thread at a
 //! time and works in bounded slices, so that an execution can be parked, aborted and flow-controlled between.
 
+use std::sync::Arc;
+
 use crate::{codec::RecordBatch, topology::Slot};
 
 /// Where a batch goes.
@@ -21,9 +23,14 @@ pub enum RunState {
     NeedInput,
     /// Slice over or sink full; call again.
     Yield,
+    /// Nothing can be done before records that were postponed come back; the waker says when.
+    Waiting,
     /// Everything has been emitted.
     Done,
 }
+
+/// Calls a runner back that has records which come back later. May be called by any thread, with any lock.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// One stage's compiled chain of steps.
 pub trait StageRunner: Send {
@@ -33,6 +40,11 @@ pub trait StageRunner: Send {
     fn close(&mut self);
     /// Works for one slice.
     fn run(&mut self, sink: &mut dyn StageSink) -> RunState;
+    /// Records were postponed and have not come back. It may want input nevertheless.
+    fn is_pending(&self) -> bool;
+    /// Gives what to call when records have come back; once, after the first slice that left it pending. A runner for
+    /// which that has happened already calls at once.
+    fn set_waker(&mut self, waker: Waker);
     /// The runner wants no more input (a limit is reached); it is closed then.
     fn satisfied(&self) -> bool;
     /// Nanoseconds spent in a reader of the runner's own (PythonReader).

@@ -25,6 +25,7 @@ const OWN: &[Source] = &[
     source!("oxigears.builder", false, "oxigears/builder.py"),
     source!("oxigears.environment", false, "oxigears/environment.py"),
     source!("oxigears.errors", false, "oxigears/errors.py"),
+    source!("oxigears.event_loop", false, "oxigears/event_loop.py"),
     source!("oxigears.futures", false, "oxigears/futures.py"),
     source!("oxigears.native_module", false, "oxigears/native_module.py"),
     source!("oxigears.operations", false, "oxigears/operations.py"),

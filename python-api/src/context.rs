@@ -2,7 +2,14 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use crate::{functions::RunRequest, lock, origin::Origin, registration::RegistrationDraft, session::Session};
+use crate::{
+    functions::RunRequest,
+    later::{Moment, Situation},
+    lock,
+    origin::Origin,
+    registration::RegistrationDraft,
+    session::Session,
+};
 
 /// Kind of code that runs on a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +22,8 @@ pub(crate) enum Place {
     Step,
     /// `onRegistered` or `onUnregistered`.
     Callback,
+    /// Coroutine on the event loop.
+    Coroutine,
 }
 
 struct Context {
@@ -22,10 +31,14 @@ struct Context {
     session: Option<Arc<Session>>,
     /// What fired it.
     origin: Option<Arc<dyn Origin>>,
+    /// What the chain is at whose steps run.
+    moment: Option<Arc<Moment>>,
+    /// That of the coroutine.
+    situation: Option<Arc<Situation>>,
     /// The engine knows the thread.
     registered: bool,
     /// What the script body's one `run()` asked for.
-    request: Option<RunRequest>,
+    request: Option<Box<RunRequest>>,
     /// What its calls of `register()` asked for.
     registrations: Vec<RegistrationDraft>,
 }
@@ -35,6 +48,8 @@ impl Context {
         place: Place::Outside,
         session: None,
         origin: None,
+        moment: None,
+        situation: None,
         registered: false,
         request: None,
         registrations: Vec::new(),
@@ -50,12 +65,15 @@ pub(crate) struct Entered(Option<Context>);
 
 /// Python code of `session` starts to run on this thread.
 pub(crate) fn enter(place: Place, session: &Arc<Session>) -> Entered {
-    let context = Context {
+    begin(Context {
         place,
         session: Some(session.clone()),
         registered: true,
         ..Context::OUTSIDE
-    };
+    })
+}
+
+fn begin(context: Context) -> Entered {
     Entered(Some(CONTEXT.with(|c| c.replace(context))))
 }
 
@@ -73,10 +91,47 @@ pub(crate) fn visit(place: Place, session: &Arc<Session>) -> Visit {
     }
 }
 
+/// Like `visit`, for the steps of a chain.
+pub(crate) fn visit_steps(session: &Arc<Session>, origin: Option<Arc<dyn Origin>>, moment: &Arc<Moment>) -> Visit {
+    moment.allow(origin.as_ref().is_none_or(|origin| origin.may_postpone()));
+    let context = Context {
+        place: Place::Step,
+        session: Some(session.clone()),
+        origin,
+        moment: Some(moment.clone()),
+        registered: true,
+        ..Context::OUTSIDE
+    };
+    Visit {
+        _block: lock::outside(),
+        _entered: begin(context),
+    }
+}
+
+/// Like `visit`, for a step of a coroutine.
+pub(crate) fn visit_coroutine(
+    situation: Arc<Situation>,
+    session: Option<Arc<Session>>,
+    origin: Option<Arc<dyn Origin>>,
+) -> Visit {
+    let context = Context {
+        place: Place::Coroutine,
+        session,
+        origin,
+        situation: Some(situation),
+        registered: true,
+        ..Context::OUTSIDE
+    };
+    Visit {
+        _block: lock::outside(),
+        _entered: begin(context),
+    }
+}
+
 impl Entered {
     /// What the script body asked for.
     pub(crate) fn take_request(&self) -> Option<RunRequest> {
-        CONTEXT.with(|c| c.borrow_mut().request.take())
+        CONTEXT.with(|c| c.borrow_mut().request.take()).map(|request| *request)
     }
 
     /// The registrations that it asked for.
@@ -113,10 +168,14 @@ pub(crate) fn origin() -> Option<Arc<dyn Origin>> {
     CONTEXT.with(|c| c.borrow().origin.clone())
 }
 
-/// Sets it for the visit at hand.
-pub(crate) fn set_origin(origin: Option<Arc<dyn Origin>>) {
-    let before = CONTEXT.with(|c| std::mem::replace(&mut c.borrow_mut().origin, origin));
-    drop(before);
+/// What the chain is at whose steps run on this thread.
+pub(crate) fn moment() -> Option<Arc<Moment>> {
+    CONTEXT.with(|c| c.borrow().moment.clone())
+}
+
+/// The situation of the coroutine that runs on this thread.
+pub(crate) fn situation() -> Option<Arc<Situation>> {
+    CONTEXT.with(|c| c.borrow().situation.clone())
 }
 
 pub(crate) fn registered() -> bool {
@@ -133,7 +192,7 @@ pub(crate) fn has_request() -> bool {
 }
 
 pub(crate) fn set_request(request: RunRequest) {
-    CONTEXT.with(|c| c.borrow_mut().request = Some(request));
+    CONTEXT.with(|c| c.borrow_mut().request = Some(Box::new(request)));
 }
 
 pub(crate) fn take_registrations() -> Vec<RegistrationDraft> {

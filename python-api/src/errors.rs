@@ -1,7 +1,7 @@
 //! Exceptions as texts: what error records, command errors and `lastError` say.
 
 use oxigears_coordinator::limits::ERROR_TEXT_BYTES;
-use pyo3::{ffi, prelude::*, types::PyString};
+use pyo3::{exceptions::PyBaseException, ffi, prelude::*, types::PyString};
 
 use crate::{obj::Obj, runtime::runtime, server::server};
 
@@ -24,6 +24,24 @@ pub fn error_text(py: Python<'_>, error: PyErr) -> String {
         unsafe { ffi::PyException_SetTraceback(value.as_ptr(), traceback.as_ptr()) };
     }
     describe(py, value.as_ptr())
+}
+
+/// The text of an exception of a coroutine: its `str()`, or its class if that says nothing.
+pub(crate) fn bare_text(py: Python<'_>, error: &PyErr) -> String {
+    value_text(error.value(py))
+}
+
+/// `str()` of a value; of an exception that says nothing its class.
+pub(crate) fn value_text(value: &Bound<'_, PyAny>) -> String {
+    let text = runtime().text_of.bind(value.py()).call1((value,));
+    let text = text.and_then(|text| Ok(text.cast_into::<PyString>()?.to_string_lossy().into_owned()));
+    match text {
+        Ok(text) if !text.is_empty() || !value.is_instance_of::<PyBaseException>() => cut(text),
+        _ => {
+            let name = value.get_type().name();
+            name.map_or_else(|_| "?".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+    }
 }
 
 /// Sets an exception for `take_error_text`.

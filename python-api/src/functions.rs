@@ -10,6 +10,7 @@ use pyo3::{
 };
 
 use crate::{
+    codec::Kept,
     context::{self, Place},
     errors, gil,
     runtime::runtime,
@@ -23,6 +24,8 @@ pub struct Functions(Arc<Table>);
 struct Table {
     objects: Vec<Py<PyAny>>,
     session: Arc<Session>,
+    /// Where results stay as objects, for code that gets them as they are.
+    kept: Option<Arc<Kept>>,
 }
 
 /// An execution that Python code asked for.
@@ -40,7 +43,27 @@ pub struct RunRequest {
 
 impl Functions {
     pub(crate) fn new(objects: Vec<Py<PyAny>>, session: Arc<Session>) -> Functions {
-        Functions(Arc::new(Table { objects, session }))
+        Functions(Arc::new(Table {
+            objects,
+            session,
+            kept: None,
+        }))
+    }
+
+    /// The same; results of this shard stay there as objects. Called before anybody else has the table.
+    pub(crate) fn keeping(self, kept: Arc<Kept>) -> Functions {
+        match Arc::try_unwrap(self.0) {
+            Ok(table) => Functions(Arc::new(Table {
+                kept: Some(kept),
+                ..table
+            })),
+            Err(shared) => Functions(shared),
+        }
+    }
+
+    /// Where results stay as objects.
+    pub(crate) fn kept(&self) -> Option<&Arc<Kept>> {
+        self.0.kept.as_ref()
     }
 
     /// The session of the functions.

@@ -10,6 +10,7 @@
 //! * `codec`: Python objects to record bytes and back
 //! * `chain`: the compiled steps of a stage
 //! * `origin`: what fired the running code
+//! * `later`: coroutines, futures, the event loop
 
 #![warn(missing_docs)]
 
@@ -22,6 +23,7 @@ mod functions;
 mod gil;
 mod init;
 mod interrupt;
+mod later;
 mod lock;
 mod memory;
 mod native;
@@ -34,7 +36,7 @@ mod script;
 mod server;
 mod session;
 
-pub use chain::{ExecContext, Invoker, compile};
+pub use chain::{Continuation, ExecContext, Invoked, Invoker, compile};
 pub use codec::encode_arguments;
 pub use errors::error_text;
 pub use functions::{Functions, RunRequest, load_functions, resolve_reader};
@@ -43,10 +45,10 @@ pub use interrupt::Interrupt;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
 pub use native::TimerDraft;
-pub use origin::Origin;
+pub use origin::{AtOnce, Origin};
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};
-pub use server::{LogLevel, Reply, Server};
+pub use server::{Acting, LogLevel, Reply, RunOver, Server, WhenOver};
 pub use session::Session;
 
 #[cfg(test)]

@@ -28,6 +28,15 @@ pub trait Origin: Send + Sync {
     }
 }
 
+/// Code that must be done when the call returns: in MULTI, in Lua, in a command that other code waits for.
+pub struct AtOnce;
+
+impl Origin for AtOnce {
+    fn may_postpone(&self) -> bool {
+        false
+    }
+}
+
 /// There is no hooked command.
 pub(crate) const NO_HOOK: &str = "Can not get CommandHook ctx";
 /// There is no client whose reply could be changed.

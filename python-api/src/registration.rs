@@ -9,7 +9,7 @@ use oxigears_coordinator::{
 use pyo3::ffi;
 
 use crate::{
-    chain::is_coroutine,
+    chain::refuses_coroutine,
     context::{self, Place},
     errors::take_error_text,
     functions::Functions,
@@ -50,7 +50,7 @@ pub fn call_function(functions: &Functions, function: FnId, session: &Arc<Sessio
         match unsafe { Obj::from_owned(ffi::PyObject_CallNoArgs(function)) } {
             None => Err(take_error_text(py)),
             // SAFETY: the GIL is held; the value is alive.
-            Some(value) if unsafe { is_coroutine(&value) } => Err(COROUTINE.to_owned()),
+            Some(value) if unsafe { refuses_coroutine(&value) } => Err(COROUTINE.to_owned()),
             Some(_) => Ok(()),
         }
     })

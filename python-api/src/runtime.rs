@@ -28,6 +28,8 @@ pub(crate) struct Runtime {
     pub(crate) force_stopped: Py<PyAny>,
     /// `describe(exception, traceback_wanted)` gives the text of an error.
     pub(crate) describe: Py<PyAny>,
+    /// `text_of(value)`: `str()` that never raises.
+    pub(crate) text_of: Py<PyAny>,
     /// `dumps(object, session_globals)`
     pub(crate) dumps: Py<PyAny>,
     /// `dumps_result(object, session_globals)`: never fails on objects that can not be pickled.
@@ -83,6 +85,7 @@ pub(crate) fn set(py: Python<'_>) -> PyResult<()> {
         gears_error: get("oxigears.errors", "error")?,
         force_stopped: get("oxigears.errors", "forcestopped")?,
         describe: get("oxigears.errors", "describe")?,
+        text_of: get("oxigears.errors", "text_of")?,
         dumps: get("oxigears.pickling", "dumps")?,
         dumps_result: get("oxigears.pickling", "dumps_result")?,
         loads: get("oxigears.pickling", "loads")?,

@@ -1,8 +1,11 @@
 //! The one way to the server: the trait that the Redis half implements, and the process-wide instance.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    any::Any,
+    sync::{Arc, OnceLock},
+};
 
-use oxigears_coordinator::registry::EventSource;
+use oxigears_coordinator::{execution::Outcome, registry::EventSource};
 
 use crate::{functions::RunRequest, native::TimerDraft, registration::RegistrationDraft, session::Session};
 
@@ -73,6 +76,21 @@ impl Reply {
     }
 }
 
+/// Whose rights code has, and what else the server keeps per thread; opaque to this crate. `None`: nothing special.
+pub type Acting = Option<Arc<dyn Any + Send + Sync>>;
+
+/// How an execution that code asked for ended.
+#[derive(Debug)]
+pub struct RunOver {
+    /// Results and errors.
+    pub outcome: Outcome,
+    /// It was ended before it was complete.
+    pub aborted: bool,
+}
+
+/// Hears of the end of such an execution. Called by any thread; does not wait.
+pub type WhenOver = Box<dyn FnOnce(RunOver) + Send>;
+
 /// What Python code may ask of the server.
 pub trait Server: Send + Sync {
     /// Runs a command on this shard. Takes the server lock itself (re-entrant per thread). Called without the GIL,
@@ -97,7 +115,11 @@ pub trait Server: Send + Sync {
     /// Option `ProfileExecutions`.
     fn profile_enabled(&self) -> bool;
     /// Creates and queues an execution that running Python code asked for; gives its id.
-    fn start_run(&self, request: RunRequest) -> Result<String, String>;
+    fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String>;
+    /// What this thread acts as.
+    fn acting(&self) -> Acting;
+    /// It acts as something else from now on; gives what it did so far, to be put back.
+    fn act_as(&self, acting: Acting) -> Acting;
     /// A `GearsBuilder` was made: it takes one number of the registration counter. Called with the GIL; never waits.
     fn builder_made(&self);
     /// Gives the id of a registration that would be accepted now, next to the script's `earlier` ones; the error is

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use oxigears_python_api::{
-    InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft, initialize,
-    run_script,
+    Acting, InitOptions, Invoked, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft,
+    WhenOver, initialize, run_script,
 };
 
 /// A server that has nothing.
@@ -48,7 +48,15 @@ impl Server for Nothing {
         false
     }
 
-    fn start_run(&self, _: RunRequest) -> Result<String, String> {
+    fn acting(&self) -> Acting {
+        None
+    }
+
+    fn act_as(&self, _: Acting) -> Acting {
+        None
+    }
+
+    fn start_run(&self, _: RunRequest, _: WhenOver) -> Result<String, String> {
         Err("no engine".into())
     }
 
@@ -108,6 +116,9 @@ fn main() {
     let invoker = Invoker::new(&draft.plan, &draft.functions).expect("the plan makes sense");
     for way in ["compare", "largest", "replace", "reduced", "attribute", "text"] {
         let outcome = invoker.call(&[b"deep".to_vec(), way.into()], None);
+        let Invoked::Done(outcome) = outcome else {
+            panic!("{way}: postponed");
+        };
         assert!(outcome.errors.is_empty(), "{way}: {:?}", outcome.errors);
         let bytes = &outcome.results[0].bytes;
         assert!(

@@ -14,7 +14,7 @@ use oxigears_coordinator::{
     view::ExecutionView,
 };
 use oxigears_python_api as python;
-use oxigears_python_api::{ExecContext, Functions};
+use oxigears_python_api::{Continuation, ExecContext, Functions, Origin};
 
 use crate::{
     identity::{self, AsUser},
@@ -74,25 +74,19 @@ impl Host for EngineHost {
     fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
         let user: Option<Arc<str>> = request.plan.user.as_deref().map(Arc::from);
         let _identity = identity::enter(user.clone());
+        if let Some(rest) = request
+            .local
+            .as_ref()
+            .and_then(|any| any.downcast_ref::<Continuation>())
+        {
+            return go_on(&request, rest, user);
+        }
         let functions = match request.local.as_ref().and_then(|any| any.downcast_ref::<Functions>()) {
             Some(functions) => functions.clone(),
             None => python::load_functions(request.plan)?,
         };
-        let interrupt = request.interrupt.clone().as_any().downcast::<PythonInterrupt>();
-        let interrupt = interrupt
-            .map_err(|_| "the execution has a foreign interrupt")?
-            .0
-            .clone();
         let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
-        let context = ExecContext {
-            interrupt,
-            origin: occasion.and_then(|occasion| occasion.origin.clone()),
-            participants: request.participants,
-            me: request.me,
-            profile: module().config.profile_executions(),
-            is_initiator: request.is_initiator,
-            errors_are_own: request.is_initiator,
-        };
+        let context = context(&request, occasion.and_then(|occasion| occasion.origin.clone()))?;
         let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
         let depth = occasion.map_or(0, |occasion| occasion.depth);
         if depth > 0 {
@@ -177,6 +171,38 @@ impl Host for EngineHost {
     fn log_warning(&self, text: &str) {
         log::warning(text);
     }
+}
+
+fn context(request: &JobRequest<'_>, origin: Option<Arc<dyn Origin>>) -> Result<ExecContext, String> {
+    let interrupt = request.interrupt.clone().as_any().downcast::<PythonInterrupt>();
+    Ok(ExecContext {
+        interrupt: interrupt
+            .map_err(|_| "the execution has a foreign interrupt")?
+            .0
+            .clone(),
+        origin,
+        participants: request.participants,
+        me: request.me,
+        profile: module().config.profile_executions(),
+        is_initiator: request.is_initiator,
+        errors_are_own: request.is_initiator,
+    })
+}
+
+/// The rest of a call that began in its event.
+fn go_on(request: &JobRequest<'_>, rest: &Continuation, user: Option<Arc<str>>) -> Result<Job, String> {
+    let mut runner = rest.runner(context(request, None)?)?;
+    if let Some(user) = user {
+        runner = Box::new(AsUser { runner, user });
+    }
+    let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
+    if let Some(depth) = occasion.map(|occasion| occasion.depth).filter(|&depth| depth > 0) {
+        runner = Box::new(AtDepth { runner, depth });
+    }
+    Ok(Job {
+        input: Input::Nothing,
+        runners: vec![runner],
+    })
 }
 
 fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {

@@ -3,18 +3,22 @@
 //! The name travels with the plan. On a thread that runs code of an execution it is the thread's identity, which
 //! `execute()` takes. Threads that a script starts itself have none and run with all rights, as SECURITY.md says.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{any::Any, cell::RefCell, sync::Arc};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
     plan::Reader,
-    stage::{RunState, StageRunner, StageSink},
+    stage::{RunState, StageRunner, StageSink, Waker},
 };
+use oxigears_python_api::Acting;
 
-use crate::redis::{
-    call::{Flags, Reply, call},
-    lock::{self, ServerLock},
-    register::Call,
+use crate::{
+    redis::{
+        call::{Flags, Reply, call},
+        lock::{self, ServerLock},
+        register::Call,
+    },
+    registrations::depth,
 };
 
 thread_local! {
@@ -33,6 +37,28 @@ impl Drop for Identity {
     fn drop(&mut self) {
         CURRENT.set(self.0.take());
     }
+}
+
+/// What code takes along to another thread.
+struct Taken {
+    user: Option<Arc<str>>,
+    depth: u32,
+}
+
+/// Identity and depth of this thread, for code that goes on elsewhere; `None`: all rights, no event.
+pub fn acting() -> Acting {
+    taken(current(), depth::current())
+}
+
+/// Gives this thread the identity and the depth that were taken along; gives those that it had.
+pub fn act_as(acting: Acting) -> Acting {
+    let all = Taken { user: None, depth: 0 };
+    let given = acting.as_ref().and_then(|acting| acting.downcast_ref()).unwrap_or(&all);
+    taken(CURRENT.replace(given.user.clone()), depth::replace(given.depth))
+}
+
+fn taken(user: Option<Arc<str>>, depth: u32) -> Acting {
+    (user.is_some() || depth > 0).then(|| Arc::new(Taken { user, depth }) as Arc<dyn Any + Send + Sync>)
 }
 
 /// The thread's identity.
@@ -127,6 +153,14 @@ impl StageRunner for AsUser {
     fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
         let _identity = enter(Some(self.user.clone()));
         self.runner.run(sink)
+    }
+
+    fn is_pending(&self) -> bool {
+        self.runner.is_pending()
+    }
+
+    fn set_waker(&mut self, waker: Waker) {
+        self.runner.set_waker(waker);
     }
 
     fn satisfied(&self) -> bool {

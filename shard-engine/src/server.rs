@@ -3,11 +3,14 @@
 use std::{cell::Cell, sync::Arc};
 
 use oxigears_coordinator::{
-    engine::Order,
+    engine::{Execution, Order},
+    execution::Phase,
     registry::EventSource,
     topology::{key_slot, slot_tag},
 };
-use oxigears_python_api::{LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft};
+use oxigears_python_api::{
+    Acting, LogLevel, RegistrationDraft, Reply, RunOver, RunRequest, Server, Session, TimerDraft, WhenOver,
+};
 
 use crate::{
     identity,
@@ -84,7 +87,7 @@ impl Server for RedisServer {
         module().config.profile_executions()
     }
 
-    fn start_run(&self, request: RunRequest) -> Result<String, String> {
+    fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String> {
         let RunRequest {
             mut plan,
             functions,
@@ -99,8 +102,22 @@ impl Server for RedisServer {
             held: false,
             fired: None,
         };
-        let execution = module().engine.create(order, None);
+        let waiter = Box::new(|execution: &Arc<Execution>| {
+            when_over(RunOver {
+                outcome: execution.take_outcome(),
+                aborted: execution.phase() == Phase::Aborted,
+            });
+        });
+        let execution = module().engine.create(order, Some(waiter));
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())
+    }
+
+    fn acting(&self) -> Acting {
+        identity::acting()
+    }
+
+    fn act_as(&self, acting: Acting) -> Acting {
+        identity::act_as(acting)
     }
 
     fn builder_made(&self) {

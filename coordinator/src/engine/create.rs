@@ -70,12 +70,22 @@ pub(super) struct Start {
 impl Engine {
     /// Creates an execution and sets it going, unless it is to be held.
     pub fn create(self: &Arc<Self>, order: Order, waiter: Option<Waiter>) -> Result<Arc<Execution>, CreateError> {
+        self.create_as(order, None, waiter)
+    }
+
+    /// The same, under a number that was taken before (`next_number`).
+    pub fn create_as(
+        self: &Arc<Self>,
+        order: Order,
+        number: Option<u64>,
+        waiter: Option<Waiter>,
+    ) -> Result<Arc<Execution>, CreateError> {
         let plan = order.plan;
         // A registration's plan was looked at when it was registered.
         if order.fired.is_none() {
             plan.validate()?;
         }
-        let queued = self.pool.queued() + self.preparing.queued();
+        let queued = self.pool.queued() + self.preparing.queued() + self.pending();
         if queued >= limits::QUEUED_EXECUTIONS {
             return Err(CreateError::TooMany(queued));
         }
@@ -94,7 +104,10 @@ impl Engine {
                 .map_or(Ok(()), |slot| Err(CreateError::Uncovered(slot)))?;
         }
         let setup = Setup {
-            id: ExecutionId::new(&topology.execution_prefix(), self.next_number()),
+            id: ExecutionId::new(
+                &topology.execution_prefix(),
+                number.unwrap_or_else(|| self.next_number()),
+            ),
             me,
             initiator: me,
             epoch: topology.epoch,

@@ -66,6 +66,8 @@ pub struct Execution {
     step_ns: Mutex<Vec<Vec<u64>>>,
     /// Drop it from the lists as soon as it is over.
     pub(super) drop_when_over: AtomicBool,
+    /// It is one of `Engine::pending`.
+    pub(super) counted_pending: AtomicBool,
 }
 
 impl Execution {
@@ -96,6 +98,7 @@ impl Execution {
             read_ns: AtomicU64::new(0),
             step_ns: Mutex::new(Vec::new()),
             drop_when_over: AtomicBool::new(false),
+            counted_pending: AtomicBool::new(false),
         })
     }
 
@@ -219,6 +222,7 @@ impl Execution {
 
     fn over(self: &Arc<Self>, engine: &Arc<Engine>) {
         self.stopping.store(true, Ordering::Release);
+        self.is_pending_no_more(engine);
         // Whoever hears of the end wants to know how long it took.
         let now_ns = engine.host.now_ns();
         self.add_time(now_ns, now_ns);
@@ -381,7 +385,10 @@ impl Execution {
         if stage.done || !machine.can_emit(number) {
             return false;
         }
-        !stage.hungry || number == 0 || machine.has_input(number) || machine.input_complete(number)
+        if stage.waiting || stage.pending && stage.hungry && stage.is_woken() {
+            return stage.is_woken();
+        }
+        !stage.hungry || may_take_input(&machine, number)
     }
 
     fn work_on(self: &Arc<Self>, engine: &Arc<Engine>, job: &mut ActiveJob, number: usize) {
@@ -399,7 +406,8 @@ impl Execution {
             }
         };
         let stage = &mut job.stages[number];
-        if stage.hungry {
+        let woken = stage.go_on();
+        if stage.hungry && (!woken || may_take_input(&self.machine.lock(), number)) {
             match next_input(self, engine, &mut job.input, number) {
                 Next::Batch(batch) => match &mut stage.runner {
                     Some(runner) => {
@@ -422,12 +430,21 @@ impl Execution {
                 Next::End => stage.close(),
             }
         }
+        let mut changed = false;
         if let Some(runner) = &mut stage.runner {
             match runner.run(&mut sink) {
                 RunState::NeedInput => stage.hungry = !stage.closed,
                 RunState::Yield => {}
+                RunState::Waiting => stage.waiting = true,
                 RunState::Done => stage.done = true,
             }
+            let pending = !stage.done && runner.is_pending();
+            if pending && stage.woken.is_none() {
+                let woken = Arc::new(AtomicBool::new(false));
+                stage.woken = Some(woken.clone());
+                runner.set_waker(self.waker(engine, woken));
+            }
+            changed = std::mem::replace(&mut stage.pending, pending) != pending;
             if !stage.closed && !stage.done && runner.satisfied() {
                 stage.close();
                 self.drive(engine, |m| m.discard_input(number));
@@ -444,6 +461,9 @@ impl Execution {
             }
             self.drive(engine, |m| m.stage_done(number));
         }
+        if changed {
+            self.set_pending(engine, job.is_pending());
+        }
     }
 
     /// A stage without steps gives the batch on as it came.
@@ -455,6 +475,11 @@ impl Execution {
             }),
         }
     }
+}
+
+/// The next input of a stage is there, or its end is.
+fn may_take_input(machine: &Machine, stage: usize) -> bool {
+    stage == 0 || machine.has_input(stage) || machine.input_complete(stage)
 }
 
 /// Small messages to one participant that follow each other become one.

@@ -1,6 +1,9 @@
 //! A job on its worker thread: its stages, their input, and the sink that hands what they emit to the machine.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use super::{Engine, Execution};
 use crate::{
@@ -23,9 +26,28 @@ pub(super) struct ActiveStage {
     pub hungry: bool,
     pub closed: bool,
     pub done: bool,
+    /// Records were postponed.
+    pub pending: bool,
+    /// It can not go on before some of them come back.
+    pub waiting: bool,
+    /// Some have come back; there from the first postponed record on.
+    pub woken: Option<Arc<AtomicBool>>,
 }
 
 impl ActiveStage {
+    /// Records that were postponed have come back.
+    pub fn is_woken(&self) -> bool {
+        self.woken.as_ref().is_some_and(|woken| woken.load(Ordering::Acquire))
+    }
+
+    /// It goes on; true if it does because it was woken.
+    pub fn go_on(&mut self) -> bool {
+        let woken = self.woken.as_ref();
+        let woken = woken.is_some_and(|woken| woken.swap(false, Ordering::AcqRel));
+        self.waiting &= !woken;
+        woken
+    }
+
     pub fn close(&mut self) {
         self.closed = true;
         self.hungry = false;
@@ -37,6 +59,11 @@ impl ActiveStage {
 }
 
 impl ActiveJob {
+    /// Records of some stage were postponed and have not come back.
+    pub fn is_pending(&self) -> bool {
+        self.stages.iter().any(|stage| stage.pending)
+    }
+
     pub fn new(job: Job, setup: &Setup) -> ActiveJob {
         let self_fed = matches!(job.input, Input::Runner);
         let passing = setup.last_stage_passes().then(|| setup.stages.len() - 1);
@@ -46,6 +73,9 @@ impl ActiveJob {
             hungry: number > 0 || !self_fed,
             closed: false,
             done: false,
+            pending: false,
+            waiting: false,
+            woken: None,
         });
         ActiveJob {
             stages: stages.collect(),

@@ -13,11 +13,12 @@ mod queries;
 mod swift;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -138,6 +139,7 @@ pub struct Engine {
     topology: RwLock<Arc<Topology>>,
     lists: Mutex<Lists>,
     counter: AtomicU64,
+    pub(self) pending: AtomicUsize,
     pub(self) pool: Pool,
     pub(self) preparing: Pool,
     /// Tells those who wait; large replies must not hold up a thread of the mesh.
@@ -164,6 +166,7 @@ impl Engine {
             topology: RwLock::new(Arc::new(Topology::single())),
             lists: Mutex::new(Lists::default()),
             counter: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
             queries: Queries::default(),
             arriving: Arriving::default(),
             swifts: Swifts::default(),

@@ -98,6 +98,25 @@ impl Swift {
         aborted
     }
 
+    /// One that has begun goes on as an execution of its own, with the same number. False if it is to stop: then it is
+    /// still here, to be ended.
+    pub fn handed_over(&self, engine: &Arc<Engine>, number: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(at) = inner.running.iter().position(|running| running.number == number) else {
+            return true;
+        };
+        if inner.running[at].stopped {
+            return false;
+        }
+        let running = inner.running.swap_remove(at);
+        drop(inner);
+        if let Some(execution) = running.shown {
+            // Who looked at it looks again.
+            execution.show_end(engine, Phase::Done, Outcome::default());
+        }
+        true
+    }
+
     /// One has run that nobody could have seen before: it is listed from now on.
     pub fn keep(&self, engine: &Engine, number: u64, outcome: Outcome, total_ns: u64, aborted: bool, keep: i64) {
         let max = engine.host.max_executions();

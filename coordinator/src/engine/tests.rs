@@ -14,7 +14,7 @@ use crate::{
     codec::{RecordBatch, put_int},
     execution::Phase,
     plan::{Mode, Op, Output, Reader},
-    stage::{Input, Route, RunState, Source, SourceState, StageRunner, StageSink},
+    stage::{Input, Route, RunState, Source, SourceState, StageRunner, StageSink, Waker},
     topology::{Shard, Slot},
 };
 
@@ -125,6 +125,12 @@ impl StageRunner for PassOn {
             RunState::NeedInput
         }
     }
+
+    fn is_pending(&self) -> bool {
+        false
+    }
+
+    fn set_waker(&mut self, _: Waker) {}
 
     fn satisfied(&self) -> bool {
         false

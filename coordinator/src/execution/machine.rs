@@ -124,6 +124,8 @@ pub struct Machine {
     /// This shard's own error list was filled by its own steps.
     own_errors: bool,
     parked: bool,
+    /// Records of this shard were postponed.
+    pending: bool,
     last_activity_ms: u64,
     last_progress_ms: u64,
     commands: Vec<Command>,
@@ -157,6 +159,7 @@ impl Machine {
             outcome: Outcome::default(),
             own_errors: false,
             parked: false,
+            pending: false,
             last_activity_ms: now_ms,
             last_progress_ms: now_ms,
             commands: Vec::new(),
@@ -415,6 +418,11 @@ impl Machine {
 
     /// Looks at the idle limit.
     pub fn on_tick(&mut self, now_ms: u64) {
+        if self.pending && self.phase == Phase::Running {
+            // It is alive: neither this shard nor the others count the time.
+            self.last_activity_ms = now_ms;
+            return self.progress(now_ms);
+        }
         let waits = match self.phase {
             Phase::PendingReceive | Phase::PendingRun | Phase::PendingCluster | Phase::PendingTermination => true,
             Phase::Running => self.parked,
@@ -576,6 +584,11 @@ impl Machine {
             self.parked = parked;
             self.last_activity_ms = self.last_activity_ms.max(now_ms);
         }
+    }
+
+    /// Records of this shard were postponed, and nobody knows for how long; or all have come back.
+    pub fn set_pending(&mut self, pending: bool) {
+        self.pending = pending;
     }
 
     /// The worker thread has done something: the others are told now and then, so that they wait.

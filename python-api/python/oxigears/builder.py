@@ -3,9 +3,8 @@
 import types
 
 import _oxigears
-from oxigears import registering
+from oxigears import futures, registering
 from oxigears.errors import error
-from oxigears.futures import GearsFuture
 
 _READERS = (
     "KeysReader",
@@ -174,7 +173,7 @@ class GearsBuilder:
         if collect:
             self._add("collect")
         reader = self._run_reader(arg if arg else self._default, kwargs)
-        return GearsFuture(_oxigears.run(reader, self._steps, _is_local(kwargs.get("mode", "async"))))
+        return futures.run(reader, self._steps, _is_local(kwargs.get("mode", "async")))
 
     def register(self, prefix="*", convertToStr=True, collect=True, **kwargs):
         """Registers the pipeline for events; gives the registration's id."""

@@ -20,6 +20,7 @@ from _oxigears import (
     atomic,
     call_next,
     execute,
+    gearsFuture,
     get_command,
     getGearsSession,
     hashtag,
@@ -35,7 +36,6 @@ from oxigears.futures import (
     GearsFuture,
     GearsSession,
     createFuture,
-    gearsFuture,
     runCoroutine,
     setFutureException,
     setFutureResults,
@@ -131,7 +131,7 @@ redisgears = rg = native_module.create(
         "PyFlatExecution": GearsBuilder,
         "PyExecutionSession": _oxigears.PyExecutionSession,
         "PyAtomic": _oxigears.PyAtomic,
-        "PyFuture": GearsFuture,
+        "PyFuture": _oxigears.PyFuture,
     }
 )
 gearsCtx = PyFlatExecution = GearsBuilder

@@ -1,22 +1,39 @@
-"""Futures, hooks and timers: the names exist; what needs events or an event loop is refused clearly."""
+"""Futures, coroutines and sessions as scripts use them.
+
+A step may return a coroutine or a `gearsFuture()`: then its record comes back later. All coroutines of a shard share
+one event loop on a thread of its own.
+"""
+
+from asyncio import Future
 
 import _oxigears
-from oxigears.errors import error
+from oxigears import event_loop
+from oxigears.errors import error, text_of
 
 
-def _not_supported(what):
-    return error(f"{what} is not supported yet")
+class GearsFuture(Future):
+    """A future of the shared event loop. What `run()` returns gives `[results, errors]` when it is awaited."""
+
+    executionId = None
 
 
-class GearsFuture:
-    """What `run()` returns: stands for the results of an execution."""
+class _RunOfScript(GearsFuture):
+    """What `run()` returns to the body of a script: belongs to no loop."""
 
-    def __init__(self, execution_id=None):
-        self.executionId = execution_id
+    def __init__(self):
+        # Not the base's: the loop starts only when somebody needs it.
+        pass
 
     def __await__(self):
-        raise _not_supported("awaiting an execution")
-        yield  # makes this a generator, as the protocol wants
+        raise error("the run of a script's body can not be awaited: the reply of the command carries its results")
+
+    __iter__ = __await__
+
+    def __repr__(self):
+        return "<GearsFuture of the script's run>"
+
+
+_RUN_OF_SCRIPT = _RunOfScript()
 
 
 class GearsSession:
@@ -33,33 +50,37 @@ class GearsSession:
         _oxigears.setGearsSession(None)
 
 
-def gearsFuture(*args):
-    """A future bound to the record at hand."""
-    if args:
-        raise error("Future gets no arguments")
-    if not _oxigears.isAsyncAllow():
-        raise error("Future object can only be created inside certain execution steps")
-    raise _not_supported("gearsFuture()")
+def run(reader, steps, local):
+    """Starts an execution; the future gives its results and errors."""
+    if _oxigears.is_script_body():
+        _oxigears.run(reader, steps, local, None)
+        return _RUN_OF_SCRIPT
+    future = createFuture()
+    future.executionId = _oxigears.run(reader, steps, local, future)
+    return future
 
 
 def createFuture():
-    """A future of the shared event loop."""
-    raise _not_supported("createFuture()")
+    """A future of the shared event loop, to be awaited in a coroutine and completed from anywhere."""
+    return GearsFuture(loop=_oxigears.event_loop())
 
 
 def setFutureResults(f, v):
-    """Completes a future."""
-    raise _not_supported("setFutureResults()")
+    """Completes a future; may be called by any thread."""
+    f.get_loop().call_soon_threadsafe(event_loop.set_result, f, v)
 
 
 def setFutureException(f, e):
-    """Fails a future."""
-    raise _not_supported("setFutureException()")
+    """Fails a future; may be called by any thread. What is no exception becomes one."""
+    # asyncio refuses StopIteration in a future.
+    if not isinstance(e, Exception) or isinstance(e, StopIteration):
+        e = Exception(text_of(e))
+    f.get_loop().call_soon_threadsafe(event_loop.set_exception, f, e)
 
 
 def runCoroutine(cr, f=None, delay=0, s=None):
-    """Schedules a coroutine on the shared event loop."""
-    close = getattr(cr, "close", None)
-    if close is not None:
-        close()
-    raise _not_supported("runCoroutine()")
+    """Runs a coroutine on the shared event loop after `delay` seconds, in session `s` or in that of the running code.
+
+    `f`, a `gearsFuture()`, gets its value or its exception; without it nobody hears of an exception.
+    """
+    _oxigears.run_coroutine(cr, f, delay, s)

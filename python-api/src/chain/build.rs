@@ -5,6 +5,7 @@ use oxigears_coordinator::plan::Local;
 use super::{
     step::{Function, Kind, Step, Sum},
     table::KeyTable,
+    waiting::Slots,
 };
 use crate::functions::Functions;
 
@@ -19,6 +20,7 @@ pub(super) fn steps(locals: &[Local], functions: &Functions) -> Result<Vec<Step>
                 kind,
                 local,
                 spent_ns: 0,
+                slots: Slots::default(),
             })
         };
         match (before, op) {

@@ -3,10 +3,16 @@
 use pyo3::{ffi, prelude::*};
 
 use super::{
-    item::{Item, Raised, call2, is_coroutine, pair_dict},
+    item::{Item, Raised, call2, pair_dict, refuses_coroutine},
     step::{Accumulators, COROUTINE_IN_REDUCER, Flow, Function, Kind, Sum},
 };
-use crate::{codec::new_text, errors, obj::Obj, runtime::runtime};
+use crate::{
+    codec::new_text,
+    errors,
+    later::{Moment, Spot},
+    obj::Obj,
+    runtime::runtime,
+};
 
 /// One emission.
 pub(super) enum Drained {
@@ -21,7 +27,7 @@ impl Kind {
     ///
     /// # Safety
     /// The GIL is held; the functions are alive.
-    pub(super) unsafe fn drain(&mut self, py: Python<'_>, at: &mut usize) -> Drained {
+    pub(super) unsafe fn drain(&mut self, py: Python<'_>, at: &mut usize, moment: &Moment) -> Drained {
         // SAFETY: as for this function.
         unsafe {
             match self {
@@ -40,7 +46,7 @@ impl Kind {
                 Kind::FoldTable { table, .. } => {
                     next_value(table, at, |key, value| Flow::Next(Item::keyed(key, value)))
                 }
-                Kind::BatchTable { reducer, table } => next_group(table, at, *reducer),
+                Kind::BatchTable { reducer, table } => next_group(table, at, *reducer, moment),
                 Kind::CountTable { table, .. } | Kind::SumTable { table } => {
                     if *at >= table.len() {
                         table.clear();
@@ -102,7 +108,8 @@ fn next_value(table: &mut Accumulators, at: &mut usize, emit: impl FnOnce(&[u8],
 ///
 /// # Safety
 /// The GIL is held; `reducer` is alive.
-unsafe fn next_group(table: &mut Accumulators, at: &mut usize, reducer: Function) -> Drained {
+unsafe fn next_group(table: &mut Accumulators, at: &mut usize, reducer: Function, moment: &Moment) -> Drained {
+    moment.at(Spot::Unable);
     while *at < table.len() {
         let (key, group) = table.get(table.len() - 1 - *at);
         *at += 1;
@@ -113,7 +120,7 @@ unsafe fn next_group(table: &mut Accumulators, at: &mut usize, reducer: Function
                 None => Flow::Broken,
                 Some(key) => match call2(reducer, &key, &group) {
                     Err(_) => Flow::Failed,
-                    Ok(value) if is_coroutine(&value) => Flow::Refused(COROUTINE_IN_REDUCER),
+                    Ok(value) if refuses_coroutine(&value) => Flow::Refused(COROUTINE_IN_REDUCER),
                     Ok(value) => match pair_dict(&key, &value) {
                         Ok(dict) => Flow::Next(Item::plain(dict)),
                         Err(raised) => raised.into(),

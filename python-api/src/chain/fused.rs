@@ -1,7 +1,7 @@
 //! The fused steps of a stage: how records move through them with the GIL held. Knows nothing of where records come
 //! from and where they go.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use pyo3::{ffi, prelude::*};
 
@@ -9,8 +9,9 @@ use super::{
     drain::Drained,
     item::{Item, add_traceback},
     step::{Flow, Step},
+    waiting::Lines,
 };
-use crate::{errors::take_error_text, obj::Obj};
+use crate::{errors::take_error_text, later::Moment, obj::Obj};
 
 /// Takes what has passed all steps.
 pub(super) trait Exit {
@@ -46,6 +47,10 @@ pub(super) struct Closing {
 pub(super) struct Chain {
     pub(super) steps: Vec<Step>,
     stack: Vec<Pending>,
+    /// Records that were postponed.
+    pub(super) lines: Lines,
+    /// For the functions that callbacks call.
+    pub(super) moment: Arc<Moment>,
     profile: bool,
     /// Steps before this one get no more records: a limit behind them is satisfied.
     floor: usize,
@@ -57,6 +62,8 @@ impl Chain {
         Chain {
             steps,
             stack: Vec::new(),
+            lines: Lines::default(),
+            moment: Arc::default(),
             profile,
             floor: 0,
             closing: None,
@@ -68,9 +75,19 @@ impl Chain {
         self.floor > 0
     }
 
-    /// Elements of lists wait.
-    pub(super) fn has_pending(&self) -> bool {
+    /// Elements of lists are to be passed on.
+    pub(super) fn has_lists(&self) -> bool {
         !self.stack.is_empty()
+    }
+
+    /// The step that takes the elements of the list at hand.
+    pub(super) fn next_of_list(&self) -> usize {
+        self.stack.last().map_or(0, |pending| pending.next)
+    }
+
+    /// Something is under way between the steps.
+    pub(super) fn has_pending(&self) -> bool {
+        self.has_lists() || self.is_waiting()
     }
 
     /// Input has ended; emission begins.
@@ -100,12 +117,12 @@ impl Chain {
             };
             let start = self.profile.then(Instant::now);
             // SAFETY: the GIL is held; the owner of the chain keeps the callbacks alive.
-            let flow = unsafe { step.kind.apply(item) };
+            let flow = unsafe { step.kind.apply(item, &self.moment) };
             if let Some(start) = start {
                 step.spent_ns += start.elapsed().as_nanos() as u64;
             }
             match flow {
-                Flow::Next(next) => {
+                Flow::Next(next) if step.slots.is_empty() => {
                     item = next;
                     i += 1;
                 }
@@ -115,8 +132,16 @@ impl Chain {
         }
     }
 
-    /// Ends the way of a record that became something else at step `i`.
+    /// Goes on with what a record became at step `i`; behind those that wait there, if there are any.
     fn settle(&mut self, py: Python<'_>, i: usize, flow: Flow, exit: &mut impl Exit) {
+        match self.steps[i].slots.is_empty() && !matches!(flow, Flow::Postponed(..)) {
+            true => self.pass_on(py, i, flow, exit),
+            false => self.hold(py, i, flow),
+        }
+    }
+
+    /// Goes on with what a record became at step `i`.
+    pub(super) fn pass_on(&mut self, py: Python<'_>, i: usize, flow: Flow, exit: &mut impl Exit) {
         match flow {
             Flow::Next(item) => self.push(py, i + 1, item, exit),
             Flow::Gone => {}
@@ -131,19 +156,41 @@ impl Chain {
                 exit.error(take_error_text(py));
             }
             Flow::Refused(text) => exit.error(text.to_owned()),
+            Flow::Error(text) => exit.error(text),
+            Flow::Postponed(..) => self.hold(py, i, flow),
             Flow::Satisfied => {
                 self.floor = self.floor.max(i + 1);
                 // What would only reach the satisfied step is not needed.
                 let floor = self.floor;
                 self.stack.retain(|pending| pending.next >= floor);
+                self.give_up_before(floor);
             }
         }
     }
 
-    /// Sends the elements of flattened lists on, innermost list first; false if the chain should pause.
+    /// Moves what is under way: elements of flattened lists, innermost list first, and records that have come back. False
+    /// if the chain should pause; else nothing more can move now.
     #[inline]
-    pub(super) fn drain_stack(&mut self, py: Python<'_>, exit: &mut impl Exit) -> bool {
+    pub(super) fn advance(&mut self, py: Python<'_>, exit: &mut impl Exit) -> bool {
+        loop {
+            if !self.drain_stack(py, exit) {
+                return false;
+            }
+            if !self.is_waiting() || !self.release(py, exit) {
+                return true;
+            }
+            if exit.is_over(8) {
+                return false;
+            }
+        }
+    }
+
+    #[inline]
+    fn drain_stack(&mut self, py: Python<'_>, exit: &mut impl Exit) -> bool {
         while let Some(top) = self.stack.last_mut() {
+            if top.next < self.lines.block {
+                return true;
+            }
             let list = top.list.as_ptr();
             // SAFETY: the GIL is held; the index is below the size, which is read anew because callbacks may change
             // the list.
@@ -178,7 +225,7 @@ impl Chain {
         };
         let start = self.profile.then(Instant::now);
         // SAFETY: the GIL is held; the owner of the chain keeps the callbacks alive.
-        let drained = unsafe { step.kind.drain(py, &mut closing.at) };
+        let drained = unsafe { step.kind.drain(py, &mut closing.at, &self.moment) };
         if let Some(start) = start {
             step.spent_ns += start.elapsed().as_nanos() as u64;
         }
@@ -197,30 +244,28 @@ impl Chain {
         true
     }
 
-    /// Takes one record from the first step to the end, with all that comes after it, and forgets everything.
-    #[inline]
-    pub(super) fn run_one(&mut self, py: Python<'_>, item: Item, exit: &mut impl Exit) {
-        self.push_one(py, item, exit);
-        self.end(py, exit);
-    }
-
     /// Takes one record to the end, unless no more are wanted.
     #[inline]
     pub(super) fn push_one(&mut self, py: Python<'_>, item: Item, exit: &mut impl Exit) {
         if !self.is_satisfied() {
             self.push(py, 0, item, exit);
-            self.drain_stack(py, exit);
+            self.advance(py, exit);
         }
     }
 
-    /// Emits what is kept and forgets everything.
+    /// Emits what is kept and forgets everything; does nothing, or stops, where a record was postponed.
     #[inline]
     pub(super) fn end(&mut self, py: Python<'_>, exit: &mut impl Exit) {
-        self.begin_closing();
-        while self.emit_next(py, exit) {
-            self.drain_stack(py, exit);
+        if self.is_waiting() {
+            return;
         }
-        self.reset();
+        self.begin_closing();
+        while !self.is_waiting() && self.emit_next(py, exit) {
+            self.advance(py, exit);
+        }
+        if !self.is_waiting() {
+            self.reset();
+        }
     }
 
     /// Python objects are under way, or kept by a step.

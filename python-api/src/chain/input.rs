@@ -7,7 +7,7 @@ use oxigears_coordinator::codec::{Cursor, Item as Encoded, RecordBatch};
 use pyo3::{ffi, prelude::*};
 
 use super::{
-    item::{Item, Key, call, is_coroutine},
+    item::{Item, Key, call, refuses_coroutine},
     native::undecodable,
     step::Function,
 };
@@ -123,7 +123,7 @@ impl Generator {
                 if result.as_ptr() == ffi::Py_None() {
                     return Pulled::End;
                 }
-                if is_coroutine(&result) || ffi::PyIter_Check(result.as_ptr()) == 0 {
+                if refuses_coroutine(&result) || ffi::PyIter_Check(result.as_ptr()) == 0 {
                     return Pulled::Error(NO_ITERATOR.to_owned());
                 }
                 *self = Generator::Running(result);

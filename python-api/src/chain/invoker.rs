@@ -6,25 +6,29 @@ use oxigears_coordinator::{
     codec::RecordBatch,
     execution::Outcome,
     plan::{Plan, Stage},
+    stage::StageRunner,
 };
 use parking_lot::Mutex;
 use pyo3::{ffi, prelude::*};
 
 use super::{
-    build,
+    ExecContext, build,
     fused::{Chain, Exit},
     input::{Batch, Pulled},
     item::{Item, Raised},
+    runner::Runner,
+    state::{Rest, State},
 };
 use crate::{
     codec::{Decoder, Encoder, Kept, argument_text},
-    context::{self, Place},
+    context,
     errors::take_error_text,
     functions::Functions,
     gil,
     interrupt::Interrupt,
     obj::Obj,
     origin::Origin,
+    reaper,
 };
 
 /// Chains that wait for their next call; more than one is in use only when triggers call each other.
@@ -40,7 +44,7 @@ pub struct Invoker {
     /// Keeps what the decoder points to.
     _kept: Arc<Kept>,
     /// Hold no Python objects while they are here.
-    idle: Mutex<Vec<Chain>>,
+    idle: Mutex<Vec<Box<Chain>>>,
 }
 
 // SAFETY: raw pointers are functions and globals, which `functions` keeps alive; they are touched only with the GIL
@@ -78,27 +82,33 @@ impl Invoker {
         Ok(invoker)
     }
 
-    fn chain(&self) -> Result<Chain, String> {
-        Ok(Chain::new(build::steps(&self.stage.locals, &self.functions)?, false))
+    fn chain(&self) -> Result<Box<Chain>, String> {
+        let steps = build::steps(&self.stage.locals, &self.functions)?;
+        Ok(Box::new(Chain::new(steps, false)))
     }
 
     /// Runs the steps with the record `[args...]`. Takes the GIL, unless this thread has it.
-    pub fn call(&self, args: &[Vec<u8>], origin: Option<Arc<dyn Origin>>) -> Outcome {
+    pub fn call(&self, args: &[Vec<u8>], origin: Option<Arc<dyn Origin>>) -> Invoked {
         // SAFETY: the GIL is held.
-        self.run(origin, |py, chain, exit| match unsafe { record(args) } {
-            Ok(record) => chain.run_one(py, Item::plain(record), exit),
-            Err(Raised) => exit.error(take_error_text(py)),
+        self.run(origin, |py, chain, exit| {
+            match unsafe { record(args) } {
+                Ok(record) => chain.push_one(py, Item::plain(record), exit),
+                Err(Raised) => exit.error(take_error_text(py)),
+            }
+            chain.end(py, exit);
+            Batch::default()
         })
     }
 
     /// Runs the steps with all records of a batch, as one execution. Takes the GIL, unless this thread has it.
-    pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Outcome {
+    pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Invoked {
         self.run(origin, |py, chain, exit| self.feed(py, chain, batch, exit))
     }
 
-    fn feed(&self, py: Python<'_>, chain: &mut Chain, batch: RecordBatch, exit: &mut ToOutcome<'_>) {
+    /// What comes after a record that was postponed is left: it is not of this call any more.
+    fn feed(&self, py: Python<'_>, chain: &mut Chain, batch: RecordBatch, exit: &mut ToOutcome<'_>) -> Batch {
         let mut batch = Batch::new(batch);
-        loop {
+        while !chain.is_waiting() {
             // SAFETY: the GIL is held.
             match unsafe { batch.pull(py, &self.decoder, false) } {
                 Pulled::Record(item) => chain.push_one(py, item, exit),
@@ -107,50 +117,120 @@ impl Invoker {
             }
         }
         chain.end(py, exit);
+        batch
     }
 
     /// The same for one event of a registration that runs in the background: its Python code can be stopped.
-    pub fn call_event(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>, interrupt: &Interrupt) -> Outcome {
+    pub fn call_event(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>, interrupt: &Interrupt) -> Invoked {
         self.run(origin, |py, chain, exit| {
             let _running = interrupt.enter(py);
-            self.feed(py, chain, batch, exit);
+            self.feed(py, chain, batch, exit)
         })
     }
 
     fn run(
         &self,
         origin: Option<Arc<dyn Origin>>,
-        work: impl FnOnce(Python<'_>, &mut Chain, &mut ToOutcome<'_>),
-    ) -> Outcome {
+        work: impl FnOnce(Python<'_>, &mut Chain, &mut ToOutcome<'_>) -> Batch,
+    ) -> Invoked {
         let mut exit = ToOutcome {
             encoder: &self.encoder,
             bytes: Vec::new(),
             records: 0,
             errors: Vec::new(),
         };
-        gil::attach(|py| {
-            let _visit = context::visit(Place::Step, self.functions.session());
-            context::set_origin(origin);
-            self.with_chain(py, &mut exit, work);
-        });
-        exit.into_outcome()
-    }
-
-    fn with_chain(
-        &self,
-        py: Python<'_>,
-        exit: &mut ToOutcome<'_>,
-        work: impl FnOnce(Python<'_>, &mut Chain, &mut ToOutcome<'_>),
-    ) {
         let idle = self.idle.lock().pop();
         let mut chain = match idle.map_or_else(|| self.chain(), Ok) {
             Ok(chain) => chain,
-            Err(text) => return exit.error(text),
+            Err(text) => {
+                exit.error(text);
+                return Invoked::Done(exit.into_outcome());
+            }
         };
-        work(py, &mut chain, exit);
-        let mut idle = self.idle.lock();
-        if idle.len() < IDLE_CHAINS {
-            idle.push(chain);
+        gil::attach(|py| {
+            let _visit = context::visit_steps(self.functions.session(), origin.clone(), &chain.moment);
+            let batch = work(py, &mut chain, &mut exit);
+            if chain.is_waiting() {
+                return Invoked::Continues(self.rest(chain, batch, exit, origin));
+            }
+            let mut idle = self.idle.lock();
+            if idle.len() < IDLE_CHAINS {
+                idle.push(chain);
+            }
+            Invoked::Done(exit.into_outcome())
+        })
+    }
+
+    /// What a call leaves.
+    #[cold]
+    #[inline(never)]
+    fn rest(
+        &self,
+        chain: Box<Chain>,
+        batch: Batch,
+        exit: ToOutcome<'_>,
+        origin: Option<Arc<dyn Origin>>,
+    ) -> Box<Continuation> {
+        let rest = Rest {
+            chain: *chain,
+            batch,
+            bytes: exit.bytes,
+            records: exit.records,
+            errors: exit.errors,
+        };
+        Box::new(Continuation {
+            rest: Mutex::new(Some(Box::new(rest))),
+            stage: self.stage.clone(),
+            functions: self.functions.clone(),
+            origin,
+        })
+    }
+}
+
+/// What a call came to.
+pub enum Invoked {
+    /// It is done.
+    Done(Outcome),
+    /// A record was postponed: the rest goes on elsewhere, and the results come then.
+    Continues(Box<Continuation>),
+}
+
+/// The rest of a call, to be gone on with by an execution of this shard. Dropping it ends it.
+pub struct Continuation {
+    rest: Mutex<Option<Box<Rest>>>,
+    stage: Stage,
+    functions: Functions,
+    origin: Option<Arc<dyn Origin>>,
+}
+
+// SAFETY: the rest is touched only with the GIL held, and by one thread, as it is taken out of a mutex.
+unsafe impl Send for Continuation {}
+// SAFETY: as above.
+unsafe impl Sync for Continuation {}
+// SAFETY: its objects and raw pointers are touched only with the GIL held.
+unsafe impl Send for Rest {}
+
+impl Continuation {
+    /// What runs the rest; once. It needs no input.
+    pub fn runner(&self, mut ctx: ExecContext) -> Result<Box<dyn StageRunner>, String> {
+        let Some(rest) = self.rest.lock().take() else {
+            return Err("the rest of the call runs already".to_owned());
+        };
+        ctx.origin = self.origin.clone();
+        let mut taken = Some(rest);
+        // The chain that was made for the state goes, so the GIL is needed.
+        let state = gil::attach(|_| match taken.take() {
+            Some(rest) => State::going_on(&self.stage, &self.functions, &ctx, *rest),
+            None => Err("the rest of the call is gone".to_owned()),
+        })?;
+        Ok(Box::new(Runner::new(state)))
+    }
+}
+
+impl Drop for Continuation {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.get_mut().take() {
+            reaper::free(rest);
         }
     }
 }

@@ -4,6 +4,7 @@ use pyo3::{ffi, prelude::*};
 
 use crate::{
     codec::{key_bytes, new_text},
+    later::{close, is_coroutine},
     obj::Obj,
     runtime::runtime,
 };
@@ -25,7 +26,7 @@ pub(super) struct Item {
 }
 
 /// A Python exception is set.
-pub(super) struct Raised;
+pub(crate) struct Raised;
 
 impl Item {
     #[inline]
@@ -38,6 +39,21 @@ impl Item {
             key: Key::Raw(key.as_ptr(), key.len()),
             value,
         }
+    }
+}
+
+impl Item {
+    /// The same, with a key of its own: for a record that stays when its batch goes.
+    ///
+    /// # Safety
+    /// As `Key::bytes`.
+    pub(super) unsafe fn detached(self) -> Result<Item, Raised> {
+        let key = match &self.key {
+            // SAFETY: as for this function.
+            Key::Raw(..) => Key::Text(unsafe { self.key.object() }?),
+            _ => self.key,
+        };
+        Ok(Item { key, value: self.value })
     }
 }
 
@@ -143,23 +159,20 @@ pub(super) unsafe fn key_text(key: Obj) -> Result<Obj, Raised> {
     }
 }
 
-/// The object is a coroutine. It is closed then, so that nothing warns that it was never awaited.
+/// The object is a coroutine, where none is taken. It is closed then, so that nothing warns that it was never awaited.
 ///
 /// # Safety
 /// The GIL is held.
 #[inline]
-pub(crate) unsafe fn is_coroutine(object: &Obj) -> bool {
-    // SAFETY: `object` is alive.
+pub(crate) unsafe fn refuses_coroutine(object: &Obj) -> bool {
+    // SAFETY: as for this function.
     unsafe {
-        if ffi::Py_TYPE(object.as_ptr()) != &raw mut ffi::PyCoro_Type {
-            return false;
+        let refused = is_coroutine(object);
+        if refused {
+            close(object);
         }
-        let closed = ffi::PyObject_CallMethodNoArgs(object.as_ptr(), runtime().words.close.as_ptr());
-        if Obj::from_owned(closed).is_none() {
-            ffi::PyErr_Clear();
-        }
+        refused
     }
-    true
 }
 
 /// `{'key': key, 'value': value}`

@@ -3,10 +3,15 @@
 use pyo3::ffi;
 
 use super::{
-    item::{Item, Key, Raised, call2, call3, is_coroutine, key_text},
-    step::{Accumulators, COROUTINE_IN_STEP, Flow, Function, Kind, Sum, extract},
+    item::{Item, Key, Raised, call2, call3, key_text},
+    step::{Accumulators, Flow, Function, Kind, Sum, extract},
 };
-use crate::{codec::key_bytes, obj::Obj, runtime::runtime};
+use crate::{
+    codec::key_bytes,
+    later::{Called, Moment, Spot},
+    obj::Obj,
+    runtime::runtime,
+};
 
 impl Kind {
     /// Forgets what the step keeps. Called with the GIL held.
@@ -70,33 +75,37 @@ impl Kind {
     ///
     /// # Safety
     /// The GIL is held; the functions are alive.
-    pub(super) unsafe fn keep(&mut self, item: Item) -> Flow {
+    pub(super) unsafe fn keep(&mut self, item: Item, moment: &Moment) -> Flow {
         // SAFETY: as for this function; the item is alive.
         unsafe {
             match self {
                 Kind::Accumulate { f, kept } => {
                     // Taken out: a failure throws it away.
                     let before = kept.take().unwrap_or_else(|| Obj::none());
-                    settle(kept, call2(*f, &before, &item.value), Flow::Failed)
+                    moment.at(Spot::Able);
+                    settle(kept, moment.called(call2(*f, &before, &item.value)), Flow::Failed)
                 }
                 Kind::Fold { zero, f, kept } => {
+                    moment.at(Spot::Able);
                     let result = started(kept.take(), *zero).and_then(|a| call2(*f, &a, &item.value));
-                    settle(kept, result, Flow::Broken)
+                    settle(kept, moment.called(result), Flow::Broken)
                 }
-                Kind::ReduceTable { reducer, table } => reduce(table, *reducer, None, &item, Flow::Failed),
-                Kind::CombineTable { zero, comb, table } => reduce(table, *comb, Some(*zero), &item, Flow::Broken),
+                Kind::ReduceTable { reducer, table } => reduce(table, (*reducer, None), &item, moment, Flow::Failed),
+                Kind::CombineTable { zero, comb, table } => {
+                    reduce(table, (*comb, Some(*zero)), &item, moment, Flow::Broken)
+                }
                 Kind::FoldTable {
                     extractor,
                     zero,
                     seq,
                     table,
-                } => match extract(*extractor, &item.value) {
+                } => match extract(*extractor, &item.value, moment) {
                     Ok(key) => {
                         let keyed = Item {
                             key: Key::Text(key),
                             value: item.value,
                         };
-                        reduce(table, *seq, Some(*zero), &keyed, Flow::Broken)
+                        reduce(table, (*seq, Some(*zero)), &keyed, moment, Flow::Broken)
                     }
                     Err(Flow::Failed) => Flow::Broken,
                     Err(flow) => flow,
@@ -104,7 +113,7 @@ impl Kind {
                 Kind::BatchTable { table, .. } => gather(table, &item),
                 Kind::CountTable { extractor, table } => {
                     let key = match extractor {
-                        Some(f) => extract(*f, &item.value),
+                        Some(f) => extract(*f, &item.value, moment),
                         None => key_text(item.value).map_err(Flow::from),
                     };
                     let mut spare = Vec::new();
@@ -157,19 +166,38 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Takes an accumulator that came back later; `keyed` has the key that it belongs to.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    pub(super) unsafe fn take_later(&mut self, value: Obj, keyed: Option<Item>) -> Flow {
+        match self {
+            Kind::Accumulate { kept, .. } | Kind::Fold { kept, .. } => *kept = Some(value),
+            Kind::ReduceTable { table, .. } | Kind::CombineTable { table, .. } | Kind::FoldTable { table, .. } => {
+                let mut spare = Vec::new();
+                // SAFETY: the GIL is held; a record that waited has a key of its own.
+                match keyed.as_ref().map(|item| unsafe { item.key.bytes(&mut spare) }) {
+                    Some(Ok(key)) => *table.entry(key, || None) = Some(value),
+                    Some(Err(raised)) => return raised.into(),
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+        Flow::Gone
+    }
+}
+
 /// Stores a callback's new accumulator.
-///
-/// # Safety
-/// The GIL is held.
-unsafe fn settle(kept: &mut Option<Obj>, result: Result<Obj, Raised>, failed: Flow) -> Flow {
-    match result {
-        // SAFETY: the GIL is held.
-        Ok(value) if unsafe { is_coroutine(&value) } => Flow::Refused(COROUTINE_IN_STEP),
-        Ok(value) => {
+fn settle(kept: &mut Option<Obj>, called: Called, failed: Flow) -> Flow {
+    match called {
+        Called::Value(value) => {
             *kept = Some(value);
             Flow::Gone
         }
-        Err(_) => failed,
+        Called::Raised => failed,
+        other => other.into(),
     }
 }
 
@@ -212,7 +240,13 @@ unsafe fn started(kept: Option<Obj>, zero: Function) -> Result<Obj, Raised> {
 ///
 /// # Safety
 /// The GIL is held; the functions are alive.
-unsafe fn reduce(table: &mut Accumulators, f: Function, zero: Option<Function>, item: &Item, failed: Flow) -> Flow {
+unsafe fn reduce(
+    table: &mut Accumulators,
+    (f, zero): (Function, Option<Function>),
+    item: &Item,
+    moment: &Moment,
+    failed: Flow,
+) -> Flow {
     let mut spare = Vec::new();
     // SAFETY: as for this function; the item and its key are alive.
     unsafe {
@@ -228,7 +262,18 @@ unsafe fn reduce(table: &mut Accumulators, f: Function, zero: Option<Function>, 
             },
             (before, None) => before.unwrap_or_else(|| Obj::none()),
         };
-        settle(kept, call3(f, &key, &before, &item.value), failed)
+        moment.at(Spot::Able);
+        match settle(kept, moment.called(call3(f, &key, &before, &item.value)), failed) {
+            // The key is all that is needed of the record.
+            Flow::Postponed(ticket, None) => Flow::Postponed(
+                ticket,
+                Some(Item {
+                    value: Obj::from_borrowed(key.as_ptr()),
+                    key: Key::Text(key),
+                }),
+            ),
+            flow => flow,
+        }
     }
 }
 

@@ -14,17 +14,19 @@ mod state;
 mod step;
 mod table;
 mod text;
+mod waiting;
 
 use std::sync::Arc;
 
-pub use invoker::Invoker;
-pub(crate) use item::is_coroutine;
+pub use invoker::{Continuation, Invoked, Invoker};
+pub(crate) use item::{Raised, refuses_coroutine};
+pub(crate) use native::undecodable;
 use oxigears_coordinator::{
     plan::{Output, Plan, Reader, Stage},
     stage::StageRunner,
 };
 
-use crate::{codec::Kept, functions::Functions, interrupt::Interrupt, origin::Origin};
+use crate::{functions::Functions, interrupt::Interrupt, origin::Origin};
 
 /// What the runners of one execution on one shard share.
 #[derive(Clone)]
@@ -52,7 +54,9 @@ pub fn compile(
     functions: &Functions,
     ctx: ExecContext,
 ) -> Result<Vec<Box<dyn StageRunner>>, String> {
-    let kept = Arc::new(Kept::default());
+    // Code that gets the results as objects has told where they are to stay.
+    let wants_objects = functions.kept().is_some();
+    let kept = functions.kept().cloned().unwrap_or_default();
     let mut runners: Vec<Box<dyn StageRunner>> = Vec::with_capacity(stages.len());
     for (number, stage) in stages.iter().enumerate() {
         let generator = match (number, &plan.reader) {
@@ -67,6 +71,7 @@ pub fn compile(
             &ctx,
             &kept,
             is_result(stages, number),
+            wants_objects,
         )?;
         runners.push(Box::new(runner::Runner::new(state)));
     }

@@ -109,7 +109,7 @@ pub(super) fn take_batch(
 }
 
 /// The error text for records that are lost because their bytes make no sense.
-pub(super) fn undecodable(reason: &str, records: u32) -> String {
+pub(crate) fn undecodable(reason: &str, records: u32) -> String {
     format!("{records} records can not be decoded: {reason}")
 }
 

@@ -35,11 +35,11 @@ pub(super) struct Out {
 }
 
 impl Out {
-    pub(super) fn new(output: Output, ctx: &ExecContext, kept: Arc<Kept>) -> Out {
+    pub(super) fn new(output: Output, ctx: &ExecContext, kept: Arc<Kept>, wants_objects: bool) -> Out {
         let (shuffle, stays) = match output {
             Output::Shuffle { with_key } => (Some(with_key), Some(ctx.me)),
             Output::Collect => (None, ctx.is_initiator.then_some(0)),
-            Output::Result => (None, None),
+            Output::Result => (None, wants_objects.then_some(0)),
         };
         let count = if shuffle.is_some() { ctx.participants.max(1) } else { 1 };
         Out {
@@ -163,6 +163,11 @@ impl Out {
             self.flush_one(number, sink);
             self.buffers[number].bytes = Vec::new();
         }
+    }
+
+    /// Takes records that were encoded before.
+    pub(super) fn adopt(&mut self, bytes: Vec<u8>, records: u32) {
+        self.buffers[0] = Buffer { bytes, records };
     }
 
     /// The input is used up for now.

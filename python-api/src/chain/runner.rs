@@ -2,7 +2,7 @@
 
 use oxigears_coordinator::{
     codec::RecordBatch,
-    stage::{RunState, StageRunner, StageSink},
+    stage::{RunState, StageRunner, StageSink, Waker},
 };
 use pyo3::prelude::*;
 
@@ -12,10 +12,7 @@ use super::{
     native::{self, NativeInput, Tail, Written},
     state::{Slice, State},
 };
-use crate::{
-    context::{self, Place},
-    gil, reaper,
-};
+use crate::{context, gil, reaper};
 
 /// One stage on one shard.
 pub(super) struct Runner {
@@ -64,8 +61,7 @@ impl Runner {
         };
         gil::attach(|py| {
             let interrupt = state.interrupt.clone();
-            let _visit = context::visit(Place::Step, state.functions.session());
-            context::set_origin(state.origin.clone());
+            let _visit = context::visit_steps(state.functions.session(), state.origin.clone(), &state.chain.moment);
             let _running = interrupt.enter(py);
             let run = state.run_slice(py, sink);
             if run == RunState::Done {
@@ -122,6 +118,16 @@ impl StageRunner for Runner {
         match self.run_natively(sink) {
             Some(state) => state,
             None => self.run_python(sink),
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.chain.is_waiting())
+    }
+
+    fn set_waker(&mut self, waker: Waker) {
+        if let Some(state) = self.state.as_ref() {
+            state.chain.moment.waits().set_waker(waker);
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
     errors::take_error_text,
     functions::Functions,
     interrupt::Interrupt,
+    later::Spot,
     origin::Origin,
 };
 
@@ -80,6 +81,18 @@ impl Exit for ToSink<'_> {
     }
 }
 
+/// What a call leaves that can not go on before records come back.
+pub(super) struct Rest {
+    pub(super) chain: Chain,
+    /// Records that it has not taken.
+    pub(super) batch: Batch,
+    /// Results so far.
+    pub(super) bytes: Vec<u8>,
+    pub(super) records: u32,
+    /// Texts of error records so far.
+    pub(super) errors: Vec<String>,
+}
+
 /// Everything that a runner owns. Holds Python objects: dropped only with the GIL held.
 pub(super) struct State {
     pub(super) chain: Chain,
@@ -97,6 +110,8 @@ pub(super) struct State {
     stopped: bool,
     /// Python objects may be around.
     pub(super) has_objects: bool,
+    /// Texts of error records from before it was a state of its own.
+    errors: Vec<String>,
     pub(super) locals: usize,
     decoder: Decoder,
     encoder: Encoder,
@@ -121,16 +136,18 @@ impl State {
         ctx: &ExecContext,
         kept: &Arc<Kept>,
         is_result: bool,
+        wants_objects: bool,
     ) -> Result<State, String> {
-        let steps = build::steps(&stage.locals, functions)?;
-        let out = Out::new(stage.output, ctx, kept.clone());
+        let chain = Chain::new(build::steps(&stage.locals, functions)?, ctx.profile);
+        let out = Out::new(stage.output, ctx, kept.clone(), wants_objects);
         let native = match generator {
             Some(_) => NativeInput::None,
-            None => native::native_input(&steps, &out, stage.keyed_input),
+            None => native::native_input(&chain.steps, &out, stage.keyed_input),
         };
+        let is_result = is_result && !wants_objects;
         let globals = functions.session().globals().as_ptr();
         Ok(State {
-            chain: Chain::new(steps, ctx.profile),
+            chain,
             out,
             batch: Batch::default(),
             generator: generator.map(Generator::NotStarted),
@@ -141,6 +158,7 @@ impl State {
             closed: false,
             stopped: false,
             has_objects: false,
+            errors: Vec::new(),
             locals: stage.locals.len(),
             decoder: Decoder {
                 globals,
@@ -157,6 +175,24 @@ impl State {
             origin: ctx.origin.clone(),
             functions: functions.clone(),
         })
+    }
+
+    /// A state that goes on with what a call has left.
+    pub(super) fn going_on(
+        stage: &Stage,
+        functions: &Functions,
+        ctx: &ExecContext,
+        rest: Rest,
+    ) -> Result<State, String> {
+        let kept = Arc::new(Kept::default());
+        let mut state = State::new(stage, false, None, functions, ctx, &kept, true, false)?;
+        state.chain = rest.chain;
+        state.native = NativeInput::None;
+        state.batch = rest.batch;
+        state.out.adopt(rest.bytes, rest.records);
+        state.errors = rest.errors;
+        state.has_objects = true;
+        Ok(state)
     }
 
     /// The chain wants no more input.
@@ -185,16 +221,35 @@ impl State {
         )
     }
 
+    /// Nothing can move: asks to be woken. False if something can after all.
+    fn settle_down(&mut self, sink: &mut dyn StageSink) -> bool {
+        if self.chain.arm() {
+            return false;
+        }
+        self.out.pause(sink);
+        true
+    }
+
     /// Works until the slice is over, input is missing, or a native part begins.
     pub(super) fn run_slice(&mut self, py: Python<'_>, sink: &mut dyn StageSink) -> RunState {
         self.has_objects = true;
+        for text in std::mem::take(&mut self.errors) {
+            sink.error(text);
+        }
         let mut slice = Slice::new();
         loop {
             let (chain, mut exit) = self.split(sink, &mut slice);
-            if !chain.drain_stack(py, &mut exit) || exit.sink.aborted() {
+            if !chain.advance(py, &mut exit) || exit.sink.aborted() {
                 return RunState::Yield;
             }
-            if let Some(closing) = chain.closing_from_floor() {
+            let closing = chain.closing_from_floor();
+            if chain.has_pending() && closing.map_or(chain.is_blocked(), |closing| !chain.may_emit(closing.step)) {
+                match self.settle_down(sink) {
+                    true => return RunState::Waiting,
+                    false => continue,
+                }
+            }
+            if let Some(closing) = closing {
                 if closing.step >= chain.steps.len() {
                     return self.finish(sink);
                 }
@@ -225,8 +280,9 @@ impl State {
                 Pulled::End => self.begin_closing(),
                 Pulled::Nothing if self.closed => self.begin_closing(),
                 Pulled::Nothing => {
-                    self.out.pause(sink);
-                    return RunState::NeedInput;
+                    if self.settle_down(sink) {
+                        return RunState::NeedInput;
+                    }
                 }
             }
         }
@@ -236,7 +292,10 @@ impl State {
         // SAFETY: the GIL is held (`py`); `functions` keeps the generator function alive.
         unsafe {
             match &mut self.generator {
-                Some(generator) => generator.pull(py, &mut self.read_ns),
+                Some(generator) => {
+                    self.chain.moment.at(Spot::Reader);
+                    generator.pull(py, &mut self.read_ns)
+                }
                 None => self.batch.pull(py, &self.decoder, self.keyed_input),
             }
         }

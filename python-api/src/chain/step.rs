@@ -3,11 +3,15 @@
 use pyo3::ffi;
 
 use super::{
-    item::{Item, Key, Raised, call1, is_coroutine, key_text, pair_dict},
+    item::{Item, Key, Raised, call1, key_text, pair_dict, refuses_coroutine},
     table::KeyTable,
     text,
+    waiting::Slots,
 };
-use crate::obj::Obj;
+use crate::{
+    later::{Called, Moment, Spot, Ticket},
+    obj::Obj,
+};
 
 /// A function of the plan's table, which outlives the chain.
 pub(super) type Function = *mut ffi::PyObject;
@@ -26,8 +30,12 @@ pub(super) enum Flow {
     Broken,
     /// The record becomes an error with this text.
     Refused(&'static str),
+    /// The record becomes an error with this text, which came back later.
+    Error(String),
     /// The step wants no more records.
     Satisfied,
+    /// The callback's value comes back later; the record that it was called with, if it may go on.
+    Postponed(Ticket, Option<Item>),
 }
 
 impl From<Raised> for Flow {
@@ -36,7 +44,6 @@ impl From<Raised> for Flow {
     }
 }
 
-pub(super) const COROUTINE_IN_STEP: &str = "coroutines in steps are not supported yet";
 pub(super) const COROUTINE_IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
 pub(super) const COROUTINE_IN_REDUCER: &str = "coroutine are not allow on reduce";
 
@@ -135,6 +142,8 @@ pub(super) struct Step {
     pub(super) local: usize,
     /// Nanoseconds spent, when profiling.
     pub(super) spent_ns: u64,
+    /// Records that were postponed here, and those behind them.
+    pub(super) slots: Slots,
 }
 
 impl Kind {
@@ -143,27 +152,42 @@ impl Kind {
     /// # Safety
     /// The GIL is held; the functions are alive.
     #[inline]
-    pub(super) unsafe fn apply(&mut self, item: Item) -> Flow {
+    pub(super) unsafe fn apply(&mut self, item: Item, moment: &Moment) -> Flow {
         // SAFETY: as for this function; the item is alive.
         unsafe {
             match self {
-                Kind::Map(f) => match call1(*f, &item.value) {
-                    Ok(value) if is_coroutine(&value) => Flow::Refused(COROUTINE_IN_STEP),
-                    Ok(value) => Flow::Next(Item::plain(value)),
-                    Err(_) => Flow::Failed,
-                },
-                Kind::FlatMap(f) => match call1(*f, &item.value) {
-                    Ok(value) if ffi::PyList_Check(value.as_ptr()) != 0 => Flow::List(value),
-                    Ok(value) if is_coroutine(&value) => Flow::Refused(COROUTINE_IN_STEP),
-                    Ok(value) => Flow::Next(Item::plain(value)),
-                    Err(_) => Flow::Failed,
-                },
-                Kind::Filter(f) => filter(*f, item),
-                Kind::ForEach(f) => match call1(*f, &item.value) {
-                    Ok(value) if is_coroutine(&value) => Flow::Refused(COROUTINE_IN_STEP),
-                    Ok(_) => Flow::Next(item),
-                    Err(_) => Flow::Failed,
-                },
+                Kind::Map(f) => {
+                    moment.at(Spot::Able);
+                    match moment.called(call1(*f, &item.value)) {
+                        Called::Value(value) => Flow::Next(Item::plain(value)),
+                        Called::Later(ticket) => Flow::Postponed(ticket, None),
+                        other => other.into(),
+                    }
+                }
+                Kind::FlatMap(f) => {
+                    moment.at(Spot::Able);
+                    match moment.called(call1(*f, &item.value)) {
+                        Called::Value(value) => flattened(value),
+                        Called::Later(ticket) => Flow::Postponed(ticket, None),
+                        other => other.into(),
+                    }
+                }
+                Kind::Filter(f) => {
+                    moment.at(Spot::Able);
+                    match moment.called(call1(*f, &item.value)) {
+                        Called::Value(value) => filtered(&value, item),
+                        Called::Later(ticket) => postponed(ticket, item),
+                        other => other.into(),
+                    }
+                }
+                Kind::ForEach(f) => {
+                    moment.at(Spot::Able);
+                    match moment.called(call1(*f, &item.value)) {
+                        Called::Value(_) => Flow::Next(item),
+                        Called::Later(ticket) => postponed(ticket, item),
+                        other => other.into(),
+                    }
+                }
                 Kind::ToStr => match ffi::PyUnicode_CheckExact(item.value.as_ptr()) {
                     0 => match text::of_container(item.value.as_ptr()) {
                         Some(value) => Flow::Next(Item::plain(value)),
@@ -181,7 +205,7 @@ impl Kind {
                         _ => Flow::Satisfied,
                     }
                 }
-                Kind::ExtractKey(f) => match extract(*f, &item.value) {
+                Kind::ExtractKey(f) => match extract(*f, &item.value, moment) {
                     Ok(key) => Flow::Next(Item {
                         key: Key::Text(key),
                         value: item.value,
@@ -193,7 +217,7 @@ impl Kind {
                     Ok(dict) => Flow::Next(Item::plain(dict)),
                     Err(raised) => raised.into(),
                 },
-                _ => self.keep(item),
+                _ => self.keep(item, moment),
             }
         }
     }
@@ -210,20 +234,67 @@ unsafe fn own(ptr: *mut ffi::PyObject) -> Flow {
     }
 }
 
+/// What a value that came back later makes of its record.
+///
 /// # Safety
-/// The GIL is held; `f` is alive.
-#[inline]
-unsafe fn filter(f: Function, item: Item) -> Flow {
-    // SAFETY: as for this function; the item is alive.
+/// The GIL is held.
+pub(super) unsafe fn come_back(kind: &mut Kind, value: Obj, item: Option<Item>) -> Flow {
+    // SAFETY: as for this function.
     unsafe {
-        match call1(f, &item.value) {
-            Ok(value) if is_coroutine(&value) => Flow::Refused(COROUTINE_IN_STEP),
-            Ok(value) => match ffi::PyObject_IsTrue(value.as_ptr()) {
-                1 => Flow::Next(item),
-                0 => Flow::Gone,
-                _ => Flow::Failed,
-            },
-            Err(_) => Flow::Failed,
+        match (kind, item) {
+            (Kind::FlatMap(_), _) => flattened(value),
+            (Kind::Filter(_), Some(item)) => filtered(&value, item),
+            (Kind::ForEach(_), Some(item)) => Flow::Next(item),
+            (Kind::Map(_), _) => Flow::Next(Item::plain(value)),
+            (kind, item) => kind.take_later(value, item),
+        }
+    }
+}
+
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn flattened(value: Obj) -> Flow {
+    // SAFETY: the value is alive.
+    match unsafe { ffi::PyList_Check(value.as_ptr()) } {
+        0 => Flow::Next(Item::plain(value)),
+        _ => Flow::List(value),
+    }
+}
+
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn filtered(value: &Obj, item: Item) -> Flow {
+    // SAFETY: the value is alive.
+    match unsafe { ffi::PyObject_IsTrue(value.as_ptr()) } {
+        1 => Flow::Next(item),
+        0 => Flow::Gone,
+        _ => Flow::Failed,
+    }
+}
+
+/// The record waits for what its callback gives.
+///
+/// # Safety
+/// The GIL is held; the key's bytes are still alive.
+#[cold]
+unsafe fn postponed(ticket: Ticket, item: Item) -> Flow {
+    // SAFETY: as for this function.
+    match unsafe { item.detached() } {
+        Ok(item) => Flow::Postponed(ticket, Some(item)),
+        Err(raised) => raised.into(),
+    }
+}
+
+impl From<Called> for Flow {
+    #[cold]
+    fn from(called: Called) -> Flow {
+        match called {
+            Called::Refused(text) => Flow::Refused(text),
+            Called::Later(ticket) => Flow::Postponed(ticket, None),
+            Called::Value(value) => Flow::Next(Item::plain(value)),
+            Called::Raised => Flow::Failed,
         }
     }
 }
@@ -233,11 +304,12 @@ unsafe fn filter(f: Function, item: Item) -> Flow {
 /// # Safety
 /// The GIL is held; `f` is alive.
 #[inline]
-pub(super) unsafe fn extract(f: Function, value: &Obj) -> Result<Obj, Flow> {
+pub(super) unsafe fn extract(f: Function, value: &Obj, moment: &Moment) -> Result<Obj, Flow> {
+    moment.at(Spot::Unable);
     // SAFETY: as for this function; the value is alive.
     unsafe {
         let key = call1(f, value).map_err(|_| Flow::Failed)?;
-        if is_coroutine(&key) {
+        if refuses_coroutine(&key) {
             return Err(Flow::Refused(COROUTINE_IN_EXTRACTOR));
         }
         key_text(key).map_err(Flow::from)

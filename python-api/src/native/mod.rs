@@ -2,6 +2,7 @@
 
 mod atomic;
 mod execute;
+mod future;
 mod origin;
 mod register;
 mod run;
@@ -15,10 +16,11 @@ use pyo3::{
 };
 
 pub(crate) use execute::argument;
+pub(crate) use future::PyFuture;
 pub use timer::TimerDraft;
 
 use crate::{
-    context::{self, Place},
+    later,
     server::{LogLevel, server},
 };
 
@@ -44,7 +46,15 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(hashtag, &module)?)?;
     module.add_function(wrap_pyfunction!(log, &module)?)?;
     module.add_function(wrap_pyfunction!(config_get, &module)?)?;
-    module.add_function(wrap_pyfunction!(is_async_allow, &module)?)?;
+    module.add_class::<PyFuture>()?;
+    module.add_class::<later::Driver>()?;
+    module.add_function(wrap_pyfunction!(future::is_async_allow, &module)?)?;
+    module.add_function(wrap_pyfunction!(future::gears_future, &module)?)?;
+    module.add_function(wrap_pyfunction!(future::run_coroutine, &module)?)?;
+    module.add_function(wrap_pyfunction!(future::event_loop, &module)?)?;
+    module.add_function(wrap_pyfunction!(run::is_script_body, &module)?)?;
+    module.add_function(wrap_pyfunction!(later::drain, &module)?)?;
+    module.add_function(wrap_pyfunction!(later::drive, &module)?)?;
     Ok(module)
 }
 
@@ -76,11 +86,4 @@ fn config_get(py: Python<'_>, key: &Bound<'_, PyString>) -> Option<String> {
 #[pyfunction]
 fn builder_made() {
     server().builder_made();
-}
-
-/// True in a step, which may go on asynchronously.
-#[pyfunction]
-#[pyo3(name = "isAsyncAllow")]
-fn is_async_allow() -> bool {
-    context::place() == Place::Step && context::origin().is_none_or(|origin| origin.may_postpone())
 }

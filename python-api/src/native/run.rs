@@ -10,20 +10,29 @@ use pyo3::{
 
 use super::table::Table;
 use crate::{
+    codec::Kept,
     context::{self, Place},
     errors::gears_error,
     functions::RunRequest,
+    later::{self, Message},
     server::server,
     session::Session,
 };
 
-/// Makes the plan and starts it; gives the execution's id unless a script body asked, whose run starts later.
+/// The body of a script runs on this thread.
+#[pyfunction]
+pub(crate) fn is_script_body() -> bool {
+    context::place() == Place::Script
+}
+
+/// Makes the plan and starts it; the future, if any, gets results and errors; gives the execution's id unless a script body asked, whose run starts later.
 #[pyfunction]
 pub(crate) fn run(
     py: Python<'_>,
     reader: &Bound<'_, PyTuple>,
     steps: &Bound<'_, PyList>,
     local: bool,
+    future: Option<Py<PyAny>>,
 ) -> PyResult<Option<String>> {
     let Some(session) = context::session().filter(|_| context::registered()) else {
         return Err(gears_error(py, "Can only run execution on registered gears thread"));
@@ -32,12 +41,24 @@ pub(crate) fn run(
     if !nested && context::has_request() {
         return Err(gears_error(py, "Can not run more then 1 executions in a single script"));
     }
-    let request = request(py, reader, steps, local, session, nested)?;
+    let mut request = request(py, reader, steps, local, session.clone(), nested)?;
     if !nested {
         context::set_request(request);
         return Ok(None);
     }
-    match py.detach(|| server().start_run(request)) {
+    let kept = Arc::new(Kept::default());
+    request.functions = request.functions.keeping(kept.clone());
+    let when_over = move |over| {
+        if let Some(future) = future {
+            later::tell(Message::RunOver {
+                future,
+                over,
+                session,
+                kept,
+            });
+        }
+    };
+    match py.detach(|| server().start_run(request, Box::new(when_over))) {
         Ok(id) => Ok(Some(id)),
         Err(text) => Err(gears_error(py, text)),
     }

@@ -10,6 +10,12 @@ use crate::{context, errors::gears_error, session::Session};
 #[pyclass(name = "PyExecutionSession", module = "_oxigears", frozen)]
 pub(crate) struct PyExecutionSession(Arc<Session>);
 
+impl PyExecutionSession {
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
+
 #[pymethods]
 impl PyExecutionSession {
     fn __str__(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! A server that knows a handful of commands.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     sync::{
         Arc, Once, OnceLock,
@@ -16,7 +16,8 @@ use oxigears_coordinator::{
 use parking_lot::{Mutex, RawMutex, lock_api::RawMutex as _};
 
 use crate::{
-    InitOptions, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft, initialize,
+    Acting, AtOnce, InitOptions, Invoked, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session,
+    TimerDraft, WhenOver, initialize,
 };
 
 pub(super) struct Fake {
@@ -24,6 +25,8 @@ pub(super) struct Fake {
     texts: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     pub(super) log: Mutex<Vec<(LogLevel, String)>>,
     pub(super) started: Mutex<Vec<RunRequest>>,
+    /// Who waits for them.
+    pub(super) waiting: Mutex<Vec<WhenOver>>,
     /// Builders that were made.
     pub(super) builders: AtomicUsize,
     /// Names of triggers that are taken.
@@ -44,6 +47,7 @@ impl Default for Fake {
             texts: Mutex::default(),
             log: Mutex::default(),
             started: Mutex::default(),
+            waiting: Mutex::default(),
             builders: AtomicUsize::new(0),
             taken: Mutex::default(),
             triggers: Mutex::default(),
@@ -58,6 +62,8 @@ thread_local! {
     static LOCKED: Cell<usize> = const { Cell::new(0) };
     /// What `cluster_size` says on this thread.
     pub(super) static SHARDS: Cell<usize> = const { Cell::new(1) };
+    /// What this thread acts as.
+    pub(super) static ACTING: RefCell<Acting> = const { RefCell::new(None) };
     pub(super) static NO_TRACEBACKS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -71,6 +77,12 @@ impl Server for Fake {
         }
         let word = String::from_utf8_lossy(&args[0]).to_lowercase();
         match (word.as_str(), &args[1..]) {
+            ("whoami", []) => Ok(Reply::Bulk(ACTING.with_borrow(|acting| {
+                match acting.as_ref().and_then(|any| any.downcast_ref::<String>()) {
+                    Some(name) => name.clone().into_bytes(),
+                    None => b"all".to_vec(),
+                }
+            }))),
             ("ping", []) => Ok(Reply::Simple(b"PONG".to_vec())),
             ("incr", [key]) => {
                 let mut strings = self.strings.lock();
@@ -105,8 +117,11 @@ impl Server for Fake {
                 while !self.try_lock() {
                     std::thread::yield_now();
                 }
-                let outcome = invoker.call(args, None);
+                let called = invoker.call(args, Some(Arc::new(AtOnce)));
                 self.unlock();
+                let Invoked::Done(outcome) = called else {
+                    panic!("postponed where nobody can wait");
+                };
                 match outcome.errors.into_iter().next() {
                     Some(text) => Ok(Reply::Error(text)),
                     None => Ok(Reply::Array(texts(&outcome.results))),
@@ -159,11 +174,20 @@ impl Server for Fake {
         false
     }
 
-    fn start_run(&self, request: RunRequest) -> Result<String, String> {
+    fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String> {
         assert!(request.nested);
+        self.waiting.lock().push(when_over);
         let mut started = self.started.lock();
         started.push(request);
         Ok(format!("{}-{}", "0".repeat(40), started.len()))
+    }
+
+    fn acting(&self) -> Acting {
+        ACTING.with_borrow(Clone::clone)
+    }
+
+    fn act_as(&self, acting: Acting) -> Acting {
+        ACTING.replace(acting)
     }
 
     fn builder_made(&self) {

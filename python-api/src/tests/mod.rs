@@ -1,6 +1,7 @@
 //! Tests without a server: a fake one answers commands, and a loop drives the runners.
 
 mod codec;
+mod coroutines;
 mod environment;
 mod errors;
 mod fake;
@@ -22,8 +23,8 @@ use oxigears_coordinator::{
 use pyo3::prelude::*;
 
 use crate::{
-    ExecContext, Functions, Interrupt, Invoker, RegistrationDraft, RunRequest, Session, codec::Decoder, compile,
-    init::PYTHON_STACK_BYTES, load_functions, obj::Obj, run_script,
+    ExecContext, Functions, Interrupt, Invoked, Invoker, RegistrationDraft, RunRequest, Session, codec::Decoder,
+    compile, init::PYTHON_STACK_BYTES, load_functions, obj::Obj, run_script,
 };
 
 /// Runs a test on a thread like the engine's, with the interpreter up.
@@ -62,6 +63,9 @@ struct LoopSink {
     /// Batches that fit before `full`.
     window: usize,
     yields: usize,
+    /// Times that the runner waited for records that were postponed.
+    waits: usize,
+    woken: Option<std::sync::mpsc::Receiver<()>>,
 }
 
 impl LoopSink {
@@ -75,6 +79,8 @@ impl LoopSink {
             aborted: Arc::default(),
             window: usize::MAX,
             yields: 0,
+            waits: 0,
+            woken: None,
         }
     }
 }
@@ -108,6 +114,22 @@ impl StageSink for LoopSink {
     }
 }
 
+/// Waits until the runner's waker is called.
+fn wait_for(runner: &mut dyn StageRunner, sink: &mut LoopSink) {
+    assert!(runner.is_pending());
+    if sink.woken.is_none() {
+        let (tell, hear) = std::sync::mpsc::channel();
+        runner.set_waker(Arc::new(move || {
+            let _ = tell.send(());
+        }));
+        sink.woken = Some(hear);
+    }
+    let woken = sink.woken.as_ref().expect("just made");
+    woken
+        .recv_timeout(std::time::Duration::from_secs(60))
+        .expect("the runner is woken");
+}
+
 /// Drives one runner to its end: feeds the batches, closes, collects.
 fn drive(runner: &mut dyn StageRunner, input: Vec<RecordBatch>, sink: &mut LoopSink) {
     let mut input = input.into_iter();
@@ -120,6 +142,10 @@ fn drive(runner: &mut dyn StageRunner, input: Vec<RecordBatch>, sink: &mut LoopS
                 if sink.full() {
                     sink.window = sink.emitted.len() + 1;
                 }
+            }
+            RunState::Waiting => {
+                sink.waits += 1;
+                wait_for(runner, sink);
             }
             RunState::NeedInput => match input.next().filter(|_| !runner.satisfied()) {
                 Some(batch) => runner.feed(batch),
@@ -254,10 +280,27 @@ fn register(script: &str) -> Vec<RegistrationDraft> {
 /// Calls a registration as a sync trigger.
 fn invoke(invoker: &Invoker, session: &Arc<Session>, args: &[&[u8]]) -> Outcome {
     let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.to_vec()).collect();
-    let outcome = invoker.call(&args, None);
+    let outcome = finish(invoker.call(&args, None));
     Outcome {
         results: outcome.results.iter().flat_map(|batch| show(batch, session)).collect(),
         errors: outcome.errors,
+    }
+}
+
+/// Goes on with a call to its end, as the engine does.
+fn finish(called: Invoked) -> oxigears_coordinator::execution::Outcome {
+    let rest = match called {
+        Invoked::Done(outcome) => return outcome,
+        Invoked::Continues(rest) => rest,
+    };
+    let mut runner = rest.runner(context(1, 0)).unwrap();
+    assert!(rest.runner(context(1, 0)).is_err(), "the rest runs once");
+    runner.close();
+    let mut sink = LoopSink::new(1, true);
+    drive(runner.as_mut(), Vec::new(), &mut sink);
+    oxigears_coordinator::execution::Outcome {
+        results: sink.emitted.into_iter().map(|(_, batch)| batch).collect(),
+        errors: sink.errors,
     }
 }
 

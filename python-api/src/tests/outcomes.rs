@@ -52,33 +52,6 @@ fn errors_stop_the_reader_and_keep_what_was_read() {
 }
 
 #[test]
-fn coroutines_are_refused_until_they_are_supported() {
-    let make = "async def co(*args): return 1\n";
-    let text = "coroutines in steps are not supported yet";
-    for op in ["map(co)", "filter(co)", "foreach(co)", "flatmap(co)", "accumulate(co)"] {
-        check("1", &format!("{make}PR.{op}.run(src)"), &[], &[text]);
-    }
-    check(
-        "1",
-        &format!("{make}PR.repartition(co).run(src)"),
-        &[],
-        &["coroutine are not allow on extractor"],
-    );
-    check(
-        "1",
-        &format!("{make}PR.countby(co).run(src)"),
-        &[],
-        &["coroutine are not allow on extractor"],
-    );
-    check(
-        "1",
-        &format!("{make}PR.batchgroupby(lambda x: x, co).run(src)"),
-        &[],
-        &["coroutine are not allow on reduce"],
-    );
-}
-
-#[test]
 fn python_readers() {
     check(
         "",

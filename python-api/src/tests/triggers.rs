@@ -107,8 +107,6 @@ fn errors_are_those_of_pipelines() {
         "{:?}",
         outcome.errors
     );
-    let outcome = calls("async def later(x): return x", &sync(".map(later)"), &[&[b"t"]]).remove(0);
-    assert_eq!(outcome.errors, ["coroutines in steps are not supported yet"]);
     let outcome = calls(
         "",
         &sync(".map(lambda x: (_ for _ in ()).throw(SystemExit(3)))"),

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use oxigears_coordinator::{
     codec::RecordBatch,
-    stage::{RunState, StageRunner, StageSink},
+    stage::{RunState, StageRunner, StageSink, Waker},
 };
 
 thread_local! {
@@ -31,6 +31,11 @@ impl Drop for Entered {
 /// Depth of what runs on this thread; 0: no event caused it.
 pub fn current() -> u32 {
     CURRENT.get()
+}
+
+/// Gives this thread a depth; gives the one that it had.
+pub fn replace(depth: u32) -> u32 {
+    CURRENT.replace(depth)
 }
 
 /// Depth of an event that is raised on this thread now.
@@ -58,6 +63,14 @@ impl StageRunner for AtDepth {
     fn run(&mut self, sink: &mut dyn StageSink) -> RunState {
         let _depth = enter(self.depth);
         self.runner.run(sink)
+    }
+
+    fn is_pending(&self) -> bool {
+        self.runner.is_pending()
+    }
+
+    fn set_waker(&mut self, waker: Waker) {
+        self.runner.set_waker(waker);
     }
 
     fn satisfied(&self) -> bool {

@@ -5,7 +5,7 @@
 //!
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
-//! * `trigger`, `sync`: firing; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
+//! * `trigger`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
 //!   `prepared`: functions that wait for it
@@ -15,6 +15,7 @@
 pub mod activation;
 mod active;
 pub mod change;
+pub mod continuing;
 pub mod depth;
 pub mod describe;
 pub mod drafts;

@@ -5,12 +5,12 @@
 use std::{sync::Arc, time::Instant};
 
 use oxigears_coordinator::{codec::RecordBatch, engine::Pool, execution::Outcome, limits as bounds};
-use oxigears_python_api::{self as python, Invoker, Origin};
+use oxigears_python_api::{self as python, AtOnce, Invoked, Invoker, Origin};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     active::{Active, Code},
-    limits, registrations,
+    continuing, depth, limits, registrations,
     stats::End,
 };
 use crate::{
@@ -51,35 +51,66 @@ pub fn interpreter_is_free() -> bool {
     server::python_is_here() || python::gil_is_free()
 }
 
-/// Runs the registration on this thread, which holds the server lock.
-pub fn run(active: &Active, code: &Code, args: &[Vec<u8>]) -> Outcome {
-    run_with(active, code, |invoker| invoker.call(args, None))
-}
-
-fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Outcome) -> Outcome {
-    let start = Instant::now();
-    let outcome = {
-        let _identity = identity::enter(active.core.loaded.user.clone());
-        match &code.invoker {
-            Some(invoker) => call(invoker),
-            None => Outcome {
-                errors: vec!["ERR internal error: the registration is not compiled".into()],
-                ..Outcome::default()
-            },
-        }
-    };
-    let end = match outcome.errors.first() {
-        None => End::Success,
-        Some(text) => End::Failure(text),
-    };
-    active.core.stats.ran(&end, start.elapsed().as_nanos() as u64);
-    outcome
+/// Runs the registration on this thread, which holds the server lock. What goes on later is counted as triggered.
+pub fn run(active: &Active, code: &Code, args: &[Vec<u8>], origin: Option<Arc<dyn Origin>>) -> Invoked {
+    run_with(active, code, |invoker| invoker.call(args, origin))
 }
 
 /// The same with the records of a batch.
-pub fn run_batch(active: &Active, code: &Code, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Outcome {
+pub fn run_batch(active: &Active, code: &Code, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Invoked {
     run_with(active, code, |invoker| invoker.call_batch(batch, origin))
 }
+
+fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Invoked) -> Invoked {
+    let start = Instant::now();
+    let ran = {
+        let _identity = identity::enter(active.core.loaded.user.clone());
+        match &code.invoker {
+            Some(invoker) => call(invoker),
+            None => Invoked::Done(Outcome {
+                errors: vec!["ERR internal error: the registration is not compiled".into()],
+                ..Outcome::default()
+            }),
+        }
+    };
+    let stats = &active.core.stats;
+    match &ran {
+        Invoked::Done(outcome) => {
+            let end = match outcome.errors.first() {
+                None => End::Success,
+                Some(text) => End::Failure(text),
+            };
+            stats.ran(&end, start.elapsed().as_nanos() as u64);
+        }
+        Invoked::Continues(_) => stats.triggered(),
+    }
+    ran
+}
+
+/// For runs that nobody can wait for: they postpone nothing.
+pub fn at_once() -> Option<Arc<dyn Origin>> {
+    Some(Arc::new(AtOnce))
+}
+
+/// Answers a client that waits for a run: now, or when the rest of it is over.
+pub fn answer_client(active: &Arc<Active>, ran: Invoked, client: BlockedClient) {
+    match ran {
+        Invoked::Done(outcome) => client.reply(|reply| answer(reply, &outcome)),
+        Invoked::Continues(rest) => {
+            let its = active.clone();
+            continuing::go_on(active, rest, None, depth::current(), move |over| {
+                over.count(&its.core.stats);
+                client.reply(|reply| match over.end() {
+                    End::Aborted => reply.error(ABORTED),
+                    _ => answer(reply, &over.outcome),
+                });
+            });
+        }
+    }
+}
+
+/// What an aborted execution had so far is not its result.
+pub const ABORTED: &str = "ERR the execution was aborted";
 
 /// The reply of a trigger: the results, or the first error.
 pub fn answer(reply: &mut ReplyWriter, outcome: &Outcome) {
@@ -105,8 +136,8 @@ pub fn run_parked(active: Arc<Active>, code: Arc<Code>, args: Vec<Vec<u8>>, clie
         return client.reply(|reply| reply.error(&too_many()));
     }
     helpers.parked.submit(move || {
-        let outcome = python::with_server_locked(|| run(&active, &code, &args));
-        client.reply(|reply| answer(reply, &outcome));
+        let ran = python::with_server_locked(|| run(&active, &code, &args, None));
+        answer_client(&active, ran, client);
     });
 }
 
@@ -154,7 +185,15 @@ pub fn run_for_waiting(
     args: &[Vec<u8>],
 ) -> Option<Outcome> {
     let (active, code, args) = (active.clone(), code.clone(), args.to_vec());
-    for_waiting(guard, move || run(&active, &code, &args))
+    let ran = for_waiting(guard, move || run(&active, &code, &args, at_once()));
+    ran.map(|ran| match ran {
+        Invoked::Done(outcome) => outcome,
+        // Nothing is postponed there.
+        Invoked::Continues(_) => Outcome {
+            errors: vec!["ERR internal error: a record was postponed where nobody can wait".into()],
+            ..Outcome::default()
+        },
+    })
 }
 
 /// Does `work` on a helper thread, with lock and interpreter, while this one waits; see `run_for_waiting`.

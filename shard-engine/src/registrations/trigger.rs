@@ -8,7 +8,7 @@ use oxigears_coordinator::{
     execution::Phase,
     registry::RegisterMode,
 };
-use oxigears_python_api as python;
+use oxigears_python_api::{self as python, Invoked};
 
 use super::{
     active::{Active, Code},
@@ -28,7 +28,6 @@ const NO_BLOCKING: &str =
 const UNKNOWN: &str = "ERR subcommand not found";
 const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
 const NOT_ACTIVE: &str = "ERR the trigger is registered but not active on this shard yet; try again";
-const ABORTED: &str = "ERR the execution was aborted";
 
 /// What is to be run: the registration, its functions, and the index of the state that it is active in.
 struct Shot {
@@ -96,8 +95,15 @@ pub fn trigger(call: &mut Call) {
 fn run_sync(call: &mut Call, shot: &Shot, may_block: bool) {
     let (active, code) = (&shot.active, &shot.code);
     if sync::interpreter_is_free() {
-        let outcome = sync::run(active, code, &call.args[1..]);
-        return sync::answer(call.reply(), &outcome);
+        let origin = if may_block { None } else { sync::at_once() };
+        match sync::run(active, code, &call.args[1..], origin) {
+            Invoked::Done(outcome) => sync::answer(call.reply(), &outcome),
+            rest => {
+                let client = BlockedClient::block(call, None);
+                sync::answer_client(active, rest, client);
+            }
+        }
+        return;
     }
     if may_block {
         let args = call.args.split_off(1);
@@ -197,7 +203,7 @@ fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClien
     if let Some(client) = client {
         client.reply(|reply| match end {
             // What an aborted execution had so far is not its result.
-            End::Aborted => reply.error(ABORTED),
+            End::Aborted => reply.error(sync::ABORTED),
             _ => sync::answer(reply, &outcome),
         });
     }

@@ -9,7 +9,7 @@ use oxigears_coordinator::{
     execution::Outcome,
     registry::{RegisterMode, RegistrationId},
 };
-use oxigears_python_api::Origin;
+use oxigears_python_api::{Continuation, Origin};
 
 use super::{
     index::Entry,
@@ -20,7 +20,12 @@ use crate::{
     module::module,
     readers::event::Wish,
     redis::{lock::ServerLock, log, notify::Told},
-    registrations::{active::Active, depth, due, stats::End},
+    registrations::{
+        active::Active,
+        continuing::{self, Over},
+        depth, due,
+        stats::End,
+    },
 };
 
 static TOO_DEEP: AtomicU64 = AtomicU64::new(0);
@@ -125,6 +130,24 @@ fn refuse_depth(active: &Active, name: &str) {
         let id: &RegistrationId = &active.registration.id;
         log::warning(&format!("registration {id}: {text}"));
     }
+}
+
+/// What was postponed goes on; its client, if any, waits.
+pub fn go_on(entry: &Arc<Entry>, event: Event, number: u64, rest: Box<Continuation>) {
+    let (its, depth) = (entry.clone(), event.depth);
+    continuing::go_on(&entry.active, rest, Some(number), depth, move |over| {
+        let active = &its.active;
+        over.count(&active.core.stats);
+        let keep = module().config.max_executions_per_registration();
+        let Over {
+            outcome,
+            aborted,
+            total_ns,
+        } = over;
+        let engine = &module().engine;
+        active.core.swift.keep(engine, number, outcome, total_ns, aborted, keep);
+        drop(event);
+    });
 }
 
 /// An event that ran in one go is over.

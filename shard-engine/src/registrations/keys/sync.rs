@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use oxigears_coordinator::execution::Outcome;
+use oxigears_python_api::Invoked;
 
 use super::{
     Quiet,
@@ -29,11 +30,13 @@ impl SyncShot {
         SyncShot { entry, event }
     }
 
-    fn run(&self, guard: &ServerLock) -> Outcome {
+    fn run(&self, guard: &ServerLock) -> Invoked {
         let (active, event) = (&self.entry.active, &self.event);
-        let failed = |text: String| Outcome {
-            errors: vec![text],
-            ..Outcome::default()
+        let failed = |text: String| {
+            Invoked::Done(Outcome {
+                errors: vec![text],
+                ..Outcome::default()
+            })
         };
         let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
             return failed("ERR internal error: the registration is not compiled".into());
@@ -51,9 +54,13 @@ impl SyncShot {
 impl Shot for SyncShot {
     fn fire(self: Box<Self>, guard: &ServerLock) {
         let start = Instant::now();
-        let outcome = self.run(guard);
+        let ran = self.run(guard);
         let number = module().engine.next_number();
-        fire::ended(&self.entry.active, number, outcome, start.elapsed().as_nanos() as u64);
+        let SyncShot { entry, event } = *self;
+        match ran {
+            Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, start.elapsed().as_nanos() as u64),
+            Invoked::Continues(rest) => fire::go_on(&entry, event, number, rest),
+        }
     }
 
     fn abort(self: Box<Self>, why: &str) {

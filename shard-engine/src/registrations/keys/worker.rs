@@ -11,10 +11,10 @@ use std::{
 };
 
 use oxigears_coordinator::execution::Outcome;
-use oxigears_python_api as python;
+use oxigears_python_api::{self as python, Invoked};
 
 use super::{
-    fire::Event,
+    fire::{self, Event},
     index::Entry,
     queue::{self, Ready},
     record,
@@ -24,7 +24,7 @@ use crate::{
     identity,
     module::module,
     redis::lock,
-    registrations::{depth, is_master, limits, stats::End},
+    registrations::{depth, is_master, limits, stats::End, sync::ABORTED},
 };
 
 const REPLICA: &str = "ERR the server has become a replica, the event was not handled";
@@ -91,7 +91,7 @@ fn fill(entry: &Entry) -> bool {
 }
 
 /// Runs what is ready, with the GIL, until the turn is over.
-fn run_ready(entry: &Entry, begun: Instant) {
+fn run_ready(entry: &Arc<Entry>, begun: Instant) {
     let active = &entry.active;
     let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
         // The code was there when the event was taken; it does not go.
@@ -105,15 +105,30 @@ fn run_ready(entry: &Entry, begun: Instant) {
         active.core.events.progress_ns.store(start_ns, Ordering::Relaxed);
         let number = engine.next_number();
         active.core.swift.begun(number, interrupt.clone());
-        let outcome = {
+        let ran = {
             let _depth = depth::enter(event.depth);
             match record {
                 Ok(batch) => invoker.call_event(batch, event.origin(), &interrupt.0),
-                Err(text) => Outcome {
+                Err(text) => Invoked::Done(Outcome {
                     errors: vec![text],
                     ..Outcome::default()
-                },
+                }),
             }
+        };
+        let outcome = match ran {
+            Invoked::Done(outcome) => outcome,
+            Invoked::Continues(rest) if active.core.swift.handed_over(engine, number) => {
+                fire::go_on(entry, event, number, rest);
+                if begun.elapsed() >= limits::EVENTS_TURN {
+                    return;
+                }
+                continue;
+            }
+            // It is to stop, and what it has postponed with it.
+            Invoked::Continues(_) => Outcome {
+                errors: vec![ABORTED.to_owned()],
+                ..Outcome::default()
+            },
         };
         let total_ns = engine.now_ns() - start_ns;
         let first_error = outcome.errors.first().cloned();

@@ -1,0 +1,304 @@
+//! A coroutine that runs in its situation: around each step of it the thread has the session, the cause and the rights of
+//! the code that made it. What it gives in the end completes its record.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::{
+    PyTraverseError, PyVisit,
+    call::PyCallArgs,
+    exceptions::{PyAttributeError, PyException, PyKeyboardInterrupt, PyStopIteration, PySystemExit},
+    ffi, intern,
+    prelude::*,
+    types::{PyString, PyTuple},
+};
+
+use super::{
+    NEVER_CONTINUED,
+    situation::Situation,
+    ticket::{Later, Ticket},
+    watch,
+};
+use crate::{
+    errors, lock,
+    obj::Obj,
+    server::{LogLevel, server},
+};
+
+/// The text is part of the interface.
+const IN_ATOMIC: &str = "await is not allow inside atomic block";
+
+/// Who gets what the coroutine gives.
+enum Target {
+    /// The task, as usual.
+    Task,
+    /// A postponed record.
+    Record(Ticket),
+    /// The object with `continueRun` and `continueFailed` that a script named.
+    Object(Py<PyAny>),
+    /// Nobody.
+    Nobody,
+}
+
+/// The coroutine in its wrapping; asyncio takes it for a coroutine.
+#[pyclass(name = "Driver", module = "_oxigears", weakref)]
+pub(crate) struct Driver {
+    /// `None` after the collector has taken it.
+    inner: Option<Py<PyAny>>,
+    situation: Arc<Situation>,
+    target: Mutex<Option<Target>>,
+}
+
+impl Driver {
+    fn new(coroutine: Py<PyAny>, situation: Arc<Situation>, target: Target) -> Driver {
+        Driver {
+            inner: Some(coroutine),
+            situation,
+            target: Mutex::new(Some(target)),
+        }
+    }
+
+    /// A coroutine that a step returned.
+    pub(crate) fn of_record(coroutine: Py<PyAny>, situation: Arc<Situation>, ticket: Ticket) -> Driver {
+        Driver::new(coroutine, situation, Target::Record(ticket))
+    }
+
+    /// One that a script starts; `object` gets what it gives.
+    pub(crate) fn of_script(coroutine: Py<PyAny>, situation: Arc<Situation>, object: Option<Py<PyAny>>) -> Driver {
+        Driver::new(coroutine, situation, object.map_or(Target::Nobody, Target::Object))
+    }
+
+    /// One that a coroutine makes a task of.
+    pub(crate) fn of_task(coroutine: Py<PyAny>, situation: Arc<Situation>) -> Driver {
+        Driver::new(coroutine, situation, Target::Task)
+    }
+
+    /// The record that it will complete.
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        match &*self.target.lock() {
+            Some(Target::Record(ticket)) => Some(ticket.clone()),
+            _ => None,
+        }
+    }
+
+    fn inner<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match &self.inner {
+            Some(inner) => Ok(inner.bind(py).clone()),
+            None => Err(PyAttributeError::new_err("the coroutine is gone")),
+        }
+    }
+
+    /// One step of the coroutine.
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        first: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<Stepped<'py>>,
+    ) -> PyResult<Py<PyAny>> {
+        let inner = self.inner(py)?;
+        let result = {
+            let _inside = self.situation.enter();
+            let _watched = watch::enter(py, &self.situation);
+            let result = first(&inner);
+            match lock::in_atomic() {
+                true => refuse_waiting(&inner, result),
+                false => result,
+            }
+        };
+        match result {
+            Ok(Stepped::Awaits(awaited)) => Ok(awaited.unbind()),
+            Ok(Stepped::Ended(value)) => self.finish(py, Ok(value)),
+            Err(e) => self.finish(py, Err(unharmful(py, e))),
+        }
+    }
+
+    /// The coroutine has ended.
+    fn finish(&self, py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>) -> PyResult<Py<PyAny>> {
+        let target = self.target.lock().take();
+        let end = |value: Py<PyAny>| Err(PyStopIteration::new_err((value,)));
+        match (target, outcome) {
+            (Some(Target::Record(ticket)), outcome) => ticket.settle(later(py, outcome)),
+            (Some(Target::Object(object)), outcome) => tell(object.bind(py), outcome),
+            (Some(Target::Nobody), Err(e)) => {
+                let text = format!(
+                    "GEARS: a coroutine of session {} that nobody waits for failed: {}",
+                    self.situation.name(),
+                    errors::bare_text(py, &e)
+                );
+                py.detach(|| server().log(LogLevel::Verbose, &text));
+            }
+            (Some(Target::Nobody), Ok(_)) => {}
+            (_, Ok(value)) => return end(value.unbind()),
+            (_, Err(e)) => return Err(e),
+        }
+        end(py.None())
+    }
+
+    /// It will not run any more.
+    fn let_go(&self) {
+        match self.target.lock().take() {
+            Some(Target::Record(ticket)) => ticket.settle(Err(NEVER_CONTINUED.to_owned())),
+            // The object has a ticket of its own, which says the same when nobody holds it any more.
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// What a step of a coroutine came to.
+enum Stepped<'py> {
+    Awaits(Bound<'py, PyAny>),
+    Ended(Bound<'py, PyAny>),
+}
+
+/// `inner.send(value)`, without an exception for the end.
+fn send<'py>(inner: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>) -> PyResult<Stepped<'py>> {
+    let py = inner.py();
+    let mut result = std::ptr::null_mut();
+    // SAFETY: the GIL is held, both objects are alive; the result is a new reference unless the call failed.
+    unsafe {
+        match ffi::PyIter_Send(inner.as_ptr(), value.as_ptr(), &mut result) {
+            ffi::PySendResult::PYGEN_NEXT => Ok(Stepped::Awaits(Bound::from_owned_ptr(py, result))),
+            ffi::PySendResult::PYGEN_RETURN => Ok(Stepped::Ended(Bound::from_owned_ptr(py, result))),
+            ffi::PySendResult::PYGEN_ERROR => Err(PyErr::fetch(py)),
+        }
+    }
+}
+
+/// `inner.throw(...)`
+fn throw<'py>(inner: &Bound<'py, PyAny>, args: impl PyCallArgs<'py>) -> PyResult<Stepped<'py>> {
+    let py = inner.py();
+    match inner.call_method1(intern!(py, "throw"), args) {
+        Ok(awaited) => Ok(Stepped::Awaits(awaited)),
+        Err(e) if e.is_instance_of::<PyStopIteration>(py) => {
+            Ok(Stepped::Ended(e.value(py).getattr(intern!(py, "value"))?))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The coroutine waits inside of its atomic block: it gets an exception there instead, as often as it tries, and does not
+/// keep the lock in any case.
+fn refuse_waiting<'py>(inner: &Bound<'py, PyAny>, mut result: PyResult<Stepped<'py>>) -> PyResult<Stepped<'py>> {
+    let py = inner.py();
+    for _ in 0..ATTEMPTS {
+        let Ok(Stepped::Awaits(awaited)) = &result else { break };
+        if !lock::in_atomic() {
+            break;
+        }
+        // Whoever awaits this future later sees it as new.
+        let _ = awaited.setattr(intern!(py, "_asyncio_future_blocking"), false);
+        let refusal = PyException::new_err(IN_ATOMIC).into_value(py);
+        result = throw(inner, (refusal,));
+    }
+    // If it is still in the block the end of the visit gives the lock back, and says so.
+    result
+}
+
+/// Times that a coroutine may swallow the refusal.
+const ATTEMPTS: usize = 100;
+
+/// An exception that would end the event loop becomes one that does not.
+fn unharmful(py: Python<'_>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PySystemExit>(py) && !error.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return error;
+    }
+    let instead = PyException::new_err(errors::bare_text(py, &error));
+    instead.set_cause(py, Some(error));
+    instead
+}
+
+fn later(py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>) -> Later {
+    match outcome {
+        // SAFETY: the GIL is held; the reference is given away.
+        Ok(value) => unsafe { Obj::from_owned(value.into_ptr()) }.ok_or_else(String::new),
+        Err(e) => Err(errors::bare_text(py, &e)),
+    }
+}
+
+/// Calls `continueRun` or `continueFailed`.
+fn tell(object: &Bound<'_, PyAny>, outcome: PyResult<Bound<'_, PyAny>>) {
+    let py = object.py();
+    if let Ok(future) = object.cast::<crate::native::PyFuture>() {
+        return future.get().ticket().settle(later(py, outcome));
+    }
+    let told = match outcome {
+        Ok(value) => object.call_method1(intern!(py, "continueRun"), (value,)),
+        Err(e) => object.call_method1(intern!(py, "continueFailed"), (e.into_value(py),)),
+    };
+    if let Err(e) = told {
+        let text = format!(
+            "GEARS: a coroutine's result can not be handed on: {}",
+            errors::bare_text(py, &e)
+        );
+        py.detach(|| server().log(LogLevel::Warning, &text));
+    }
+}
+
+#[pymethods]
+impl Driver {
+    fn send<'py>(&self, py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Py<PyAny>> {
+        self.step(py, |inner| send(inner, &value))
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.step(py, |inner| send(inner, &py.None().into_bound(py)))
+    }
+
+    #[pyo3(signature = (*args))]
+    fn throw<'py>(&self, py: Python<'py>, args: Bound<'py, PyTuple>) -> PyResult<Py<PyAny>> {
+        self.step(py, |inner| throw(inner, args))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let closed = {
+            let _inside = self.situation.enter();
+            self.inner(py)?.call_method0(intern!(py, "close"))
+        };
+        self.let_go();
+        closed.map(|_| ())
+    }
+
+    fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    /// Names, frames and the like are those of the coroutine.
+    fn __getattr__<'py>(&self, py: Python<'py>, name: Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
+        self.inner(py)?.getattr(name)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.inner)?;
+        // A locked target is being changed by a thread that holds the GIL, so this can not be.
+        if let Some(target) = self.target.try_lock()
+            && let Some(Target::Object(object)) = &*target
+        {
+            visit.call(object)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&mut self) {
+        self.let_go();
+        self.inner = None;
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Makes a task's coroutine run in the situation of the code that makes the task.
+#[pyfunction]
+pub(crate) fn drive<'py>(py: Python<'py>, coroutine: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if coroutine.is_instance_of::<Driver>() {
+        return Ok(coroutine);
+    }
+    let situation = crate::context::situation().unwrap_or_else(|| Arc::new(Situation::here(None)));
+    Ok(Bound::new(py, Driver::of_task(coroutine.unbind(), situation))?.into_any())
+}

@@ -1,0 +1,241 @@
+//! The one event loop of the process and its thread: started at the first need, asleep while nothing is to be done.
+//!
+//! Other threads leave messages and wake it; a thread without the GIL may do so too.
+
+use std::{
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use oxigears_coordinator::{codec::Cursor, limits::LOOP_QUEUE};
+use parking_lot::Mutex;
+use pyo3::{
+    ffi,
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyList, PyWeakrefReference},
+};
+
+use super::{driver::Driver, watch};
+use crate::{
+    codec::{DecodeError, Decoder, Kept},
+    errors::{self, gears_error},
+    gil,
+    init::PYTHON_STACK_BYTES,
+    server::{LogLevel, RunOver, server},
+    session::Session,
+};
+
+/// What the loop is asked to do.
+pub(crate) enum Message {
+    /// Run a coroutine, after so many seconds.
+    Start { driver: Py<Driver>, delay: f64 },
+    /// Cancel a task, given by a weak reference.
+    Cancel { task: Py<PyAny> },
+    /// An execution is over that a future stands for.
+    RunOver {
+        future: Py<PyAny>,
+        over: RunOver,
+        session: Arc<Session>,
+        kept: Arc<Kept>,
+    },
+}
+
+/// The loop, for those who hold the GIL.
+pub(crate) struct EventLoop {
+    /// asyncio's object.
+    pub(crate) object: Py<PyAny>,
+    /// `start(loop, driver, delay)` gives a weak reference to the task, if there is one already.
+    start: Py<PyAny>,
+    /// `set_result(future, value)`
+    set_result: Py<PyAny>,
+}
+
+/// For everybody.
+struct Post {
+    messages: Mutex<Vec<Message>>,
+    /// The loop has been woken and has not looked.
+    woken: AtomicBool,
+    /// Wakes it.
+    event: OwnedFd,
+}
+
+static LOOP: PyOnceLock<EventLoop> = PyOnceLock::new();
+static POST: OnceLock<Post> = OnceLock::new();
+
+/// The loop; starts it at the first call.
+pub(crate) fn event_loop(py: Python<'_>) -> PyResult<&EventLoop> {
+    LOOP.get_or_try_init(py, || begin(py))
+}
+
+fn begin(py: Python<'_>) -> PyResult<EventLoop> {
+    let post = match POST.get() {
+        Some(post) => post,
+        None => {
+            let post = Post::new()?;
+            POST.get_or_init(|| post)
+        }
+    };
+    let module = py.import("oxigears.event_loop")?;
+    let object = module.getattr("create")?.call1((post.event.as_raw_fd(),))?;
+    let (run, running) = (module.getattr("run")?.unbind(), object.clone().unbind());
+    watch::start()?;
+    std::thread::Builder::new()
+        .name("oxi-loop".into())
+        .stack_size(PYTHON_STACK_BYTES)
+        .spawn(move || {
+            let ended = gil::attach(|py| run.call1(py, (running,)).map_err(|e| errors::bare_text(py, &e)));
+            let why = ended.err().unwrap_or_default();
+            server().log(LogLevel::Warning, &format!("GEARS: the event loop has ended: {why}"));
+        })?;
+    Ok(EventLoop {
+        object: object.unbind(),
+        start: module.getattr("start")?.unbind(),
+        set_result: module.getattr("set_result")?.unbind(),
+    })
+}
+
+impl Post {
+    fn new() -> std::io::Result<Post> {
+        // SAFETY: no preconditions; the descriptor is new and ours.
+        let event = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if fd < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Post {
+            messages: Mutex::default(),
+            woken: AtomicBool::new(false),
+            event,
+        })
+    }
+
+    fn put(&self, message: Message) {
+        self.messages.lock().push(message);
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: eight bytes of ours. It can fail only when the counter is full, and then the loop is awake.
+            unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        }
+    }
+
+    fn take(&self) -> Vec<Message> {
+        let mut count = [0u8; 8];
+        // SAFETY: eight bytes of ours; without an event the call fails at once, which changes nothing.
+        unsafe { libc::read(self.event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        self.woken.store(false, Ordering::Release);
+        std::mem::take(&mut *self.messages.lock())
+    }
+}
+
+/// Leaves a message that may be refused: a coroutine to start.
+pub(crate) fn post(py: Python<'_>, message: Message) -> PyResult<()> {
+    event_loop(py)?;
+    let Some(post) = POST.get() else {
+        return Err(gears_error(py, "there is no event loop"));
+    };
+    if post.messages.lock().len() >= LOOP_QUEUE {
+        let text = format!("{LOOP_QUEUE} coroutines wait for the event loop already");
+        return Err(gears_error(py, text));
+    }
+    post.put(message);
+    Ok(())
+}
+
+/// Leaves a message for the loop, which was started before. By any thread.
+pub(crate) fn tell(message: Message) {
+    if let Some(post) = POST.get() {
+        post.put(message);
+    }
+}
+
+/// Does what the messages say. Called by the loop.
+#[pyfunction]
+pub(crate) fn drain(py: Python<'_>) -> PyResult<()> {
+    let (Some(post), Some(own)) = (POST.get(), LOOP.get(py)) else {
+        return Ok(());
+    };
+    for message in post.take() {
+        if let Err(e) = own.handle(py, message) {
+            let text = format!("GEARS: the event loop met an error: {}", errors::bare_text(py, &e));
+            py.detach(|| server().log(LogLevel::Warning, &text));
+        }
+    }
+    Ok(())
+}
+
+impl EventLoop {
+    fn handle(&self, py: Python<'_>, message: Message) -> PyResult<()> {
+        match message {
+            Message::Start { driver, delay } => self.start(py, driver.bind(py), delay),
+            Message::Cancel { task } => {
+                let reference = task.bind(py).cast::<PyWeakrefReference>()?;
+                if let Some(task) = reference.upgrade() {
+                    task.call_method0("cancel")?;
+                }
+                Ok(())
+            }
+            Message::RunOver {
+                future,
+                over,
+                session,
+                kept,
+            } => {
+                // Nobody holds the future but this message.
+                // SAFETY: the GIL is held; the object is alive.
+                if unsafe { ffi::Py_REFCNT(future.as_ptr()) } == 1 {
+                    return Ok(());
+                }
+                let pair = pair(py, over, &session, &kept)?;
+                self.set_result.call1(py, (future, pair)).map(|_| ())
+            }
+        }
+    }
+
+    fn start(&self, py: Python<'_>, driver: &Bound<'_, Driver>, delay: f64) -> PyResult<()> {
+        let ticket = driver.borrow().ticket();
+        let ended = ticket.as_ref().is_some_and(|ticket| ticket.waits().has_ended());
+        if ended {
+            return driver.call_method0("close").map(|_| ());
+        }
+        let task = self.start.call1(py, (&self.object, driver, delay))?;
+        if let Some(ticket) = ticket.filter(|_| !task.is_none(py)) {
+            ticket.set_task(task);
+        }
+        Ok(())
+    }
+}
+
+/// `[results, errors]`
+fn pair<'py>(py: Python<'py>, over: RunOver, session: &Session, kept: &Kept) -> PyResult<Bound<'py, PyList>> {
+    let decoder = Decoder {
+        globals: session.globals().as_ptr(),
+        kept,
+    };
+    let results = PyList::empty(py);
+    let mut errors = over.outcome.errors;
+    if over.aborted && errors.is_empty() {
+        errors.push("the execution was aborted".to_owned());
+    }
+    for batch in over.outcome.results {
+        let mut cursor = Cursor::new(&batch.bytes);
+        for done in 0..batch.records {
+            // SAFETY: the GIL is held, the globals and the kept objects are alive.
+            match unsafe { decoder.next(&mut cursor) } {
+                // SAFETY: the GIL is held; the reference is given away.
+                Ok(value) => results.append(unsafe { Bound::from_owned_ptr(py, value.into_ptr()) })?,
+                Err(DecodeError::Python) => errors.push(errors::take_error_text(py)),
+                Err(DecodeError::Codec(e)) => {
+                    errors.push(crate::chain::undecodable(&e.to_string(), batch.records - done));
+                    break;
+                }
+            }
+        }
+    }
+    PyList::new(py, [results, PyList::new(py, errors)?])
+}

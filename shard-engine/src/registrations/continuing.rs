@@ -1,0 +1,97 @@
+//! Runs that began in their event and postponed a record: the rest goes on as an execution of this shard, without the
+//! server lock.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    engine::{Execution, Fired, Order},
+    execution::{Outcome, Phase},
+};
+use oxigears_python_api::Continuation;
+use parking_lot::Mutex;
+
+use super::{
+    active::Active,
+    occasion::Occasion,
+    stats::{End, Stats},
+};
+use crate::module::module;
+
+/// How the rest ended.
+pub struct Over {
+    /// All results and errors, those from before it was postponed too.
+    pub outcome: Outcome,
+    /// It was ended before it was complete.
+    pub aborted: bool,
+    /// Time on worker threads.
+    pub total_ns: u64,
+}
+
+impl Over {
+    /// For the statistics.
+    pub fn end(&self) -> End<'_> {
+        match self.outcome.errors.first() {
+            Some(text) => End::Failure(text),
+            None if self.aborted => End::Aborted,
+            None => End::Success,
+        }
+    }
+
+    /// Counts it; it was counted as triggered when it began.
+    pub fn count(&self, stats: &Stats) {
+        stats.ended(&self.end(), self.total_ns);
+    }
+}
+
+/// Goes on with the rest of a run, at a depth of events, as an execution with this number or a new one. `then` is called
+/// once when it is over, or when it can not go on; on any thread, perhaps before this returns: it must not wait.
+pub fn go_on(
+    active: &Active,
+    rest: Box<Continuation>,
+    number: Option<u64>,
+    depth: u32,
+    then: impl FnOnce(Over) + Send + 'static,
+) {
+    let order = Order {
+        plan: active.core.loaded.plan.clone(),
+        local: Arc::<Continuation>::from(rest),
+        nested: false,
+        held: false,
+        fired: Some(Fired {
+            registration: active.registration.id.clone(),
+            // It concerns no other shard.
+            index: 0,
+            input: RecordBatch::default(),
+            here: Occasion::default().at_depth(depth).carried(),
+            idle_limit_ms: active.core.idle_limit_ms,
+        }),
+    };
+    // Shared, because it comes back if the execution can not be created.
+    let then = Arc::new(Mutex::new(Some(then)));
+    let waiting = then.clone();
+    let waiter = Box::new(move |execution: &Arc<Execution>| {
+        let over = Over {
+            outcome: execution.take_outcome(),
+            aborted: execution.phase() == Phase::Aborted,
+            total_ns: execution.total_ns.load(Ordering::Relaxed),
+        };
+        module().engine.forget(&execution.id);
+        if let Some(then) = waiting.lock().take() {
+            then(over);
+        }
+    });
+    if let Err(e) = module().engine.create_as(order, number, Some(waiter))
+        && let Some(then) = then.lock().take()
+    {
+        let text = format!("ERR the rest of the execution can not run: {e}");
+        then(Over {
+            outcome: Outcome {
+                errors: vec![text],
+                ..Outcome::default()
+            },
+            aborted: true,
+            total_ns: 0,
+        });
+    }
+}
