@@ -45,7 +45,7 @@ pub use interrupt::Interrupt;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
 pub use native::TimerDraft;
-pub use origin::{AtOnce, Origin};
+pub use origin::{AtOnce, Origin, current_origin};
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};
 pub use server::{Acting, LogLevel, Reply, RunOver, Server, WhenOver};

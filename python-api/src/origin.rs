@@ -1,8 +1,10 @@
 //! What fired the running code, as far as scripts may ask: the command that a hook took over, the client that waits.
 
+use std::sync::Arc;
+
 use oxigears_coordinator::codec::RecordBatch;
 
-use crate::server::Reply;
+use crate::{context, server::Reply};
 
 /// What an execution that an event fired may ask about its cause. The texts of errors are for scripts.
 pub trait Origin: Send + Sync {
@@ -22,6 +24,11 @@ pub trait Origin: Send + Sync {
         Err(NO_COMMAND.to_owned())
     }
 
+    /// Ids of the hook registrations whose code this is: commands that it issues are not for them.
+    fn hooks(&self) -> &[Arc<str>] {
+        &[]
+    }
+
     /// Records may be postponed: somebody can wait for them.
     fn may_postpone(&self) -> bool {
         true
@@ -35,6 +42,11 @@ impl Origin for AtOnce {
     fn may_postpone(&self) -> bool {
         false
     }
+}
+
+/// What fired the code that runs on this thread.
+pub fn current_origin() -> Option<Arc<dyn Origin>> {
+    context::origin()
 }
 
 /// There is no hooked command.

@@ -84,7 +84,8 @@ fn rules(guard: &ServerLock, name: &str) -> Option<(String, String)> {
     Some((text("commands")?, text("keys")?))
 }
 
-fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
+/// The user may do everything.
+pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
     rules(guard, name).is_some_and(|(commands, keys)| commands == "+@all" && keys == "~*")
 }
 

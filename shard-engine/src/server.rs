@@ -10,6 +10,7 @@ use oxigears_coordinator::{
 };
 use oxigears_python_api::{
     Acting, LogLevel, RegistrationDraft, Reply, RunOver, RunRequest, Server, Session, TimerDraft, WhenOver,
+    current_origin,
 };
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         call::{self, Flags},
         lock, log,
     },
-    registrations::{self, drafts},
+    registrations::{self, drafts, intercept},
     timers,
 };
 
@@ -31,6 +32,8 @@ impl Server for RedisServer {
         // A thread that holds the server lock keeps the GIL for the call.
         let _here = PythonHere::enter(lock::is_held());
         let user = identity::current();
+        let origin = current_origin();
+        let _issuing = intercept::issuing(origin.as_deref());
         let flags = Flags {
             user: user.as_deref(),
             ..Flags::from_script()
@@ -151,12 +154,14 @@ pub fn python_is_here() -> bool {
     PYTHON_HERE.get()
 }
 
-struct PythonHere {
+/// See `PythonHere::enter`.
+pub struct PythonHere {
     before: bool,
 }
 
 impl PythonHere {
-    fn enter(here: bool) -> PythonHere {
+    /// This thread has the GIL and keeps it, or has not, until the result goes.
+    pub fn enter(here: bool) -> PythonHere {
         PythonHere {
             before: PYTHON_HERE.replace(here),
         }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{
     Command, EventSource, NewRegistration, Refusal, Registration, RegistrationId, Registry, Requirement, Session,
     SessionChange, Tombstone, bounded::words, rules,
@@ -100,6 +102,16 @@ impl Registry {
                 Refusal::TriggerTaken
             });
         }
+        if let EventSource::Hook { command, .. } = &new.source
+            && let Some(holder) = self.last_hooks.get(command.as_bytes())
+        {
+            let same_change = holder.sequence > made_before;
+            return Err(if same_change {
+                Refusal::HookTwice
+            } else {
+                Refusal::HookTaken
+            });
+        }
         let registration = Registration {
             id: new.id.clone(),
             session: session.clone(),
@@ -123,6 +135,10 @@ impl Registry {
         if let EventSource::Command { trigger, .. } = &registration.source {
             self.triggers.insert(trigger.clone(), registration.clone());
         }
+        if let Some(command) = registration.source.last_hook(registration.mode) {
+            self.last_hooks
+                .insert(Bytes::copy_from_slice(command.as_bytes()), registration.clone());
+        }
         self.registrations.insert(registration.id.clone(), registration);
     }
 
@@ -144,6 +160,9 @@ impl Registry {
         let registration = self.registrations.remove(id)?;
         if let EventSource::Command { trigger, .. } = &registration.source {
             self.triggers.remove(&**trigger);
+        }
+        if let Some(command) = registration.source.last_hook(registration.mode) {
+            self.last_hooks.remove(command.as_bytes());
         }
         self.bytes -= rules::registration_bytes(&registration);
         if self.tombstones.len() >= limits::TOMBSTONES {

@@ -170,4 +170,8 @@ pub enum Refusal {
     NotEmpty,
     #[error("the request can not be read: {0}")]
     Malformed(String),
+    #[error("Can not override a none sync registration")]
+    HookTaken,
+    #[error("Can not override a none sync registration which already created on this session")]
+    HookTwice,
 }

@@ -188,6 +188,11 @@ fn take_registration(state: &mut Registry, r: Arc<Registration>, sequence: &mut 
     {
         return Err(damaged(format!("the trigger of {} is there twice", r.id)));
     }
+    if let EventSource::Hook { command, .. } = &r.source
+        && state.last_hooks.get(command.as_bytes()).is_some()
+    {
+        return Err(damaged(format!("the hook {} is upon one that is not sync", r.id)));
+    }
     if r.paused && !r.source.is_pausable() {
         return Err(damaged(format!("{} is paused", r.id)));
     }

@@ -116,6 +116,14 @@ impl EventSource {
         }
     }
 
+    /// The command that it hooks in a way that no further hook may come upon: in another mode than `sync`.
+    pub(super) fn last_hook(&self, mode: RegisterMode) -> Option<&str> {
+        match self {
+            EventSource::Hook { command, .. } if mode != RegisterMode::Sync => Some(command),
+            _ => None,
+        }
+    }
+
     /// The user can pause it.
     pub fn is_pausable(&self) -> bool {
         matches!(self, EventSource::Stream { .. } | EventSource::Timer { .. })
@@ -218,6 +226,8 @@ pub struct Registry {
     pub(super) registrations: SharedMap<RegistrationId, Registration>,
     /// CommandReader registrations by trigger.
     pub(super) triggers: SharedMap<Bytes, Registration>,
+    /// Hooks that are not `sync`, by command: no further hook may come upon them.
+    pub(super) last_hooks: SharedMap<Bytes, Registration>,
     pub(super) sessions: SharedMap<Arc<str>, Session>,
     pub(super) requirements: SharedMap<Arc<str>, Requirement>,
     pub(super) tombstones: SharedFifo<RegistrationId, Tombstone>,
@@ -313,6 +323,11 @@ impl Registry {
     /// The registration that RG.TRIGGER with this name fires.
     pub fn trigger(&self, name: &[u8]) -> Option<Arc<Registration>> {
         self.triggers.get(name).cloned()
+    }
+
+    /// The hook on this command (in lower case) that is not `sync`, so that no further one may come upon it.
+    pub fn last_hook(&self, command: &str) -> Option<Arc<Registration>> {
+        self.last_hooks.get(command.as_bytes()).cloned()
     }
 
     /// The session of this name.

@@ -210,6 +210,56 @@ fn names_of_sessions_are_judged_in_the_order_that_clients_know() {
     assert_eq!(make(&mut state, empty), Err(Refusal::NoRegistrations));
 }
 
+fn hooks(name: &str, of: &[(u64, &str, RegisterMode)]) -> SessionChange {
+    let one = |&(number, command, mode): &(u64, &str, RegisterMode)| NewRegistration {
+        mode,
+        ..new(
+            number,
+            EventSource::Hook {
+                command: command.into(),
+                key_prefix: None,
+                inorder: false,
+            },
+        )
+    };
+    change(name, of.iter().map(one).collect())
+}
+
+#[test]
+fn no_hook_comes_upon_one_that_is_not_sync() {
+    use RegisterMode::{Async, AsyncLocal, Sync};
+    let mut state = Registry::default();
+    make(
+        &mut state,
+        hooks("a", &[(1, "set", Sync), (2, "set", Sync), (3, "set", Async)]),
+    )
+    .unwrap();
+    assert_eq!(
+        make(&mut state, hooks("b", &[(4, "set", Sync)])),
+        Err(Refusal::HookTaken)
+    );
+    assert_eq!(
+        make(&mut state, hooks("b", &[(4, "set", Async)])),
+        Err(Refusal::HookTaken)
+    );
+    let twice = hooks("b", &[(4, "get", AsyncLocal), (5, "get", Sync)]);
+    assert_eq!(make(&mut state, twice), Err(Refusal::HookTwice));
+    make(&mut state, hooks("b", &[(4, "get", AsyncLocal)])).unwrap();
+    let decoded = Registry::decode(&state.encode()).unwrap();
+    assert!(decoded == state && decoded.last_hook("set").is_some() && decoded.last_hook("get").is_some());
+    // An upgrade frees the command for its own hooks.
+    let mut upgrade = hooks("a", &[(6, "set", AsyncLocal)]);
+    upgrade.upgrade = true;
+    make(&mut state, upgrade).unwrap();
+    let gone = Command::Unregister {
+        id: id(6),
+        abort_pending: false,
+    };
+    apply(&mut state, gone).unwrap();
+    assert!(state.last_hook("set").is_none());
+    make(&mut state, hooks("c", &[(7, "set", Sync), (8, "set", Sync)])).unwrap();
+}
+
 #[test]
 fn upgrade_replaces_in_one_step_and_frees_triggers() {
     let mut state = Registry::default();

@@ -28,6 +28,36 @@ struct Watch {
     action: Option<OnDisconnect>,
 }
 
+/// A command that runs now and may park its client.
+pub trait Client {
+    /// Its context.
+    fn ctx(&self) -> *mut raw::RedisModuleCtx;
+    /// Its client can be parked.
+    fn may_block(&self) -> bool;
+    /// Notes that the client has its answer or waits for it.
+    fn answered(&mut self);
+    /// Answers with an error.
+    fn refuse(&mut self, text: &str);
+}
+
+impl Client for Call {
+    fn ctx(&self) -> *mut raw::RedisModuleCtx {
+        Call::ctx(self)
+    }
+
+    fn may_block(&self) -> bool {
+        self.context_flags().may_block()
+    }
+
+    fn answered(&mut self) {
+        Call::answered(self);
+    }
+
+    fn refuse(&mut self, text: &str) {
+        self.reply().error(text);
+    }
+}
+
 /// A parked client. Dropping it without an answer answers with an error, so that nobody waits for ever.
 pub struct BlockedClient {
     /// `None` after the answer.
@@ -45,8 +75,8 @@ unsafe impl Send for Parked {}
 impl BlockedClient {
     /// Parks the client of `call`. `on_disconnect` runs on the main thread if the client leaves before its answer.
     /// Where blocking is not allowed the client gets an error at once, and a later answer goes nowhere.
-    pub fn block(call: &mut Call, on_disconnect: Option<OnDisconnect>) -> BlockedClient {
-        let parked = if call.context_flags().may_block() {
+    pub fn block(call: &mut impl Client, on_disconnect: Option<OnDisconnect>) -> BlockedClient {
+        let parked = if call.may_block() {
             // SAFETY: the context is that of the command that runs now.
             unsafe { park(call.ctx(), on_disconnect) }
         } else {
@@ -55,8 +85,7 @@ impl BlockedClient {
         if parked.is_some() {
             call.answered();
         } else {
-            call.reply()
-                .error("ERR the client can not wait here: blocking is not allowed");
+            call.refuse("ERR the client can not wait here: blocking is not allowed");
         }
         BlockedClient { parked }
     }
@@ -65,6 +94,14 @@ impl BlockedClient {
     /// bytes. The way for replies of any size.
     pub fn reply(mut self, write: impl FnOnce(&mut ReplyWriter)) {
         self.answer(write);
+    }
+
+    /// Works with the client's context, and may write the answer, without sending it yet; `reply` does that. `None` if
+    /// there is nobody to answer, or the work panicked.
+    pub fn writing<R>(&self, work: impl FnOnce(&mut ReplyWriter) -> R) -> Option<R> {
+        let mut done = None;
+        self.parked.as_ref()?.write_here(|writer| done = Some(work(writer)));
+        done
     }
 
     fn answer(&mut self, write: impl FnOnce(&mut ReplyWriter)) {

@@ -18,6 +18,7 @@ use super::{
     call_reply::CallReply,
     context::server_flags,
     ffi::{OwnedString, api},
+    filter,
     lock::{self, ServerLock},
     replicate,
     version::at_least,
@@ -44,6 +45,10 @@ pub struct Flags<'a> {
     pub respect_read_only: bool,
     /// Ask for RESP3 replies.
     pub resp3: bool,
+    /// Registrations may take it over: it is a script's, not our own.
+    pub interceptable: bool,
+    /// The database that it works on.
+    pub database: i32,
 }
 
 impl Flags<'_> {
@@ -54,6 +59,7 @@ impl Flags<'_> {
             replicate: true,
             respect_read_only: true,
             respect_memory_limit: true,
+            interceptable: true,
             ..Flags::default()
         }
     }
@@ -151,13 +157,23 @@ impl Drop for Entered {
 }
 
 /// Counts nested calls, also when a panic passes.
-struct Nested;
+pub(super) struct Nested;
 
 impl Nested {
     fn enter() -> Nested {
         NESTED.set(NESTED.get() + 1);
         Nested
     }
+}
+
+/// This thread is inside a command that a module runs, until the result is dropped.
+pub(super) fn nested() -> Nested {
+    Nested::enter()
+}
+
+/// The user whose rights count in the command of a function that this thread is in; null: all rights.
+pub(super) fn user_in_force() -> *const raw::RedisModuleUser {
+    CONTEXT_USER.get()
 }
 
 impl Drop for Nested {
@@ -213,6 +229,8 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     let read_only = flags.respect_read_only && server.read_only;
     let format = format_of(flags, read_only || paused);
     let _nested = Nested::enter();
+    let _unseen = (!flags.interceptable).then(filter::unseen);
+    let _database = (flags.database != 0).then(|| Database::select(guard, flags.database));
     set_errno(0);
     // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.
     let reply = unsafe {
@@ -235,6 +253,24 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
             error => error,
         }),
         Some(value) => Ok(value),
+    }
+}
+
+/// The shared context is at another database while this lives.
+struct Database<'a>(&'a ServerLock);
+
+impl Database<'_> {
+    fn select(guard: &ServerLock, number: i32) -> Database<'_> {
+        // SAFETY: the lock is held; a number that does not exist changes nothing.
+        unsafe { api!(RedisModule_SelectDb)(guard.ctx(), number) };
+        Database(guard)
+    }
+}
+
+impl Drop for Database<'_> {
+    fn drop(&mut self) {
+        // SAFETY: as in `select`.
+        unsafe { api!(RedisModule_SelectDb)(self.0.ctx(), 0) };
     }
 }
 
@@ -360,14 +396,28 @@ fn errno() -> i32 {
 }
 
 /// Sets the user of the shared context while a command runs, then the one before.
-struct ContextUser<'a> {
+pub(super) struct ContextUser<'a> {
     guard: &'a ServerLock,
+    ctx: *mut raw::RedisModuleCtx,
     user: NonNull<raw::RedisModuleUser>,
     before: *const raw::RedisModuleUser,
 }
 
 impl<'a> ContextUser<'a> {
     fn set(guard: &'a ServerLock, name: &str) -> Result<ContextUser<'a>, CallError> {
+        // SAFETY: the shared context is alive.
+        unsafe { ContextUser::set_in(guard, guard.ctx(), name) }
+    }
+
+    /// Sets the user of another context.
+    ///
+    /// # Safety
+    /// The context is alive as long as the result.
+    pub(super) unsafe fn set_in(
+        guard: &'a ServerLock,
+        ctx: *mut raw::RedisModuleCtx,
+        name: &str,
+    ) -> Result<ContextUser<'a>, CallError> {
         // SAFETY: the pointers are filled at load and not changed after.
         let functions = unsafe {
             raw::RedisModule_GetModuleUserFromUserName
@@ -382,8 +432,13 @@ impl<'a> ContextUser<'a> {
         let user = NonNull::new(unsafe { find(key.as_ptr()) }).ok_or_else(|| CallError::NoSuchUser(name.to_owned()))?;
         let before = CONTEXT_USER.replace(user.as_ptr());
         // SAFETY: the user lives until `drop`, which takes it off the context again.
-        unsafe { set(guard.ctx(), user.as_ptr()) };
-        Ok(ContextUser { guard, user, before })
+        unsafe { set(ctx, user.as_ptr()) };
+        Ok(ContextUser {
+            guard,
+            ctx,
+            user,
+            before,
+        })
     }
 }
 
@@ -397,7 +452,13 @@ impl Drop for ContextUser<'_> {
         CONTEXT_USER.set(self.before);
         // SAFETY: the outer user, if any, outlives this call; ours is not referred to after it is taken off.
         unsafe {
-            api!(RedisModule_SetContextUser)(self.guard.ctx(), self.before);
+            // Another context than the shared one is this user's alone.
+            let before = if self.ctx == self.guard.ctx() {
+                self.before
+            } else {
+                null()
+            };
+            api!(RedisModule_SetContextUser)(self.ctx, before);
             api!(RedisModule_FreeModuleUser)(self.user.as_ptr());
         }
     }

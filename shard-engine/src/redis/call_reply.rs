@@ -24,6 +24,21 @@ impl CallReply {
         NonNull::new(reply).map(CallReply)
     }
 
+    /// The server's reply, which stays ours.
+    pub(super) fn as_ptr(&self) -> Ptr {
+        self.0.as_ptr()
+    }
+
+    /// The text of an error.
+    pub(super) fn error(&self) -> Option<String> {
+        // SAFETY: the reply is ours and alive.
+        unsafe {
+            let kind = api!(RedisModule_CallReplyType)(self.0.as_ptr()) as isize;
+            (kind == raw::REDISMODULE_REPLY_ERROR)
+                .then(|| String::from_utf8_lossy(reply_string(self.0.as_ptr())).into_owned())
+        }
+    }
+
     /// A copy; `None` if it is nested too deeply.
     pub(super) fn read(&self) -> Option<Reply> {
         // SAFETY: the reply is ours and alive.

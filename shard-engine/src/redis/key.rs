@@ -10,6 +10,7 @@ use redis_module::raw;
 
 use super::{
     ffi::{OwnedString, api, bytes_at},
+    filter,
     lock::{ServerLock, detached},
     notify,
 };
@@ -212,6 +213,8 @@ impl<'a> Key<'a> {
     }
 
     fn short_string(&self) -> Option<StringReply> {
+        // No hook has a part in it.
+        let _unseen = filter::unseen();
         // SAFETY: the pointer is filled at load; see `kind`; the name belongs to the open key. The lock is held, and GET
         // takes one string.
         unsafe {

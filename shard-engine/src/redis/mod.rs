@@ -10,6 +10,7 @@
 //! * `notify`: events of keys
 //! * `data_type`: values of our own under keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
+//! * `filter`, `wrapper`: taking over commands of clients
 //! * `later`: when the command at hand is over
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
@@ -26,6 +27,7 @@ pub mod context;
 pub mod data_type;
 pub mod events;
 mod ffi;
+pub mod filter;
 pub mod info;
 pub mod key;
 pub mod keyspace;
@@ -34,7 +36,7 @@ mod load;
 pub mod lock;
 pub mod log;
 pub mod notify;
-mod records;
+pub mod records;
 pub mod register;
 pub mod replicate;
 pub mod reply;
@@ -42,3 +44,4 @@ mod slots;
 pub mod timer;
 pub mod value;
 pub mod version;
+pub mod wrapper;

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use oxigears_coordinator::codec::{Cursor, Item, RecordBatch};
 
-use super::reply::ReplyWriter;
+use super::{reply::ReplyWriter, value::Reply};
 
 /// What stands for a record that has no RESP form.
 const OPAQUE: &[u8] = b"PY RECORD";
@@ -54,28 +54,10 @@ impl ReplyWriter {
                 }
             }
             Ok(Item::Keyed { .. } | Item::Shown) => self.item(cursor),
-            Ok(item) => self.scalar(item),
+            Ok(Item::Str(text)) => self.str(text),
+            Ok(Item::Bytes(bytes)) => self.bulk(bytes),
+            Ok(item) => self.value(&scalar(item)),
             Err(error) => self.error(&format!("ERR {error}")),
-        }
-    }
-
-    fn scalar(&mut self, item: Item<'_>) {
-        match item {
-            Item::Bool(b) => self.int(b.into()),
-            Item::Int(n) => self.int(n),
-            Item::BigInt(bytes) => match big_int(bytes) {
-                Some(BigInt::Small(n)) => self.int(n),
-                Some(BigInt::Text(text)) => self.text(&text),
-                None => self.bulk(OPAQUE),
-            },
-            Item::Float(x) => self.text(&fixed(x)),
-            Item::Str(text) => self.str(text),
-            Item::Bytes(bytes) => self.bulk(bytes),
-            // Such a text is a `bytearray` (or, as a dict key, `bytes`) if it is not UTF-8.
-            Item::Text(text) if std::str::from_utf8(text).is_ok() => self.str(text),
-            Item::TextKey(text) if std::str::from_utf8(text).is_ok() => self.str(text),
-            Item::TextKey(bytes) => self.bulk(bytes),
-            _ => self.bulk(OPAQUE),
         }
     }
 
@@ -86,6 +68,65 @@ impl ReplyWriter {
             Some((b'-', rest)) if !rest.is_empty() => self.error_bytes(rest),
             _ => self.bulk(&text),
         }
+    }
+}
+
+/// The next record of `cursor` as a reply, by the same table; but `None` is null.
+pub fn to_reply(cursor: &mut Cursor<'_>) -> Reply {
+    let mut ahead = cursor.clone();
+    match ahead.skip() {
+        Ok(()) => item_to_reply(cursor),
+        Err(error) => Reply::Error(format!("ERR {error}")),
+    }
+}
+
+/// The item at the cursor, which is well-formed. The cursor stops anywhere inside it unless it is a list.
+fn item_to_reply(cursor: &mut Cursor<'_>) -> Reply {
+    match cursor.next_item() {
+        Ok(Item::None) => Reply::Null,
+        Ok(Item::List(n)) => {
+            let element = |_| {
+                let mut ahead = cursor.clone();
+                // It was stepped over once already, so this can not fail.
+                let _ = ahead.skip();
+                let value = item_to_reply(cursor);
+                *cursor = ahead;
+                value
+            };
+            Reply::Array((0..n).map(element).collect())
+        }
+        Ok(Item::Keyed { .. } | Item::Shown) => item_to_reply(cursor),
+        Ok(item) => scalar(item),
+        Err(error) => Reply::Error(format!("ERR {error}")),
+    }
+}
+
+/// An item that holds no others.
+fn scalar(item: Item<'_>) -> Reply {
+    match item {
+        Item::Bool(b) => Reply::Int(b.into()),
+        Item::Int(n) => Reply::Int(n),
+        Item::BigInt(bytes) => match big_int(bytes) {
+            Some(BigInt::Small(n)) => Reply::Int(n),
+            Some(BigInt::Text(text)) => Reply::Bulk(text.into_bytes()),
+            None => Reply::Bulk(OPAQUE.to_vec()),
+        },
+        Item::Float(x) => Reply::Bulk(fixed(x).into_bytes()),
+        Item::Str(text) => str_to_reply(text),
+        Item::Bytes(bytes) => Reply::Bulk(bytes.to_vec()),
+        // Such a text is a `bytearray` (or, as a dict key, `bytes`) if it is not UTF-8.
+        Item::Text(text) | Item::TextKey(text) if std::str::from_utf8(text).is_ok() => str_to_reply(text),
+        Item::TextKey(bytes) => Reply::Bulk(bytes.to_vec()),
+        _ => Reply::Bulk(OPAQUE.to_vec()),
+    }
+}
+
+fn str_to_reply(text: &[u8]) -> Reply {
+    let text = without_surrogates(text);
+    match text.split_first() {
+        Some((b'+', rest)) if !rest.is_empty() => Reply::Simple(rest.to_vec()),
+        Some((b'-', rest)) if !rest.is_empty() => Reply::Error(String::from_utf8_lossy(rest).into_owned()),
+        _ => Reply::Bulk(text.into_owned()),
     }
 }
 

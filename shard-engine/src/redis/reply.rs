@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use redis_module::raw;
 
-use super::ffi::api;
+use super::{ffi::api, value::Reply};
 
 /// Writes the reply of one command. Works without the server lock on the context of a blocked client. Handed out only
 /// by reference, so that it does not outlive its context.
@@ -19,6 +19,11 @@ impl ReplyWriter {
     /// `ctx` has a client to answer, outlives the writer, and nothing else writes to it meanwhile.
     pub(super) unsafe fn new(ctx: *mut raw::RedisModuleCtx) -> ReplyWriter {
         ReplyWriter { ctx }
+    }
+
+    /// The context of the client that is answered.
+    pub(super) fn ctx(&self) -> *mut raw::RedisModuleCtx {
+        self.ctx
     }
 
     /// A simple string. Line ends and NUL, which it can not hold, become spaces.
@@ -87,6 +92,41 @@ impl ReplyWriter {
     pub fn null(&mut self) {
         // SAFETY: see `new`.
         unsafe { api!(RedisModule_ReplyWithNull)(self.ctx) };
+    }
+
+    /// A whole reply, as the client's version of RESP has it.
+    pub fn value(&mut self, value: &Reply) {
+        match value {
+            Reply::Null => self.null(),
+            Reply::Int(n) => self.int(*n),
+            Reply::Bulk(bytes) => self.bulk(bytes),
+            Reply::Simple(bytes) => self.simple(bytes),
+            Reply::Error(text) => self.error(text),
+            Reply::Array(items) => {
+                self.array(items.len());
+                items.iter().for_each(|item| self.value(item));
+            }
+            Reply::Set(items) => {
+                // SAFETY: see `new`; the members follow.
+                unsafe { api!(RedisModule_ReplyWithSet)(self.ctx, items.len() as _) };
+                items.iter().for_each(|item| self.value(item));
+            }
+            Reply::Map(pairs) => {
+                // SAFETY: see `new`; the pairs follow.
+                unsafe { api!(RedisModule_ReplyWithMap)(self.ctx, pairs.len() as _) };
+                for (key, value) in pairs {
+                    self.value(key);
+                    self.value(value);
+                }
+            }
+            Reply::Double(x) => self.double(*x),
+            // SAFETY: see `new`.
+            Reply::Bool(b) => drop(unsafe { api!(RedisModule_ReplyWithBool)(self.ctx, (*b).into()) }),
+            Reply::BigNumber(digits) => {
+                // SAFETY: see `new`; pointer and length are those of a slice.
+                unsafe { api!(RedisModule_ReplyWithBigNumber)(self.ctx, digits.as_ptr().cast(), digits.len()) };
+            }
+        }
     }
 
     /// Head of an array; exactly `n` elements must follow.

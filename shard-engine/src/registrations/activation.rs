@@ -28,7 +28,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::{
     active::{Active, Loaded},
     change::{self, Done, Failure},
-    keys, limits, prepared, registrations,
+    intercept, keys, limits, prepared, registrations,
     table::{Changes, Table},
 };
 use crate::{
@@ -219,6 +219,7 @@ impl Activation {
     /// A dataset is about to be loaded; `replaced` if the registry comes with it.
     pub fn load_started(&self, replaced: bool) {
         self.loading.store(true, Ordering::Release);
+        intercept::set_loading(true);
         if replaced {
             self.reloaded.store(true, Ordering::Release);
         }
@@ -227,6 +228,7 @@ impl Activation {
     /// It is there, or could not be loaded.
     pub fn load_ended(&self) {
         self.loading.store(false, Ordering::Release);
+        intercept::set_loading(false);
         self.wake();
     }
 
@@ -336,7 +338,7 @@ impl Activation {
         for registration in &difference.added {
             load_into(loaded, registration);
         }
-        let changes = self.swap(newest, &difference, loaded);
+        let changes = self.swap(guard, newest, &difference, loaded);
         for (active, _) in &changes.removed {
             say_farewell(active);
         }
@@ -347,7 +349,13 @@ impl Activation {
         (Round::Active, changes.removed)
     }
 
-    fn swap(&self, newest: Arc<Registry>, difference: &Difference, loaded: &mut HashMap<Arc<str>, Loaded>) -> Changes {
+    fn swap(
+        &self,
+        guard: &ServerLock,
+        newest: Arc<Registry>,
+        difference: &Difference,
+        loaded: &mut HashMap<Arc<str>, Loaded>,
+    ) -> Changes {
         self.reloaded.store(false, Ordering::Release);
         let changes = self.table.write().change(newest, difference, |registration| {
             // `load_into` has seen to it.
@@ -358,6 +366,9 @@ impl Activation {
             (table.patterns(), table.has_streams())
         };
         keys::activated(&patterns, has_streams);
+        if !(difference.added.is_empty() && difference.removed.is_empty() && difference.changed.is_empty()) {
+            intercept::rebuild(guard, self);
+        }
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {
                 log::warning(&format!(
@@ -458,7 +469,7 @@ impl Activation {
             self.wake();
             return Ok(index);
         }
-        let changes = self.swap(newest, &difference, &mut HashMap::new());
+        let changes = self.swap(guard, newest, &difference, &mut HashMap::new());
         abort_unstarted(&changes.removed);
         let farewells = changes.removed.into_iter().map(|(active, _)| active);
         self.work.lock().farewells.extend(farewells);

@@ -145,7 +145,10 @@ impl Active {
 
     /// Its executions run one after another.
     pub fn is_inorder(&self) -> bool {
-        matches!(self.registration.source, EventSource::Command { inorder: true, .. })
+        matches!(
+            self.registration.source,
+            EventSource::Command { inorder: true, .. } | EventSource::Hook { inorder: true, .. }
+        )
     }
 
     /// Its functions, or the text for who wants to run it.

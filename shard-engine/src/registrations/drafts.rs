@@ -7,7 +7,7 @@ use hashbrown::{HashMap, HashSet};
 use oxigears_coordinator::{
     limits as bounds,
     message::RegistryQuestion,
-    registry::{Command, EventSource, NewRegistration, Refusal, Registry, SessionChange},
+    registry::{Command, EventSource, NewRegistration, Refusal, RegisterMode, Registry, SessionChange},
 };
 use oxigears_python_api::{self as python, RegistrationDraft, Session};
 
@@ -15,7 +15,7 @@ use super::{
     activation,
     active::Loaded,
     change::{self, Failure},
-    is_master, limits, prepared, registrations,
+    intercept, is_master, limits, prepared, registrations,
     spread::Refusals,
 };
 use crate::{
@@ -93,10 +93,38 @@ fn new_id() -> String {
 
 /// Gives the id of a registration that the registry would take now, next to the script's earlier ones. Never waits.
 pub fn validate(source: &EventSource, earlier: &[RegistrationDraft]) -> Result<String, String> {
-    if let EventSource::Command { trigger, .. } = source {
-        SCRIPT.with_borrow_mut(|script| check_trigger(trigger, script.as_mut(), earlier))?;
+    match source {
+        EventSource::Command { trigger, .. } => {
+            SCRIPT.with_borrow_mut(|script| check_trigger(trigger, script.as_mut(), earlier))?;
+        }
+        EventSource::Hook {
+            command, key_prefix, ..
+        } => {
+            intercept::check_hook(command, key_prefix.is_some())?;
+            SCRIPT.with_borrow(|script| check_hook(command, script.as_ref(), earlier))?;
+        }
+        EventSource::Keys {
+            commands: Some(commands),
+            prefix,
+            ..
+        } => intercept::check_links(commands, prefix)?,
+        _ => {}
     }
     Ok(new_id())
+}
+
+/// No hook comes upon one that is not `sync`.
+fn check_hook(command: &str, script: Option<&Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {
+    let holder = registrations().service.state().last_hook(command);
+    let is_removed = |session: &str| script.is_some_and(|s| s.replacing.removes(session));
+    if holder.is_some_and(|holder| !is_removed(&holder.session)) {
+        return Err(Refusal::HookTaken.to_string());
+    }
+    let is_last = |draft: &RegistrationDraft| matches!(&draft.source, EventSource::Hook { command: other, .. } if other == command && draft.mode != RegisterMode::Sync);
+    if earlier.iter().any(is_last) {
+        return Err(Refusal::HookTwice.to_string());
+    }
+    Ok(())
 }
 
 fn check_trigger(trigger: &Bytes, script: Option<&mut Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {

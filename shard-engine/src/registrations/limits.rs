@@ -65,3 +65,7 @@ pub const IDS_IN_CUT_TEXT: usize = 20;
 pub const GROUP_RETRY: Duration = Duration::from_secs(5);
 /// Timers of `registerTE` on one shard; those that a dump or the master brings are taken all the same.
 pub const TIMERS: usize = 10_000;
+/// Hooks that may run inside of commands of each other.
+pub const HOOK_DEPTH: usize = 32;
+/// Users that are looked at, whether all of them may run the internal commands; if there are more, it counts as no.
+pub const USERS_LOOKED_AT: usize = 100;

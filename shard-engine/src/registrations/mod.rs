@@ -5,6 +5,7 @@
 //!
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
+//! * `intercept`: commands that are taken over
 //! * `trigger`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
@@ -21,6 +22,7 @@ pub mod describe;
 pub mod drafts;
 pub mod due;
 pub mod group;
+pub mod intercept;
 pub mod keys;
 pub mod limits;
 pub mod occasion;
@@ -88,7 +90,7 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
     if REGISTRATIONS.set(all).is_err() {
         return Err("the module is loaded already".into());
     }
-    Ok(())
+    intercept::register(guard)
 }
 
 /// Starts the activation and the look at deadlines. At load, last.
@@ -96,6 +98,7 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
     let all = registrations();
     due::start();
     keys::start();
+    intercept::facts::refresh(guard);
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;
     timer::repeat(guard, limits::LOOK_EVERY, |guard| {
         // The server tells of changes, but not of the role that it was started with.

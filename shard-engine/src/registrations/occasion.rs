@@ -32,6 +32,14 @@ impl Occasion {
         Occasion { depth, ..self }
     }
 
+    /// An occasion whose code may ask about its cause.
+    pub fn of_cause(origin: Arc<dyn Origin>) -> Occasion {
+        Occasion {
+            origin: Some(origin),
+            ..Occasion::default()
+        }
+    }
+
     /// For the engine.
     pub fn carried(self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(Arc::new(self))

@@ -94,6 +94,14 @@ pub fn at_once() -> Option<Arc<dyn Origin>> {
 
 /// Answers a client that waits for a run: now, or when the rest of it is over.
 pub fn answer_client(active: &Arc<Active>, ran: Invoked, client: BlockedClient) {
+    answer_client_by(answer, active, ran, client);
+}
+
+/// Writes what came of an execution.
+pub type Answer = fn(&mut ReplyWriter, &Outcome);
+
+/// The same for replies of another form.
+pub fn answer_client_by(answer: Answer, active: &Arc<Active>, ran: Invoked, client: BlockedClient) {
     match ran {
         Invoked::Done(outcome) => client.reply(|reply| answer(reply, &outcome)),
         Invoked::Continues(rest) => {
@@ -186,14 +194,18 @@ pub fn run_for_waiting(
 ) -> Option<Outcome> {
     let (active, code, args) = (active.clone(), code.clone(), args.to_vec());
     let ran = for_waiting(guard, move || run(&active, &code, &args, at_once()));
-    ran.map(|ran| match ran {
+    ran.map(done)
+}
+
+/// What came of a run that could not postpone anything.
+pub fn done(ran: Invoked) -> Outcome {
+    match ran {
         Invoked::Done(outcome) => outcome,
-        // Nothing is postponed there.
         Invoked::Continues(_) => Outcome {
             errors: vec!["ERR internal error: a record was postponed where nobody can wait".into()],
             ..Outcome::default()
         },
-    })
+    }
 }
 
 /// Does `work` on a helper thread, with lock and interpreter, while this one waits; see `run_for_waiting`.
@@ -217,6 +229,15 @@ pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() ->
         desk.wait();
     });
     done.lock().take()
+}
+
+/// Does `work` for a parked client on the helper thread, after what waits there; refuses if too much does.
+pub fn for_parked(client: BlockedClient, work: impl FnOnce(BlockedClient) + Send + 'static) {
+    let helpers = &registrations().helpers;
+    if helpers.parked.queued() >= bounds::QUEUED_EXECUTIONS {
+        return client.reply(|reply| reply.error(&too_many()));
+    }
+    helpers.parked.submit(move || work(client));
 }
 
 /// Runs `task` on the helper thread of parked clients, after those that wait there.

@@ -1,6 +1,9 @@
 //! Firing registrations with a trigger: RG.TRIGGER in all modes.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    any::Any,
+    sync::{Arc, atomic::Ordering},
+};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
@@ -23,17 +26,20 @@ use crate::{
 };
 
 /// A registration that needs other threads was triggered where nobody may wait for them.
-const NO_BLOCKING: &str =
+pub const NO_BLOCKING: &str =
     "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading.";
 const UNKNOWN: &str = "ERR subcommand not found";
 const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
 const NOT_ACTIVE: &str = "ERR the trigger is registered but not active on this shard yet; try again";
 
 /// What is to be run: the registration, its functions, and the index of the state that it is active in.
-struct Shot {
-    active: Arc<Active>,
-    code: Arc<Code>,
-    index: u64,
+pub struct Shot {
+    /// The registration.
+    pub active: Arc<Active>,
+    /// Its functions.
+    pub code: Arc<Code>,
+    /// Index of the state that it is active in.
+    pub index: u64,
 }
 
 enum Aim {
@@ -89,7 +95,7 @@ pub fn trigger(call: &mut Call) {
     }
     let input = python::encode_arguments(&call.args[1..]);
     let client = BlockedClient::block(call, None);
-    fire(shot, input, client);
+    fire(shot, input, None, client, sync::answer);
 }
 
 fn run_sync(call: &mut Call, shot: &Shot, may_block: bool) {
@@ -138,11 +144,17 @@ fn run_later(shot: Shot, args: Vec<Vec<u8>>, client: BlockedClient) {
         return sync::run_parked(shot.active, shot.code, args, client);
     }
     let input = python::encode_arguments(&args);
-    fire(shot, input, client);
+    fire(shot, input, None, client, sync::answer);
 }
 
 /// Starts an execution, which answers the client.
-fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
+pub fn fire(
+    shot: Shot,
+    input: RecordBatch,
+    here: Option<Arc<dyn Any + Send + Sync>>,
+    client: BlockedClient,
+    answer: sync::Answer,
+) {
     let Shot { active, code, index } = shot;
     let engine = &module().engine;
     active.core.stats.triggered();
@@ -160,7 +172,7 @@ fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
             registration: active.registration.id.clone(),
             index,
             input,
-            here: None,
+            here,
             idle_limit_ms: active.core.idle_limit_ms,
         }),
     };
@@ -169,7 +181,7 @@ fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
     let (waiting, fired) = (client.clone(), active.clone());
     let waiter = Box::new(move |execution: &Arc<Execution>| {
         let client = waiting.lock().take();
-        over(&fired, execution, client);
+        over(&fired, execution, client, answer);
     });
     match engine.create(order, Some(waiter)) {
         Ok(execution) if inorder => active.core.turns.join(&execution),
@@ -184,7 +196,7 @@ fn fire(shot: Shot, input: RecordBatch, client: BlockedClient) {
 }
 
 /// The execution is over: it is counted, answered and dropped. On any thread; must not wait.
-fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClient>) {
+fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClient>, answer: sync::Answer) {
     let outcome = execution.take_outcome();
     let aborted = execution.phase() == Phase::Aborted;
     let end = match outcome.errors.first() {
@@ -204,7 +216,7 @@ fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClien
         client.reply(|reply| match end {
             // What an aborted execution had so far is not its result.
             End::Aborted => reply.error(sync::ABORTED),
-            _ => sync::answer(reply, &outcome),
+            _ => answer(reply, &outcome),
         });
     }
 }

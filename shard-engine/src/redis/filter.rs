@@ -1,0 +1,121 @@
+//! The command filter: looks at every command before the server does, and may put one of our internal commands in front.
+//!
+//! Says nothing of which commands: that is the judge's matter. Runs under the server lock, for clients on the main thread,
+//! for commands of functions and scripts on whichever thread runs those. Never runs user code, never blocks.
+
+use std::{
+    cell::Cell,
+    marker::PhantomData,
+    ptr::null_mut,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+
+use redis_module::raw;
+
+use super::{
+    ffi::{api, guarded, string_bytes},
+    lock::ServerLock,
+    wrapper::Front,
+};
+
+/// A command that passes.
+pub struct Passing<'a> {
+    filter: *mut raw::RedisModuleCommandFilterCtx,
+    _alive: PhantomData<&'a ()>,
+}
+
+impl Passing<'_> {
+    /// Number of arguments, the name included.
+    pub fn len(&self) -> usize {
+        // SAFETY: the server's context is alive while the filter runs.
+        let count = unsafe { api!(RedisModule_CommandFilterArgsCount)(self.filter) };
+        usize::try_from(count).unwrap_or(0)
+    }
+
+    /// An argument; empty if there is none.
+    pub fn arg(&self, at: usize) -> &[u8] {
+        // SAFETY: as above; the strings live as long as the command, which the filter outlives not.
+        unsafe {
+            let string = api!(RedisModule_CommandFilterArgGet)(self.filter, at as i32);
+            if string.is_null() { &[] } else { string_bytes(string) }
+        }
+    }
+
+    fn pointer(&self, at: i32) -> *mut raw::RedisModuleString {
+        // SAFETY: as above.
+        unsafe { api!(RedisModule_CommandFilterArgGet)(self.filter, at) }
+    }
+}
+
+/// Says what is put in front of a command, if anything.
+pub type Judge = fn(&Passing<'_>) -> Option<Front>;
+
+static JUDGE: AtomicPtr<()> = AtomicPtr::new(null_mut());
+static FILTER: AtomicPtr<raw::RedisModuleCommandFilter> = AtomicPtr::new(null_mut());
+
+thread_local! {
+    /// The next command that this thread runs passes as it is.
+    static PASS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets `judge` look at every command from now on.
+pub fn install(guard: &ServerLock, judge: Judge) {
+    JUDGE.store(judge as *mut (), Ordering::Release);
+    if !FILTER.load(Ordering::Acquire).is_null() {
+        return;
+    }
+    // SAFETY: the context names this module; the callback lives as long as the module.
+    let filter = unsafe { api!(RedisModule_RegisterCommandFilter)(guard.ctx(), Some(passing), 0) };
+    FILTER.store(filter, Ordering::Release);
+}
+
+/// Commands are looked at no more.
+pub fn uninstall(guard: &ServerLock) {
+    let filter = FILTER.swap(null_mut(), Ordering::AcqRel);
+    if !filter.is_null() {
+        // SAFETY: the filter was registered by `install` and is given back once.
+        unsafe { api!(RedisModule_UnregisterCommandFilter)(guard.ctx(), filter) };
+    }
+}
+
+/// While it lives, the next command that this thread runs is not looked at.
+pub(super) struct Unseen(bool);
+
+/// See `Unseen`.
+pub(super) fn unseen() -> Unseen {
+    Unseen(PASS.replace(true))
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        PASS.set(self.0);
+    }
+}
+
+extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
+    // Only the first command: those that it runs itself (a script) are looked at.
+    if PASS.replace(false) {
+        return;
+    }
+    let judge = JUDGE.load(Ordering::Acquire);
+    if judge.is_null() {
+        return;
+    }
+    // SAFETY: `install` stored a function of this type.
+    let judge: Judge = unsafe { std::mem::transmute::<*mut (), Judge>(judge) };
+    let command = Passing {
+        filter,
+        _alive: PhantomData,
+    };
+    // It was held up before (CLIENT PAUSE) and is looked at again.
+    if Front::of(command.pointer(0)).is_some() {
+        return;
+    }
+    let Some(front) = guarded("the command filter", || judge(&command)).flatten() else {
+        return;
+    };
+    if let Some(name) = front.retained() {
+        // SAFETY: the context is alive; the string is retained for the command, which lets it go.
+        unsafe { api!(RedisModule_CommandFilterArgInsert)(filter, 0, name) };
+    }
+}

@@ -1,0 +1,622 @@
+//! Our internal commands that stand in front of an intercepted command: `RG.INNERHOOK SET k v`.
+//!
+//! They are known by the very string that the filter puts there, so a client that types the name is refused. They tell
+//! the server the keys of the command behind, so that cluster redirection and key rights stay. The server's checks go
+//! by the flags of the command that it sees: hence one command for each kind of command behind.
+
+use std::{
+    ffi::CStr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr::{NonNull, null_mut},
+    slice,
+    sync::{
+        OnceLock,
+        atomic::{AtomicPtr, Ordering},
+    },
+};
+
+use redis_module::raw;
+
+use super::{
+    blocked::Client,
+    call::{self, CallError, ContextUser},
+    call_reply::CallReply,
+    command_info::{CommandSpec, set_docs},
+    context::Flags,
+    ffi::{OwnedString, api, c_string, lossy, panic_text, string_bytes},
+    filter,
+    lock::{self, ServerLock},
+    log, replicate,
+    reply::ReplyWriter,
+    value::Reply,
+};
+
+/// What the command behind does, as far as the server's checks go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Writes nothing itself.
+    Read = 0,
+    /// Writes, but needs no more memory.
+    Write = 1,
+    /// Writes, and is refused when memory is full.
+    Grow = 2,
+}
+
+/// One of the internal commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Front {
+    /// What stands behind.
+    pub kind: Kind,
+    /// The server does not ask whether the caller may run the internal command. Only where every client has proved who
+    /// it is, because it does not ask for that either.
+    pub free: bool,
+}
+
+/// Names and flags, in the order of `Front::number`.
+const COMMANDS: [(&CStr, &CStr); 6] = [
+    (c"rg.innerhook.read", c"readonly getkeys-api"),
+    (c"rg.innerhook", c"write getkeys-api"),
+    (c"rg.innerhook.grow", c"write deny-oom getkeys-api"),
+    (c"rg.innerhook.free.read", c"readonly getkeys-api no-auth"),
+    (c"rg.innerhook.free", c"write getkeys-api no-auth"),
+    (c"rg.innerhook.free.grow", c"write deny-oom getkeys-api no-auth"),
+];
+
+/// Those that are asked for; for looking whether a user may run them.
+pub const CHECKED: [&str; 3] = ["rg.innerhook.read", "rg.innerhook", "rg.innerhook.grow"];
+
+/// The strings that the filter puts in front. Set at load, never freed.
+static NAMES: [AtomicPtr<raw::RedisModuleString>; 6] = [const { AtomicPtr::new(null_mut()) }; 6];
+
+const TYPED: &str = "ERR RG.INNERHOOK is internal: it stands for commands that registrations take over, and can not be \
+                     called; send the command itself";
+
+/// The server gave no reply.
+const FAILED: &str = "ERR error happened running the command";
+
+impl Front {
+    const ALL: [Front; 6] = {
+        let kinds = [Kind::Read, Kind::Write, Kind::Grow];
+        let mut all = [Front {
+            kind: Kind::Read,
+            free: false,
+        }; 6];
+        let mut i = 0;
+        while i < 6 {
+            all[i] = Front {
+                kind: kinds[i % 3],
+                free: i >= 3,
+            };
+            i += 1;
+        }
+        all
+    };
+
+    fn number(self) -> usize {
+        self.kind as usize + if self.free { 3 } else { 0 }
+    }
+
+    /// The internal command whose very string this is.
+    pub(super) fn of(name: *mut raw::RedisModuleString) -> Option<Front> {
+        let number = NAMES.iter().position(|known| known.load(Ordering::Relaxed) == name)?;
+        (!name.is_null()).then(|| Front::ALL[number])
+    }
+
+    /// Its string, with one reference more.
+    pub(super) fn retained(self) -> Option<*mut raw::RedisModuleString> {
+        let name = NonNull::new(NAMES[self.number()].load(Ordering::Relaxed))?;
+        // SAFETY: the string lives for ever; the lock is held, as in all of the filter.
+        unsafe { api!(RedisModule_RetainString)(null_mut(), name.as_ptr()) };
+        Some(name.as_ptr())
+    }
+}
+
+/// Runs a wrapped command.
+pub type Handler = fn(&mut Wrapped);
+
+static HANDLER: OnceLock<Handler> = OnceLock::new();
+
+/// Registers the commands. At load.
+pub fn register(guard: &ServerLock, handler: Handler) -> Result<(), String> {
+    if HANDLER.set(handler).is_err() {
+        return Err("the internal commands are there already".into());
+    }
+    for (place, (name, flags)) in NAMES.iter().zip(COMMANDS) {
+        // SAFETY: the context names this module, the texts are C strings, the callback lives as long as the module.
+        let outcome = unsafe {
+            api!(RedisModule_CreateCommand)(guard.ctx(), name.as_ptr(), Some(wrapped), flags.as_ptr(), 0, 0, 0)
+        };
+        if outcome != raw::REDISMODULE_OK as i32 {
+            return Err(format!("the server refused the command {}", name.to_string_lossy()));
+        }
+        let bytes = name.to_bytes().to_ascii_uppercase();
+        // SAFETY: pointer and length are those of a slice; the string belongs to no context.
+        let string = unsafe { api!(RedisModule_CreateString)(null_mut(), bytes.as_ptr().cast(), bytes.len()) };
+        place.store(string, Ordering::Relaxed);
+    }
+    DOCS.iter().for_each(|command| set_docs(guard, command));
+    Ok(())
+}
+
+/// What COMMAND DOCS shows of them.
+static DOCS: [CommandSpec; 6] = [
+    docs("rg.innerhook.read"),
+    docs("rg.innerhook"),
+    docs("rg.innerhook.grow"),
+    docs("rg.innerhook.free.read"),
+    docs("rg.innerhook.free"),
+    docs("rg.innerhook.free.grow"),
+];
+
+const fn docs(name: &'static str) -> CommandSpec {
+    CommandSpec {
+        name,
+        handler: |call| call.reply().error(TYPED),
+        summary: "Internal: stands in front of a command that a registration takes over.",
+        complexity: "That of the command behind and of the functions that it fires.",
+        since: "1.2.0",
+        args: &[],
+    }
+}
+
+/// An intercepted command, while the server runs it.
+pub struct Wrapped {
+    ctx: *mut raw::RedisModuleCtx,
+    /// The command behind, its name first.
+    argv: *mut *mut raw::RedisModuleString,
+    argc: usize,
+    guard: ServerLock,
+    reply: ReplyWriter,
+    answered: bool,
+    flags: Flags,
+}
+
+/// What the caller's rights are checked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// The client's user.
+    Caller,
+    /// Nobody: the server itself (its master, its log), or code that acts with all rights.
+    Nobody,
+}
+
+impl Wrapped {
+    /// The server lock, which is held while the command runs.
+    pub fn guard(&self) -> &ServerLock {
+        &self.guard
+    }
+
+    /// Where the command runs.
+    pub fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    /// Number of arguments, the name included.
+    pub fn len(&self) -> usize {
+        self.argc
+    }
+
+    /// An argument.
+    pub fn arg(&self, at: usize) -> &[u8] {
+        assert!(at < self.argc, "the command has no argument {at}");
+        // SAFETY: `at` is within the vector, whose strings live while the command runs.
+        unsafe { string_bytes(*self.argv.add(at)) }
+    }
+
+    /// The command's name in lower case, as errors show it.
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(self.arg(0)).to_lowercase()
+    }
+
+    /// Copies of all arguments.
+    pub fn args(&self) -> Vec<Vec<u8>> {
+        (0..self.argc).map(|at| self.arg(at).to_vec()).collect()
+    }
+
+    /// Writes the answer: one whole reply.
+    pub fn reply(&mut self) -> &mut ReplyWriter {
+        self.answered = true;
+        &mut self.reply
+    }
+
+    /// Runs the command as it came, with the rights of its caller; `None` if the server gave no reply.
+    pub fn run(&self) -> Option<Ran> {
+        let rest = if self.argc > 1 {
+            // SAFETY: the vector has `argc` strings.
+            unsafe { slice::from_raw_parts_mut(self.argv.add(1), self.argc - 1) }
+        } else {
+            &mut []
+        };
+        // SAFETY: the vector has a name; its text ends with a NUL, as those of all strings of the server do.
+        let name = unsafe { api!(RedisModule_StringPtrLen)(*self.argv, null_mut()) };
+        let check = self.check();
+        // SAFETY: context and strings are alive while the command runs, and the lock is held.
+        unsafe { run_in(self.ctx, name, rest, check, self.denies_writes()) }
+    }
+
+    /// Answers with what a run gave.
+    pub fn answer(&mut self, ran: Option<Ran>) {
+        self.answered = true;
+        // SAFETY: the context is alive while the command runs.
+        unsafe { answer_in(self.ctx, &mut self.reply, ran) };
+    }
+
+    /// Whether a user may run the command, which has a right number of arguments; else the server's error text.
+    pub fn permits(&self, user: &str) -> Result<(), String> {
+        // SAFETY: the pointers are filled at load.
+        let functions = unsafe {
+            raw::RedisModule_GetModuleUserFromUserName
+                .zip(raw::RedisModule_ACLCheckCommandPermissions)
+                .zip(raw::RedisModule_FreeModuleUser)
+        };
+        let Some(((find, check), free)) = functions else {
+            return Err(CallError::NoUserSupport(user.to_owned()).to_string());
+        };
+        let name = OwnedString::new(user.as_bytes());
+        // SAFETY: the name is alive and the lock is held; the vector has `argc` strings; the user is freed once.
+        let allowed = unsafe {
+            let user = NonNull::new(find(name.as_ptr()));
+            user.is_some_and(|user| {
+                let outcome = check(user.as_ptr(), self.argv, self.argc as i32);
+                free(user.as_ptr());
+                outcome == raw::REDISMODULE_OK as i32
+            })
+        };
+        if allowed { Ok(()) } else { Err(self.why_not(user)) }
+    }
+
+    /// Why the user may not run it, in the words that clients know.
+    fn why_not(&self, user: &str) -> String {
+        let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+        dry_run.extend((0..self.argc).map(|at| self.arg(at)));
+        let told = call::call(&self.guard, &dry_run, call::Flags::default());
+        let told = told
+            .ok()
+            .and_then(|reply| reply.text().map(str::to_owned))
+            .unwrap_or_default();
+        let reason = if told.contains("channel") {
+            "access at least one of the channels"
+        } else if told.contains("key") && !told.contains("permissions to run") {
+            "access at least one of the keys"
+        } else {
+            "run this command or subcommand"
+        };
+        no_permission(reason, &self.name())
+    }
+
+    /// The user of the client or script that runs it; `None` if that is a function, another module, the master or the log.
+    pub fn client_user(&self) -> Option<String> {
+        if self.flags.replicated || call::in_nested_call() {
+            return None;
+        }
+        // By the number: asking for the context's user ends a 7.0 server if it has none.
+        // SAFETY: the pointers are filled at load; the context is alive.
+        let name = unsafe {
+            let id = api!(RedisModule_GetClientId)(self.ctx);
+            let name = raw::RedisModule_GetClientUserNameById.and_then(|f| OwnedString::adopt(f(self.ctx, id)));
+            match name {
+                None if self.has_user() => raw::RedisModule_GetCurrentUserName
+                    .map(|f| f(self.ctx))
+                    .and_then(OwnedString::adopt),
+                name => name,
+            }
+        }?;
+        Some(String::from_utf8_lossy(name.bytes()).into_owned())
+    }
+
+    /// The context has a user; a script's one has, that of code of another module has none.
+    fn has_user(&self) -> bool {
+        let _unseen = filter::unseen();
+        // SAFETY: the context is alive and the lock is held; "c" takes a C string.
+        let reply = unsafe { api!(RedisModule_Call)(self.ctx, c"ACL".as_ptr(), c"CEc".as_ptr(), c"WHOAMI".as_ptr()) };
+        let error = CallReply::adopt(reply).map(|reply| reply.error());
+        // It may not be allowed to ask for its name, but then it has one.
+        error.is_some_and(|error| !error.is_some_and(|text| matches!(judge_error(&text), Fault::NoUser)))
+    }
+
+    /// The database that the caller has selected.
+    pub fn database(&self) -> i32 {
+        // SAFETY: the context is alive.
+        unsafe { api!(RedisModule_GetSelectedDb)(self.ctx) }
+    }
+
+    fn check(&self) -> Check {
+        if self.flags.replicated {
+            return Check::Nobody;
+        }
+        if call::in_nested_call() {
+            let user = call::user_in_force();
+            if user.is_null() {
+                return Check::Nobody;
+            }
+            // SAFETY: the user lives as long as the command that runs with its rights; the context is alive.
+            unsafe { api!(RedisModule_SetContextUser)(self.ctx, user) };
+        }
+        Check::Caller
+    }
+
+    fn denies_writes(&self) -> bool {
+        !self.flags.replicated && (self.flags.read_only || replicate::is_paused(&self.guard))
+    }
+
+    /// The same for another thread that acts for this one (`lock::lend`).
+    pub fn lent(&self) -> Lent {
+        Lent(self as *const Wrapped)
+    }
+}
+
+/// See `Wrapped::lent`.
+pub struct Lent(*const Wrapped);
+
+// SAFETY: the lender waits until the borrower is done, so only one thread uses it at a time.
+unsafe impl Send for Lent {}
+
+impl Lent {
+    /// Works with the command; only inside of `lock::Loan::run`.
+    pub fn with<R>(self, work: impl FnOnce(&Wrapped) -> R) -> R {
+        // SAFETY: the lender's command is alive as long as its lock is lent.
+        work(unsafe { &*self.0 })
+    }
+}
+
+impl Client for Wrapped {
+    fn ctx(&self) -> *mut raw::RedisModuleCtx {
+        self.ctx
+    }
+
+    fn may_block(&self) -> bool {
+        self.flags.may_block()
+    }
+
+    fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    fn refuse(&mut self, text: &str) {
+        self.reply().error(text);
+    }
+}
+
+/// What a command answered.
+pub struct Ran(Answer);
+
+enum Answer {
+    /// Still in the server's own form.
+    Own(CallReply),
+    /// An error in the words that clients know.
+    Refused(String),
+}
+
+// SAFETY: a reply belongs to nobody but its owner; it is read and freed under the lock that its thread holds.
+unsafe impl Send for Ran {}
+
+impl Ran {
+    /// A copy, as it is to reach the client.
+    pub fn to_client(&self) -> Reply {
+        match &self.0 {
+            Answer::Refused(text) => Reply::Error(text.clone()),
+            Answer::Own(reply) => reply
+                .read()
+                .unwrap_or_else(|| Reply::Error("ERR the reply of the command is nested too deeply".into())),
+        }
+    }
+}
+
+/// What an error of a run means.
+enum Fault {
+    /// The caller may not, for this reason.
+    Rights(String),
+    /// The caller is code without a user.
+    NoUser,
+    /// The command's own.
+    Own,
+}
+
+fn judge_error(text: &str) -> Fault {
+    let text = text.trim_start_matches('-').trim_end_matches(['\r', '\n']);
+    if let Some(reason) = text.strip_prefix("ERR acl verification failed, ") {
+        Fault::Rights(reason.trim_end_matches('.').to_owned())
+    } else if let Some(reason) = text.strip_prefix("NOPERM ") {
+        Fault::Rights(reason.to_owned())
+    } else if text.contains("cannot run as user, no user directly attached") {
+        Fault::NoUser
+    } else {
+        Fault::Own
+    }
+}
+
+/// What clients read when they may not run a command; Redis 7.0 has other words for modules.
+fn no_permission(reason: &str, command: &str) -> String {
+    let reason = if reason.contains("run this command or subcommand") {
+        format!("this user has no permissions to run the '{command}' command")
+    } else if reason.contains("access at least one of the keys") {
+        "this user has no permissions to access one of the keys used as arguments".to_owned()
+    } else if reason.contains("access at least one of the channels") {
+        "this user has no permissions to access one of the channels used as arguments".to_owned()
+    } else {
+        reason.to_owned()
+    };
+    format!("NOPERM {reason}")
+}
+
+/// What a client gets for an error that the server gives to modules only.
+fn for_client(text: &str, command: &str) -> Option<String> {
+    if let Fault::Rights(reason) = judge_error(text) {
+        return Some(no_permission(&reason, command));
+    }
+    let clear = if text.contains("was called while write is not allowed") {
+        "READONLY You can't write against a read only replica."
+    } else if text.contains("non local key in a cluster node") {
+        "TRYAGAIN the slot of the command's keys is on its way to another shard; try again"
+    } else {
+        return None;
+    };
+    Some(clear.to_owned())
+}
+
+/// Runs a command in a client's context.
+///
+/// # Safety
+/// The context is alive, `name` is a C string, the lock is held, the strings live during the call.
+unsafe fn run_in(
+    ctx: *mut raw::RedisModuleCtx,
+    name: *const std::ffi::c_char,
+    rest: &mut [*mut raw::RedisModuleString],
+    check: Check,
+    denies_writes: bool,
+) -> Option<Ran> {
+    let format = match (check, denies_writes) {
+        (Check::Caller, false) => c"!C0Ev",
+        (Check::Caller, true) => c"!C0WEv",
+        (Check::Nobody, false) => c"!0Ev",
+        (Check::Nobody, true) => c"!0WEv",
+    };
+    let _nested = call::nested();
+    let _unseen = filter::unseen();
+    // SAFETY: the caller says so; "v" takes an array of strings and its length.
+    let reply = unsafe { api!(RedisModule_Call)(ctx, name, format.as_ptr(), rest.as_mut_ptr(), rest.len()) };
+    drop(_unseen);
+    let reply = CallReply::adopt(reply)?;
+    let Some(text) = reply.error() else {
+        return Some(Ran(Answer::Own(reply)));
+    };
+    // Code of another module runs it, without a user.
+    if check == Check::Caller && matches!(judge_error(&text), Fault::NoUser) {
+        drop(_nested);
+        // SAFETY: as above.
+        return unsafe { run_in(ctx, name, rest, Check::Nobody, denies_writes) };
+    }
+    // SAFETY: the caller says so.
+    let name = unsafe { lossy(name) }.to_lowercase();
+    let answer = for_client(&text, &name).map_or(Answer::Own(reply), Answer::Refused);
+    Some(Ran(answer))
+}
+
+/// Hands a reply on to the client.
+///
+/// # Safety
+/// The context is alive, has a client to answer, and `reply` writes to it.
+unsafe fn answer_in(ctx: *mut raw::RedisModuleCtx, reply: &mut ReplyWriter, ran: Option<Ran>) {
+    match ran.map(|ran| ran.0) {
+        None => reply.error(FAILED),
+        Some(Answer::Refused(text)) => reply.error(&text),
+        // SAFETY: the caller says so; the reply is ours.
+        Some(Answer::Own(given)) => drop(unsafe { api!(RedisModule_ReplyWithCallReply)(ctx, given.as_ptr()) }),
+    }
+}
+
+impl ReplyWriter {
+    /// Runs a command for the parked client that this writes to, in its database, with the rights of its user.
+    pub fn run_parked(&mut self, guard: &ServerLock, args: &[Vec<u8>], user: Option<&str>) -> Result<Ran, String> {
+        let (name, rest) = args.split_first().ok_or(FAILED)?;
+        let name = c_string(std::str::from_utf8(name).map_err(|_| FAILED)?);
+        let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg)).collect();
+        let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
+        // SAFETY: the writer's context is alive as long as the user is set.
+        let user = user.map(|user| unsafe { ContextUser::set_in(guard, self.ctx(), user) });
+        let user = user.transpose().map_err(|e| e.to_string())?;
+        let check = if user.is_some() { Check::Caller } else { Check::Nobody };
+        // SAFETY: the context is that of a parked client, the lock is held, the strings are alive.
+        let ran = unsafe {
+            run_in(
+                self.ctx(),
+                name.as_ptr(),
+                &mut pointers,
+                check,
+                replicate::is_paused(guard),
+            )
+        };
+        ran.ok_or_else(|| FAILED.to_owned())
+    }
+
+    /// Answers with what a run gave.
+    pub fn answer(&mut self, ran: Result<Ran, String>) {
+        let ctx = self.ctx();
+        match ran {
+            // SAFETY: the writer's context is alive and has a client to answer.
+            Ok(ran) => unsafe { answer_in(ctx, self, Some(ran)) },
+            Err(text) => self.error(&text),
+        }
+    }
+}
+
+extern "C" fn wrapped(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, argc: i32) -> i32 {
+    let outcome = catch_unwind(AssertUnwindSafe(|| enter(ctx, argv, argc)));
+    if let Err(panic) = outcome {
+        log::warning(&format!("internal error in RG.INNERHOOK: {}", panic_text(&*panic)));
+    }
+    raw::REDISMODULE_OK as i32
+}
+
+fn enter(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, argc: i32) {
+    let count = usize::try_from(argc).unwrap_or(0);
+    // SAFETY: the server gives `argc` strings, alive during the call.
+    let is_ours = count >= 2 && unsafe { Front::of(*argv) }.is_some();
+    // SAFETY: the context is the server's, alive during the call.
+    if unsafe { api!(RedisModule_IsKeysPositionRequest)(ctx) } != 0 {
+        if is_ours {
+            // SAFETY: as above; the vector has a string behind the first one.
+            unsafe { tell_keys(ctx, argv.add(1), argc - 1) };
+        }
+        return;
+    }
+    let _callback = lock::enter_callback();
+    // SAFETY: the context is alive while the command runs.
+    let mut reply = unsafe { ReplyWriter::new(ctx) };
+    if !is_ours {
+        return reply.error(TYPED);
+    }
+    let mut command = Wrapped {
+        ctx,
+        // SAFETY: the vector has a string behind the first one.
+        argv: unsafe { argv.add(1) },
+        argc: count - 1,
+        guard: lock::lock(),
+        reply,
+        answered: false,
+        // SAFETY: the context is alive and the lock is held.
+        flags: unsafe { Flags::of(ctx) },
+    };
+    command.flags.deny_blocking |= call::in_nested_call();
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        if let Some(handler) = HANDLER.get() {
+            handler(&mut command);
+        }
+    }));
+    if let Err(panic) = &outcome {
+        log::warning(&format!("internal error in RG.INNERHOOK: {}", panic_text(&**panic)));
+    }
+    // A client without an answer would take the next command's one for it.
+    if !command.answered {
+        command
+            .reply()
+            .error("ERR internal error in RG.INNERHOOK, see the server log");
+    }
+}
+
+/// Tells the keys of the command behind, one place further on.
+///
+/// # Safety
+/// The context is that of a request for key positions; the vector has `argc` live strings.
+unsafe fn tell_keys(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, argc: i32) {
+    // SAFETY: the pointers are filled at load.
+    let functions = unsafe { raw::RedisModule_GetCommandKeysWithFlags.zip(raw::RedisModule_KeyAtPosWithFlags) };
+    let Some((find, tell)) = functions else { return };
+    let (mut count, mut flags) = (0, null_mut());
+    // SAFETY: the caller says so; both places are ours. A wrong number of arguments gives no keys.
+    let places = unsafe { find(ctx, argv, argc, &mut count, &mut flags) };
+    if places.is_null() {
+        return;
+    }
+    for i in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the server gives `count` places and flags.
+        unsafe { tell(ctx, *places.add(i) + 1, *flags.add(i)) };
+    }
+    // SAFETY: both arrays are ours, and nothing refers to them any more.
+    unsafe {
+        api!(RedisModule_Free)(places.cast());
+        if !flags.is_null() {
+            api!(RedisModule_Free)(flags.cast());
+        }
+    }
+}

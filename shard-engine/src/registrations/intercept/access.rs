@@ -1,0 +1,113 @@
+//! Which internal command may stand in front of a client's one.
+//!
+//! The server asks whether the caller may run the internal command. Restricted users may not, although they may run the
+//! command behind. While the default user needs no password there is no client that has not proved who it is; then a
+//! form of the internal command is used for which the server does not ask. The wrapper asks for the command behind.
+//!
+//! Otherwise the form is used for which it asks. What must not fail for that (sync handlers, links) is not taken over
+//! then, unless all users may run the internal commands.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use super::super::limits;
+use crate::redis::{
+    call::{Flags, Reply, call},
+    lock::ServerLock,
+    wrapper::CHECKED,
+};
+
+/// What is known of the users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// There is no client that has not proved who it is.
+    Open,
+    /// There may be, but whoever has may run the internal commands.
+    Granted,
+    /// Some users may not run them.
+    Restricted,
+}
+
+const UNKNOWN: u8 = 0;
+
+static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
+/// Commands that change rights may have been queued in a transaction.
+static MAY_BE_QUEUED: AtomicBool = AtomicBool::new(false);
+
+/// A command passes that changes who may do what: at once, or in a transaction.
+pub fn rights_change() {
+    KNOWN.store(UNKNOWN, Ordering::Release);
+    MAY_BE_QUEUED.store(true, Ordering::Release);
+}
+
+/// A transaction is run.
+pub fn transaction_runs() {
+    if MAY_BE_QUEUED.load(Ordering::Acquire) {
+        KNOWN.store(UNKNOWN, Ordering::Release);
+    }
+}
+
+/// What holds now.
+#[inline]
+pub fn now(guard: &ServerLock) -> Access {
+    match KNOWN.load(Ordering::Acquire) {
+        1 => Access::Open,
+        2 => Access::Granted,
+        3 => Access::Restricted,
+        _ => look(guard),
+    }
+}
+
+#[cold]
+fn look(guard: &ServerLock) -> Access {
+    let (access, number) = match (is_open(guard), all_may(guard)) {
+        (true, _) => (Access::Open, 1),
+        (false, true) => (Access::Granted, 2),
+        (false, false) => (Access::Restricted, 3),
+    };
+    KNOWN.store(number, Ordering::Release);
+    access
+}
+
+/// The default user is on and needs no password, and no change of that can go unseen.
+fn is_open(guard: &ServerLock) -> bool {
+    // Under another name such a command would not be recognised.
+    let known = |name: &str| {
+        let reply = call(guard, &["COMMAND", "INFO", name], Flags::default());
+        reply.is_ok_and(|reply| {
+            reply
+                .array()
+                .is_some_and(|list| list.iter().any(|one| one.array().is_some()))
+        })
+    };
+    if !(known("acl") && known("config")) {
+        return false;
+    }
+    let Ok(reply) = call(guard, &["ACL", "GETUSER", "default"], Flags::default()) else {
+        return false;
+    };
+    let pairs = reply.pairs();
+    let flags = pairs.iter().find(|(key, _)| key.text() == Some("flags"));
+    let flags: Vec<&str> = flags
+        .and_then(|(_, value)| value.array())
+        .into_iter()
+        .flatten()
+        .filter_map(Reply::text)
+        .collect();
+    flags.contains(&"on") && flags.contains(&"nopass")
+}
+
+/// Every user may run the internal commands.
+fn all_may(guard: &ServerLock) -> bool {
+    let Ok(reply) = call(guard, &["ACL", "USERS"], Flags::default()) else {
+        return false;
+    };
+    let users: Vec<&str> = reply.array().into_iter().flatten().filter_map(Reply::text).collect();
+    let may = |user: &str, command: &str| {
+        let reply = call(guard, &["ACL", "DRYRUN", user, command, "x"], Flags::default());
+        matches!(reply, Ok(Reply::Simple(text)) if text == b"OK")
+    };
+    users.len() <= limits::USERS_LOOKED_AT
+        && users
+            .iter()
+            .all(|user| CHECKED.iter().all(|command| may(user, command)))
+}

@@ -1,0 +1,158 @@
+//! What the server says of its commands: flags, number of arguments, places of the keys.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use parking_lot::RwLock;
+
+use crate::redis::{
+    call::{Flags, Reply, call},
+    lock::{self, ServerLock},
+    log,
+};
+
+/// One command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Number of arguments with the name; negative: at least so many.
+    pub arity: i64,
+    /// Place of the first key; 0: none.
+    pub first: i64,
+    /// Place of the last key; negative: from the end.
+    pub last: i64,
+    /// Distance between keys.
+    pub step: i64,
+    /// It writes.
+    pub writes: bool,
+    /// It is refused when memory is full.
+    pub grows: bool,
+    /// It may wait.
+    pub blocks: bool,
+    /// Where its keys are depends on its arguments.
+    pub movable: bool,
+    /// Scripts may not use it.
+    pub no_script: bool,
+}
+
+impl Facts {
+    /// So many arguments are right, the name included.
+    pub fn takes(&self, count: usize) -> bool {
+        let count = count as i64;
+        if self.arity >= 0 {
+            count == self.arity
+        } else {
+            count >= -self.arity
+        }
+    }
+
+    /// Places of the keys among so many arguments.
+    pub fn keys(&self, count: usize) -> impl Iterator<Item = usize> + use<> {
+        let count = count as i64;
+        let last = if self.last < 0 { count + self.last } else { self.last };
+        let end = if self.first > 0 { last.min(count - 1) } else { -1 };
+        let step = usize::try_from(self.step).unwrap_or(1).max(1);
+        (self.first.max(0)..=end).step_by(step).map(|at| at as usize)
+    }
+
+    fn read(reply: &Reply) -> Option<(String, Facts)> {
+        let parts = reply.array()?;
+        let number = |at: usize| parts.get(at).and_then(Reply::int);
+        let flags = parts.get(2)?.array()?;
+        let has = |wanted: &str| flags.iter().any(|flag| flag.text() == Some(wanted));
+        let facts = Facts {
+            arity: number(1)?,
+            first: number(3)?,
+            last: number(4)?,
+            step: number(5)?,
+            writes: has("write"),
+            grows: has("denyoom"),
+            blocks: has("blocking"),
+            movable: has("movablekeys"),
+            no_script: has("noscript"),
+        };
+        Some((parts.first()?.text()?.to_ascii_lowercase(), facts))
+    }
+}
+
+/// All commands by their names in lower case.
+pub type Commands = HashMap<String, Facts>;
+
+static COMMANDS: RwLock<Option<Arc<Commands>>> = RwLock::new(None);
+
+/// All commands, as the server told last.
+pub fn all() -> Arc<Commands> {
+    COMMANDS.read().clone().unwrap_or_default()
+}
+
+/// Asks the server. Modules that are loaded later bring more.
+pub fn refresh(guard: &ServerLock) -> Arc<Commands> {
+    let commands: Commands = match call(guard, &["COMMAND"], Flags::default()) {
+        Ok(reply) => reply.array().into_iter().flatten().filter_map(Facts::read).collect(),
+        Err(e) => {
+            log::warning(&format!(
+                "COMMAND does not tell the server's commands, so none can be hooked or linked, and sync handlers run late: {e}"
+            ));
+            Commands::new()
+        }
+    };
+    let commands = Arc::new(commands);
+    *COMMANDS.write() = Some(commands.clone());
+    commands
+}
+
+/// The command of this name in lower case. Asks the server anew if it is not known and this thread may.
+pub fn find(name: &str) -> Option<Facts> {
+    if let Some(facts) = all().get(name) {
+        return Some(facts.clone());
+    }
+    if !lock::is_held() {
+        return None;
+    }
+    refresh(&lock::lock()).get(name).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_keys(first: i64, last: i64, step: i64) -> Facts {
+        Facts {
+            arity: -1,
+            first,
+            last,
+            step,
+            writes: true,
+            grows: false,
+            blocks: false,
+            movable: false,
+            no_script: false,
+        }
+    }
+
+    #[test]
+    fn places_of_keys() {
+        for (facts, count, places) in [
+            (with_keys(1, 1, 1), 3, vec![1]),
+            (with_keys(1, -1, 2), 5, vec![1, 3]),
+            (with_keys(1, -1, 1), 4, vec![1, 2, 3]),
+            (with_keys(1, -2, 1), 4, vec![1, 2]),
+            (with_keys(0, 0, 0), 4, vec![]),
+            // Fewer arguments than the command wants.
+            (with_keys(1, 1, 1), 1, vec![]),
+            (with_keys(2, 2, 1), 2, vec![]),
+            (with_keys(1, -1, 0), 2, vec![1]),
+        ] {
+            assert_eq!(facts.keys(count).collect::<Vec<_>>(), places, "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_arguments() {
+        let facts = |arity| Facts {
+            arity,
+            ..with_keys(1, 1, 1)
+        };
+        assert!(facts(2).takes(2) && !facts(2).takes(3) && !facts(2).takes(1));
+        assert!(facts(-3).takes(3) && facts(-3).takes(9) && !facts(-3).takes(2));
+    }
+}

@@ -1,0 +1,313 @@
+//! Command hooks: functions that take the place of a client's command.
+//!
+//! The newest hook that is for the command runs first. What it gives to `call_next` goes to the next older one, and in
+//! the end to the command itself. The caller must have the right to run its command before any hook sees it.
+
+use std::{cell::RefCell, sync::Arc};
+
+use oxigears_coordinator::{codec::Cursor, execution::Outcome, registry::RegisterMode};
+use oxigears_python_api::{self as python, Invoked, Origin, Reply};
+
+use super::{
+    super::{
+        Active,
+        activation::Activation,
+        active::Code,
+        limits,
+        occasion::Occasion,
+        registrations,
+        stats::End,
+        sync,
+        trigger::{self, Shot},
+    },
+    links::{self, Link},
+    table::{Entry, Hook, Taken},
+    wrap::BUSY,
+};
+use crate::{
+    identity,
+    redis::{
+        blocked::BlockedClient,
+        call::{self, Flags},
+        lock,
+        reply::ReplyWriter,
+        wrapper::Wrapped,
+    },
+    server::PythonHere,
+};
+
+const NOT_ONE: &str = "Command hook must return exactly one result";
+
+thread_local! {
+    /// Hooks whose functions run on this thread: they do not take over the commands that these issue.
+    static RUNNING: RefCell<Vec<Arc<str>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The commands of code with this origin are not for its own hooks, as long as the result lives.
+pub fn issuing(origin: Option<&dyn Origin>) -> Issuing {
+    let own = origin.map_or(&[][..], |origin| origin.hooks());
+    RUNNING.with_borrow_mut(|running| running.extend(own.iter().cloned()));
+    Issuing(own.len())
+}
+
+/// See `issuing`.
+pub struct Issuing(usize);
+
+impl Drop for Issuing {
+    fn drop(&mut self) {
+        RUNNING.with_borrow_mut(|running| running.truncate(running.len().saturating_sub(self.0)));
+    }
+}
+
+/// A command that hooks have taken over.
+struct Original {
+    /// As the client typed it.
+    args: Vec<Vec<u8>>,
+    /// What is known of the command.
+    entry: Arc<Entry>,
+    /// Hooks on the command that may run, newest first.
+    chain: Vec<Hook>,
+    /// The client's user, if its rights count.
+    caller: Option<Arc<str>>,
+    /// The client's database.
+    database: i32,
+}
+
+/// What code of a hook may do about its cause.
+struct HookOrigin {
+    original: Arc<Original>,
+    /// Its place in the chain.
+    at: usize,
+    /// Ids of the hooks up to here.
+    hooks: Vec<Arc<str>>,
+    /// Somebody can wait for results that are postponed.
+    may_postpone: bool,
+}
+
+impl Origin for HookOrigin {
+    fn call_next(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
+        let mut command = Vec::with_capacity(args.len() + 1);
+        command.push(self.original.args[0].clone());
+        command.extend_from_slice(args);
+        // A thread that holds the server lock keeps the GIL for the call.
+        let _here = PythonHere::enter(lock::is_held());
+        self.original.next(self.at + 1, &self.hooks, command)
+    }
+
+    fn hooks(&self) -> &[Arc<str>] {
+        &self.hooks
+    }
+
+    fn may_postpone(&self) -> bool {
+        self.may_postpone
+    }
+}
+
+impl Original {
+    /// The place of the first hook from `from` on that is for this command.
+    fn hook(&self, from: usize, args: &[Vec<u8>]) -> Option<usize> {
+        let taken = self.entry.taken.as_ref()?;
+        (from..self.chain.len()).find(|&at| self.chain[at].takes(&taken.facts, args))
+    }
+
+    fn origin(self: &Arc<Self>, at: usize, before: &[Arc<str>], may_postpone: bool) -> Arc<dyn Origin> {
+        let mut hooks = before.to_vec();
+        hooks.push(self.chain[at].active.registration.id.clone());
+        Arc::new(HookOrigin {
+            original: self.clone(),
+            at,
+            hooks,
+            may_postpone,
+        })
+    }
+
+    /// Runs the next hook from `from` on, or the command.
+    fn next(self: &Arc<Self>, from: usize, before: &[Arc<str>], args: Vec<Vec<u8>>) -> Result<Reply, String> {
+        let Some(at) = self.hook(from, &args) else {
+            return self.command(&args);
+        };
+        let active = &self.chain[at].active;
+        // Only the newest one of a chain may run elsewhere, and that is not reached from here.
+        if active.registration.mode != RegisterMode::Sync {
+            return Err(trigger::NO_BLOCKING.into());
+        }
+        let code = active.code()?;
+        // Who called waits: nothing can be postponed.
+        let origin = self.origin(at, before, false);
+        let run = || one_result(&sync::done(sync::run(active, code, &args, Some(origin))));
+        if lock::is_held() {
+            run()
+        } else {
+            python::with_server_locked(run)
+        }
+    }
+
+    /// Runs the command itself: as the client typed it with the client's rights, else with those of the hook's user.
+    fn command(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
+        let own = identity::current();
+        let user = if args == self.args { self.caller.clone() } else { own };
+        let flags = Flags {
+            user: user.as_deref(),
+            interceptable: false,
+            database: self.database,
+            ..Flags::from_script()
+        };
+        let arg = |at: usize| args[at].as_slice();
+        let taken = self.entry.taken.as_ref();
+        let link = taken.filter(|taken| links::wanted(taken, args.len(), arg).any);
+        // Nobody waits for executions elsewhere: the hook wants the reply now.
+        let link = link.map(|_| Link::new(args.to_vec(), false));
+        let reply = {
+            let _tied = link.as_ref().map(Link::enter);
+            call::call_patiently(args, flags).map_err(|e| e.to_string())
+        };
+        match link.and_then(|link| link.instead()) {
+            Some(record) => Ok(links::instead_to_reply(&record)),
+            None => reply,
+        }
+    }
+}
+
+/// The one result of a hook, or its error.
+fn one_result(outcome: &Outcome) -> Result<Reply, String> {
+    if let Some(text) = outcome.errors.first() {
+        return Err(text.clone());
+    }
+    let mut filled = outcome.results.iter().filter(|batch| batch.records > 0);
+    match (filled.next(), filled.next()) {
+        (Some(batch), None) if batch.records == 1 => {
+            Ok(crate::redis::records::to_reply(&mut Cursor::new(&batch.bytes)))
+        }
+        _ => Err(NOT_ONE.into()),
+    }
+}
+
+/// Answers with the one result, bare, or with the error.
+pub fn answer(reply: &mut ReplyWriter, outcome: &Outcome) {
+    match one_result(outcome) {
+        Ok(value) => reply.value(&value),
+        Err(text) => reply.error(&text),
+    }
+}
+
+/// Runs the hooks of a command; false if none is for it.
+pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
+    let Some(taken) = &entry.taken else { return false };
+    if taken.hooks.is_empty() {
+        return false;
+    }
+    let args = call.args();
+    let (chain, depth): (Vec<Hook>, usize) = RUNNING.with_borrow(|running| {
+        let is_running = |hook: &&Hook| !running.contains(&hook.active.registration.id);
+        (taken.hooks.iter().filter(is_running).cloned().collect(), running.len())
+    });
+    let mut original = Original {
+        args,
+        entry: entry.clone(),
+        chain,
+        caller: None,
+        database: call.database(),
+    };
+    let Some(at) = original.hook(0, &original.args) else {
+        return false;
+    };
+    if depth >= limits::HOOK_DEPTH {
+        call.reply().error(&format!(
+            "ERR hooks call each other more than {} deep",
+            limits::HOOK_DEPTH
+        ));
+        return true;
+    }
+    if let Err(text) = may_run(call, taken) {
+        call.reply().error(&text);
+        return true;
+    }
+    original.caller = caller(call);
+    begin(call, &Arc::new(original), at);
+    true
+}
+
+/// The caller may run its command. The server can not judge one with a wrong number of arguments: the hook of a caller
+/// who may do everything gets it all the same.
+fn may_run(call: &Wrapped, taken: &Taken) -> Result<(), String> {
+    let Some(user) = caller(call) else {
+        return Ok(());
+    };
+    if taken.facts.takes(call.len()) {
+        return call.permits(&user);
+    }
+    if identity::is_unlimited(call.guard(), &user) {
+        return Ok(());
+    }
+    Err(format!("ERR wrong number of arguments for '{}' command", call.name()))
+}
+
+/// The user with whose rights the command itself runs; `None`: all rights.
+fn caller(call: &Wrapped) -> Option<Arc<str>> {
+    if call::in_nested_call() {
+        return identity::current();
+    }
+    call.client_user().map(Arc::from)
+}
+
+fn begin(call: &mut Wrapped, original: &Arc<Original>, at: usize) {
+    let active = original.chain[at].active.clone();
+    let code = match active.code() {
+        Ok(code) => code.clone(),
+        Err(text) => {
+            active.core.stats.ran(&End::Failure(&text), 0);
+            return call.reply().error(&text);
+        }
+    };
+    let origin = original.origin(at, &[], call.flags().may_block());
+    if active.registration.mode == RegisterMode::Sync {
+        return run_sync(call, original, active, code, origin);
+    }
+    if !call.flags().may_block() {
+        return call.reply().error(trigger::NO_BLOCKING);
+    }
+    let input = python::encode_arguments(&original.args);
+    let here = Occasion::of_cause(origin).carried();
+    let index = index_of(&registrations().activation);
+    let client = BlockedClient::block(call, None);
+    trigger::fire(Shot { active, code, index }, input, here, client, answer);
+}
+
+fn index_of(activation: &Activation) -> u64 {
+    activation.table().read().state().index()
+}
+
+fn run_sync(
+    call: &mut Wrapped,
+    original: &Arc<Original>,
+    active: Arc<Active>,
+    code: Arc<Code>,
+    origin: Arc<dyn Origin>,
+) {
+    if sync::interpreter_is_free() {
+        return match sync::run(&active, &code, &original.args, Some(origin)) {
+            Invoked::Done(outcome) => answer(call.reply(), &outcome),
+            rest => {
+                let client = BlockedClient::block(call, None);
+                sync::answer_client_by(answer, &active, rest, client);
+            }
+        };
+    }
+    let original = original.clone();
+    if call.flags().may_block() {
+        let client = BlockedClient::block(call, None);
+        return sync::for_parked(client, move |client| {
+            let ran = python::with_server_locked(|| sync::run(&active, &code, &original.args, Some(origin)));
+            sync::answer_client_by(answer, &active, ran, client);
+        });
+    }
+    let stats = active.clone();
+    let work = move || sync::done(sync::run(&active, &code, &original.args, Some(origin)));
+    match sync::for_waiting(call.guard(), work) {
+        Some(outcome) => answer(call.reply(), &outcome),
+        None => {
+            stats.core.stats.ran(&End::Aborted, 0);
+            call.reply().error(BUSY);
+        }
+    }
+}

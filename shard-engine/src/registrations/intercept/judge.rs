@@ -1,0 +1,74 @@
+//! The look at every command of clients, scripts and functions: is it taken over, and by which internal command?
+//!
+//! Must be fast: it costs every command. Allocates nothing unless the command is taken over.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::RwLock;
+
+use super::{
+    super::is_master,
+    access::{self, Access},
+    table::{Entry, Table},
+};
+use crate::redis::{
+    filter::{self, Passing},
+    lock::{self, ServerLock},
+    wrapper::Front,
+};
+
+/// Changed under the server lock only; the filter reads it under that lock too, so it never waits.
+static TABLE: RwLock<Option<Arc<Table>>> = RwLock::new(None);
+/// The dataset is being loaded.
+static LOADING: AtomicBool = AtomicBool::new(false);
+
+/// The table to go by from now on.
+pub fn publish(guard: &ServerLock, table: Table) {
+    let is_empty = table.is_empty();
+    *TABLE.write() = (!is_empty).then(|| Arc::new(table));
+    if is_empty {
+        filter::uninstall(guard);
+    } else {
+        // While there was no filter nobody saw changes of rights.
+        access::rights_change();
+        filter::install(guard, judge);
+    }
+}
+
+/// The entry of a command.
+pub fn entry(name: &[u8]) -> Option<Arc<Entry>> {
+    TABLE.read_recursive().as_ref()?.find(name).cloned()
+}
+
+/// A dataset is about to be loaded, or is there.
+pub fn set_loading(loading: bool) {
+    LOADING.store(loading, Ordering::Release);
+}
+
+fn judge(command: &Passing<'_>) -> Option<Front> {
+    // Looking at rights runs commands, which come here again: a second reader, while nobody can write.
+    let table = TABLE.read_recursive();
+    let entry = table.as_ref()?.find(command.arg(0))?;
+    if entry.of_rights {
+        access::rights_change();
+    } else if entry.is_exec {
+        access::transaction_runs();
+    }
+    let taken = entry.taken.as_ref()?;
+    let found = taken.judge(command.len(), |at| command.arg(at));
+    if !(found.own || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {
+        return None;
+    }
+    let kind = taken.kind();
+    let must = found.own && !taken.hooks.is_empty();
+    let access = access::now(&lock::lock());
+    match access {
+        Access::Open => Some(Front { kind, free: true }),
+        Access::Granted => Some(Front { kind, free: false }),
+        // A hook is not by-passed: who may not run the internal command gets NOPERM.
+        Access::Restricted => must.then_some(Front { kind, free: false }),
+    }
+}

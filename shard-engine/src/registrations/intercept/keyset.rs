@@ -1,0 +1,107 @@
+//! A set of keys: some by name, some by how they begin. Answers in a time that does not grow with their number.
+
+use bytes::Bytes;
+use hashbrown::HashSet;
+
+/// Names and beginnings.
+#[derive(Default, Clone)]
+pub struct KeySet {
+    names: HashSet<Bytes>,
+    beginnings: HashSet<Bytes>,
+    /// Lengths of the beginnings, each once, ascending.
+    lengths: Vec<usize>,
+}
+
+impl KeySet {
+    /// A registration's prefix: a key's name, or its beginning with a `*`.
+    pub fn add_pattern(&mut self, pattern: &Bytes) {
+        match pattern.split_last() {
+            Some((b'*', _)) => self.add_beginning(pattern.slice(..pattern.len() - 1)),
+            // It matches nothing.
+            None => {}
+            Some(_) => drop(self.names.insert(pattern.clone())),
+        }
+    }
+
+    /// All keys that begin so.
+    pub fn add_beginning(&mut self, beginning: Bytes) {
+        if let Err(at) = self.lengths.binary_search(&beginning.len()) {
+            self.lengths.insert(at, beginning.len());
+        }
+        self.beginnings.insert(beginning);
+    }
+
+    /// All of these are also in `other`.
+    pub fn add_to(&self, other: &mut KeySet) {
+        other.names.extend(self.names.iter().cloned());
+        self.beginnings
+            .iter()
+            .for_each(|beginning| other.add_beginning(beginning.clone()));
+    }
+
+    /// The key is meant.
+    #[inline]
+    pub fn has(&self, key: &[u8]) -> bool {
+        self.lengths
+            .iter()
+            .take_while(|&&length| length <= key.len())
+            .any(|&length| length == 0 || self.beginnings.contains(&key[..length]))
+            || (!self.names.is_empty() && self.names.contains(key))
+    }
+
+    /// No key is meant.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.beginnings.is_empty()
+    }
+}
+
+/// A registration's prefix means this key.
+pub fn matches(pattern: &[u8], key: &[u8]) -> bool {
+    match pattern.split_last() {
+        Some((b'*', beginning)) => key.starts_with(beginning),
+        None => false,
+        Some(_) => pattern == key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_names_or_beginnings() {
+        let mut set = KeySet::default();
+        for pattern in ["p*", "user:*", "exact", "", "a?*"] {
+            set.add_pattern(&Bytes::from_static(pattern.as_bytes()));
+        }
+        for (key, is_in) in [
+            ("p", true),
+            ("pq", true),
+            ("user:1", true),
+            ("user", false),
+            ("exact", true),
+            ("exact1", false),
+            ("", false),
+            ("a?x", true),
+            ("abx", false),
+        ] {
+            assert_eq!(set.has(key.as_bytes()), is_in, "{key}");
+        }
+        set.add_pattern(&Bytes::from_static(b"*"));
+        assert!(set.has(b"") && set.has(b"anything"));
+        assert!(KeySet::default().is_empty() && !KeySet::default().has(b"x"));
+    }
+
+    #[test]
+    fn one_pattern_alone() {
+        for (pattern, key, is) in [
+            ("*", "", true),
+            ("k*", "k", true),
+            ("k", "k1", false),
+            ("k", "k", true),
+            ("", "", false),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), key.as_bytes()), is, "{pattern} {key}");
+        }
+    }
+}

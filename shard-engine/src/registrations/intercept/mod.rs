@@ -1,0 +1,40 @@
+//! Commands that registrations take over: which they are, and what is done with them.
+//!
+//! * `facts`: what the server says of its commands; `keyset`: which keys are meant
+//! * `table`: from the active registrations to the commands that are to be taken over
+//! * `check`: what may be registered
+//! * `judge`: the look at every command; `access`: which internal command may stand in front
+//! * `wrap`: running a command that was taken over; `hooks`: the functions that take its place;
+//!   `links`: the executions that answer for it
+//!
+//! Nothing here runs in a command that is not taken over, and a server without such registrations has no filter at all.
+
+mod access;
+mod check;
+pub mod facts;
+mod hooks;
+mod judge;
+mod keyset;
+mod links;
+mod table;
+mod wrap;
+
+pub use self::{
+    check::{check_hook, check_links},
+    hooks::issuing,
+    judge::set_loading,
+};
+
+use super::activation::Activation;
+use crate::redis::{lock::ServerLock, wrapper};
+
+/// Registers the internal commands. At load.
+pub fn register(guard: &ServerLock) -> Result<(), String> {
+    wrapper::register(guard, wrap::handle)
+}
+
+/// The active registrations have changed.
+pub fn rebuild(guard: &ServerLock, activation: &Activation) {
+    let registrations = activation.table().read().registrations();
+    judge::publish(guard, table::Table::build(guard, &registrations));
+}

@@ -1,0 +1,301 @@
+//! From the active registrations to the commands that are to be taken over. Built anew with each change, never changed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use oxigears_coordinator::registry::{EventSource, RegisterMode};
+
+use super::{
+    facts::{self, Commands, Facts},
+    keyset::{KeySet, matches},
+};
+use crate::{
+    redis::{lock::ServerLock, wrapper::Kind},
+    registrations::{Active, keys::queue},
+};
+
+/// Commands that change who may do what: the look at rights must be made again.
+const OF_RIGHTS: [&str; 2] = ["acl", "config"];
+/// Longer names are looked up in another way; no command of the server has one.
+pub const NAME_BYTES: usize = 64;
+
+/// All commands that are looked at, by their names in lower case.
+#[derive(Default)]
+pub struct Table {
+    by_name: HashMap<Box<[u8]>, Arc<Entry>>,
+}
+
+/// A command that is looked at.
+#[derive(Default)]
+pub struct Entry {
+    /// It may be taken over; absent for commands that are only watched.
+    pub taken: Option<Taken>,
+    /// It changes who may do what.
+    pub of_rights: bool,
+    /// It runs what was queued.
+    pub is_exec: bool,
+}
+
+/// A command that may be taken over.
+pub struct Taken {
+    /// What the server says of it.
+    pub facts: Facts,
+    /// Hooks on it, newest first.
+    pub hooks: Vec<Hook>,
+    /// Registrations whose executions may answer for it, oldest first.
+    pub links: Vec<Arc<Active>>,
+    /// Some hook takes it whatever its keys are.
+    any_key: bool,
+    /// Keys of hooks and links.
+    own_keys: KeySet,
+    /// Keys whose events are handled within the command.
+    sync_keys: Option<Arc<KeySet>>,
+    /// Keys whose events are queued: writers wait while the queue is full.
+    slow_keys: Option<Arc<KeySet>>,
+}
+
+/// A hook.
+#[derive(Clone)]
+pub struct Hook {
+    /// The registration.
+    pub active: Arc<Active>,
+    /// Only if some key begins so.
+    pub prefix: Option<Bytes>,
+}
+
+/// Why a command is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Match {
+    /// Hooks or links: they count on replicas too.
+    pub own: bool,
+    /// Handlers of mode `sync` only.
+    pub sync: bool,
+    /// Its events are queued.
+    pub slow: bool,
+}
+
+impl Table {
+    /// The table for these registrations.
+    pub fn build(guard: &ServerLock, registrations: &[Arc<Active>]) -> Table {
+        let mut needs = Needs::default();
+        registrations.iter().for_each(|active| needs.add(active));
+        if needs.is_empty() {
+            return Table::default();
+        }
+        let mut commands = facts::all();
+        if needs.names().any(|name| !commands.contains_key(name)) {
+            commands = facts::refresh(guard);
+        }
+        needs.table(&commands)
+    }
+
+    /// Nothing is looked at.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// The command of this name, in any case.
+    #[inline]
+    pub fn find(&self, name: &[u8]) -> Option<&Arc<Entry>> {
+        let mut lower = [0; NAME_BYTES];
+        let lower = lower.get_mut(..name.len())?;
+        lower.copy_from_slice(name);
+        lower.make_ascii_lowercase();
+        self.by_name.get(&*lower)
+    }
+}
+
+impl Taken {
+    /// The internal command for it.
+    pub fn kind(&self) -> Kind {
+        match (self.facts.writes, self.facts.grows) {
+            (false, _) => Kind::Read,
+            (true, false) => Kind::Write,
+            (true, true) => Kind::Grow,
+        }
+    }
+
+    /// Whether a command with these arguments (`arg(0)` is the name) is to be taken over.
+    #[inline]
+    pub fn judge<'a>(&self, count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Match {
+        let mut found = Match {
+            own: self.any_key,
+            sync: false,
+            slow: false,
+        };
+        // The server has the right error for it; only a hook without a prefix sees it.
+        if !self.facts.takes(count) {
+            found.own &= !self.hooks.is_empty();
+            return found;
+        }
+        if let Some(keys) = &self.sync_keys {
+            found.sync = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
+        }
+        if queue::is_full()
+            && let Some(keys) = &self.slow_keys
+        {
+            found.slow = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
+        }
+        if !found.own && !self.own_keys.is_empty() {
+            found.own = self.facts.keys(count).any(|at| self.own_keys.has(arg(at)));
+        }
+        found
+    }
+}
+
+impl Hook {
+    /// A command with these arguments is for this hook.
+    pub fn takes(&self, facts: &Facts, args: &[Vec<u8>]) -> bool {
+        match &self.prefix {
+            None => true,
+            Some(prefix) => facts
+                .keys(args.len())
+                .any(|at| args.get(at).is_some_and(|key| key.starts_with(prefix))),
+        }
+    }
+}
+
+/// A registration with `commands=` is for a command with these arguments.
+pub fn is_linked<'a>(active: &Active, facts: &Facts, count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
+    match &active.registration.source {
+        EventSource::Keys { prefix, .. } => facts.keys(count).any(|at| matches(prefix, arg(at))),
+        _ => false,
+    }
+}
+
+/// What the registrations need, before the server's commands are looked at.
+#[derive(Default)]
+struct Needs {
+    hooks: HashMap<String, Vec<Hook>>,
+    links: HashMap<String, Vec<Arc<Active>>>,
+    /// Keys whose writes matter.
+    written: KeySet,
+    /// Keys whose writes fire in the background.
+    queued: KeySet,
+    /// Keys whose reads matter too: they may be missed.
+    missed: KeySet,
+    /// Streams that are added to.
+    streams: KeySet,
+}
+
+impl Needs {
+    fn add(&mut self, active: &Arc<Active>) {
+        let is_sync = active.registration.mode == RegisterMode::Sync;
+        match &active.registration.source {
+            EventSource::Hook {
+                command, key_prefix, ..
+            } => {
+                let hook = Hook {
+                    active: active.clone(),
+                    prefix: key_prefix.clone(),
+                };
+                // In the order in which they were made: the newest one comes first.
+                self.hooks.entry(command.clone()).or_default().insert(0, hook);
+            }
+            EventSource::Keys {
+                commands: Some(commands),
+                ..
+            } => {
+                for command in commands {
+                    self.links.entry(command.clone()).or_default().push(active.clone());
+                }
+            }
+            EventSource::Keys {
+                prefix, event_types, ..
+            } if is_sync => {
+                let misses = |types: &Vec<String>| types.iter().any(|t| t.eq_ignore_ascii_case("keymiss"));
+                if event_types.as_ref().is_none_or(misses) {
+                    self.missed.add_pattern(prefix);
+                }
+                self.written.add_pattern(prefix);
+            }
+            EventSource::Keys { prefix, .. } => self.queued.add_pattern(prefix),
+            EventSource::Stream { prefix, .. } if is_sync => self.streams.add_pattern(prefix),
+            _ => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let keys = [&self.written, &self.missed, &self.streams, &self.queued];
+        self.hooks.is_empty() && self.links.is_empty() && keys.iter().all(|keys| keys.is_empty())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.hooks.keys().chain(self.links.keys())
+    }
+
+    fn table(mut self, commands: &Commands) -> Table {
+        let mut for_xadd = self.written.clone();
+        self.streams.add_to(&mut for_xadd);
+        let (written, missed, queued) = (Arc::new(self.written), Arc::new(self.missed), Arc::new(self.queued));
+        let for_xadd = Arc::new(for_xadd);
+        let mut by_name: HashMap<Box<[u8]>, Arc<Entry>> = HashMap::new();
+        for (name, facts) in commands {
+            let own_hooks = self.hooks.remove(name).unwrap_or_default();
+            let links = self.links.remove(name).unwrap_or_default();
+            let sync_keys = match name.as_str() {
+                // A handler within these would run before what they wait for, or not be seen by it.
+                _ if facts.blocks || facts.no_script || (facts.first <= 0 && !facts.movable) => None,
+                "xadd" => Some(&for_xadd),
+                _ if facts.writes => Some(&written),
+                _ => Some(&missed),
+            };
+            let sync_keys = sync_keys.filter(|keys| !keys.is_empty()).cloned();
+            let queues = facts.writes && !(facts.blocks || facts.no_script || queued.is_empty());
+            let slow_keys = queues.then(|| queued.clone());
+            let is_plain = own_hooks.is_empty() && links.is_empty() && sync_keys.is_none() && slow_keys.is_none();
+            if name.len() <= NAME_BYTES && !is_plain {
+                let taken = Taken {
+                    sync_keys,
+                    slow_keys,
+                    ..Taken::new(facts.clone(), own_hooks, links)
+                };
+                let entry = Entry {
+                    taken: Some(taken),
+                    ..Entry::default()
+                };
+                by_name.insert(name.as_bytes().into(), Arc::new(entry));
+            }
+        }
+        if by_name.is_empty() {
+            return Table::default();
+        }
+        for (name, is_exec) in OF_RIGHTS.map(|name| (name, false)).into_iter().chain([("exec", true)]) {
+            let taken = by_name
+                .remove(name.as_bytes())
+                .and_then(Arc::into_inner)
+                .and_then(|entry| entry.taken);
+            let entry = Entry {
+                taken,
+                of_rights: !is_exec,
+                is_exec,
+            };
+            by_name.insert(name.as_bytes().into(), Arc::new(entry));
+        }
+        Table { by_name }
+    }
+}
+
+impl Taken {
+    fn new(facts: Facts, hooks: Vec<Hook>, links: Vec<Arc<Active>>) -> Taken {
+        let mut own_keys = KeySet::default();
+        for prefix in hooks.iter().filter_map(|hook| hook.prefix.as_ref()) {
+            own_keys.add_beginning(prefix.clone());
+        }
+        for active in &links {
+            if let EventSource::Keys { prefix, .. } = &active.registration.source {
+                own_keys.add_pattern(prefix);
+            }
+        }
+        Taken {
+            any_key: hooks.iter().any(|hook| hook.prefix.is_none()),
+            facts,
+            hooks,
+            links,
+            own_keys,
+            sync_keys: None,
+            slow_keys: None,
+        }
+    }
+}

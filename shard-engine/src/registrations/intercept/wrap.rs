@@ -1,0 +1,165 @@
+//! Running a command that was taken over: its hooks, the command itself, then the sync handlers that it made due.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use oxigears_python_api::{self as python, Reply};
+
+use super::{
+    super::{due, keys::queue, sync},
+    hooks, judge,
+    links::{self, Link},
+    table::Entry,
+};
+use crate::redis::{
+    blocked::BlockedClient,
+    lock::{self, ServerLock},
+    replicate,
+    wrapper::{Ran, Wrapped},
+};
+use crate::server::PythonHere;
+
+pub const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
+/// Pause between two looks whether writes are still paused.
+const PAUSE_POLL: Duration = Duration::from_millis(5);
+
+/// Runs what stands behind an internal command.
+pub fn handle(call: &mut Wrapped) {
+    let flags = call.flags();
+    let entry = judge::entry(call.arg(0));
+    // What the master or the log sends is the plain command; so is one whose registrations are gone meanwhile.
+    let entry = entry.filter(|entry| entry.taken.is_some() && !flags.replicated && !flags.loading);
+    let Some(entry) = entry else {
+        let ran = call.run();
+        return call.answer(ran);
+    };
+    if !hooks::run(call, &entry) {
+        command(call, &entry);
+    }
+}
+
+/// Runs the command itself, with what is due after it.
+fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
+    let Some(taken) = &entry.taken else { return };
+    let found = taken.judge(call.len(), |at| call.arg(at));
+    let wanted = links::wanted(taken, call.len(), |at| call.arg(at));
+    let may_block = call.flags().may_block();
+    let link = wanted.any.then(|| Link::new(call.args(), may_block));
+    let python = found.sync || wanted.sync;
+    if found.slow && may_block && queue::is_full() {
+        return park(call, link, python, true);
+    }
+    if !python {
+        let ran = run_tied(link.as_ref(), || call.run());
+        return end(call, link, ran);
+    }
+    if sync::interpreter_is_free() {
+        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), || call.run()));
+        return end(call, link, ran);
+    }
+    if may_block {
+        return park(call, link, true, false);
+    }
+    let lent = call.lent();
+    let done = sync::for_waiting(call.guard(), move || {
+        let ran = lent.with(|call| with_handlers(call.guard(), link.as_ref(), || call.run()));
+        (link, ran)
+    });
+    match done {
+        Some((link, ran)) => end(call, link, ran),
+        None => call.reply().error(BUSY),
+    }
+}
+
+/// The command; its events are tied to its client.
+fn run_tied<R>(link: Option<&Link>, run: impl FnOnce() -> R) -> R {
+    let _tied = link.map(Link::enter);
+    run()
+}
+
+/// The command, then its handlers: on a thread that has the interpreter, and keeps it.
+fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, run: impl FnOnce() -> R) -> R {
+    let ran = run_tied(link, run);
+    let _here = PythonHere::enter(true);
+    due::run(guard);
+    ran
+}
+
+/// Answers the client, or parks it until the executions that its command fired are over.
+fn end(call: &mut Wrapped, link: Option<Link>, ran: Option<Ran>) {
+    let Some(link) = link else {
+        return call.answer(ran);
+    };
+    if !link.is_over() && call.flags().may_block() {
+        let reply = own_reply(ran);
+        let client = BlockedClient::block(call, None);
+        return link.wait(client, reply);
+    }
+    match link.instead() {
+        Some(record) => links::write_instead(call.reply(), &record),
+        None => call.answer(ran),
+    }
+}
+
+fn own_reply(ran: Option<Ran>) -> Reply {
+    let failed = || Reply::Error("ERR error happened running the command".into());
+    ran.map_or_else(failed, |ran| ran.to_client())
+}
+
+/// Leaves it to a helper thread: that has time to wait for the interpreter, or for room in the queue of events.
+fn park(call: &mut Wrapped, link: Option<Link>, python: bool, for_room: bool) {
+    let (args, user) = (call.args(), call.client_user());
+    let client = BlockedClient::block(call, None);
+    let work = move |client: BlockedClient| {
+        if python {
+            python::with_server_locked(|| run_parked(&lock::lock(), client, link, &args, user.as_deref(), true));
+        } else {
+            run_parked(&lock_unpaused(), client, link, &args, user.as_deref(), false);
+        }
+    };
+    if for_room {
+        queue::when_room(Box::new(move || sync::for_parked(client, work)));
+    } else {
+        sync::for_parked(client, work);
+    }
+}
+
+/// The server lock, while writes are not paused.
+fn lock_unpaused() -> ServerLock {
+    loop {
+        let guard = lock::lock();
+        if !replicate::is_paused(&guard) {
+            return guard;
+        }
+        drop(guard);
+        thread::sleep(PAUSE_POLL);
+    }
+}
+
+fn run_parked(
+    guard: &ServerLock,
+    client: BlockedClient,
+    link: Option<Link>,
+    args: &[Vec<u8>],
+    user: Option<&str>,
+    python: bool,
+) {
+    let own = client.writing(|writer| {
+        let mut run = || writer.run_parked(guard, args, user);
+        let ran = if python {
+            with_handlers(guard, link.as_ref(), run)
+        } else {
+            run_tied(link.as_ref(), &mut run)
+        };
+        match &link {
+            None => {
+                writer.answer(ran);
+                None
+            }
+            Some(_) => Some(ran.map_or_else(Reply::Error, |ran| ran.to_client())),
+        }
+    });
+    match (link, own.flatten()) {
+        (Some(link), Some(own)) => link.wait(client, own),
+        _ => client.reply(|_| {}),
+    }
+}

@@ -1,0 +1,237 @@
+"""Command hooks: functions that take the place of a client's command."""
+
+import pytest
+from registrations import NO_BLOCKING, only, register
+from replies import is_error, pair, wait_until
+from wire import Error, Simple, Wire
+
+B = "GB('CommandReader')"
+NEXT = f"{B}.map(lambda x: call_next(*x[1:]))"
+
+
+def in_multi(wire, *args):
+    assert wire.ok("MULTI") == Simple("OK")
+    assert wire.ok(*args) == Simple("QUEUED")
+    (reply,) = wire.ok("EXEC")
+    return reply
+
+
+def in_lua(wire, *args):
+    return wire.call("EVAL", "return redis.pcall(unpack(ARGV))", 0, *args)
+
+
+def nested(wire, *args):
+    script = f"GB('ShardsIDReader').map(lambda x: execute(*{args!r})).run(convertToStr=False)"
+    results, errors = pair(wire.ok("RG.PYEXECUTE", script))
+    return Error(errors[0]) if errors else results[0]
+
+
+CONTEXTS = pytest.mark.parametrize("within", [in_multi, in_lua, nested])
+
+
+@pytest.mark.matrix
+def test_a_hook_calls_its_command(wire):
+    register(wire, f"{NEXT}.register(hook='hset', mode='sync')")
+    assert wire.call("HSET", "h", "a", "b") == b"1"
+    assert wire.ok("HGETALL", "h") == [b"a", b"b"]
+    assert only(wire).counters == (1, 1, 0, 0)
+    assert only(wire).args == {"trigger": b"hset", "inorder": 0}
+
+
+@pytest.mark.matrix
+def test_replies_without_conversion(wire):
+    register(wire, f"{NEXT}.register(hook='hset', mode='sync', convertToStr=False)")
+    register(wire, f"{NEXT}.register(hook='get', mode='sync', convertToStr=False)")
+    register(wire, f"{NEXT}.register(hook='lrange', mode='sync', convertToStr=False)")
+    assert wire.call("hset", "h", "a", "b") == 1
+    assert wire.call("get", "none") is None
+    wire.ok("RPUSH", "l", "a", "b")
+    assert wire.call("lrange", "l", 0, -1) == [b"a", b"b"]
+
+
+def test_a_wrong_number_of_arguments_reaches_the_hook(wire):
+    register(wire, f"{NEXT}.register(hook='hset', mode='sync')")
+    is_error(wire.call("HSET", "h"), "gears.error", "wrong number of arguments")
+
+
+def test_not_one_result(wire):
+    register(wire, f"{B}.flatmap(lambda x: x).register(hook='hset', mode='sync')")
+    assert wire.call("HSET", "h", "a", "b") == Error("Command hook must return exactly one result")
+    assert wire.ok("EXISTS", "h") == 0
+    register(wire, f"{B}.filter(lambda x: False).register(hook='hdel', mode='async_local')")
+    assert wire.call("HDEL", "h", "a") == Error("Command hook must return exactly one result")
+
+
+@pytest.mark.matrix
+def test_a_hook_elsewhere(wire):
+    register(wire, f"{B}.map(lambda x: '+FINE').register(hook='set', mode='async_local')")
+    assert wire.call("SET", "a", "b") == Simple("FINE")
+    assert wire.ok("EXISTS", "a") == 0
+
+
+@CONTEXTS
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+def test_a_hook_elsewhere_where_nobody_may_wait(wire, within, mode):
+    register(wire, f"{B}.map(lambda x: '+FINE').register(hook='set', mode={mode!r})")
+    is_error(within(wire, "SET", "a", "b"), NO_BLOCKING)
+    assert wire.ok("EXISTS", "a") == 0
+
+
+def test_arguments_are_binary_safe(wire):
+    register(wire, f"{NEXT}.register(hook='set', mode='sync')")
+    wire.ok("SET", b"k\x00\xff", b"v\x00\xfe\r\n")
+    assert wire.ok("GET", b"k\x00\xff") == b"v\x00\xfe\r\n"
+
+
+@pytest.mark.matrix
+def test_prefixes(wire):
+    register(
+        wire, f"{B}.map(lambda x: call_next(*x[1:]) + '!').register(hook='get', mode='sync', keyprefix='p')"
+    )
+    wire.ok("MSET", "p1", "A", "q1", "B")
+    assert wire.call("GET", "p1") == b"A!"
+    assert wire.call("GET", "q1") == b"B"
+    is_error(wire.call("GET", "pmissing"), "TypeError")
+
+
+def test_any_key_of_the_command_counts(wire):
+    register(wire, f"{B}.map(lambda x: '+HOOKED').register(hook='mget', mode='sync', keyprefix='p')")
+    assert wire.call("MGET", "a", "b", "p") == Simple("HOOKED")
+    assert wire.call("MGET", "a", "b") == [None, None]
+
+
+@pytest.mark.matrix
+def test_chains(wire):
+    for name in ("hook1:", "hook2:"):
+        register(wire, f"{B}.map(lambda x: {name!r} + call_next(*x[1:])).register(hook='get', mode='sync')")
+    wire.ok("SET", "p1", "A")
+    assert wire.call("GET", "p1") == b"hook2:hook1:A"
+    for within in (in_multi, in_lua, nested):
+        assert within(wire, "GET", "p1") == b"hook2:hook1:A"
+
+
+def test_a_chain_under_a_hook_elsewhere(wire):
+    wire.ok("SET", "k", "A")
+    for name, mode in (("1:", "sync"), ("2:", "sync"), ("3:", "async_local")):
+        register(wire, f"{B}.map(lambda x: {name!r} + call_next(*x[1:])).register(hook='get', mode={mode!r})")
+    assert wire.call("GET", "k") == b"3:2:1:A"
+
+
+def test_other_arguments(wire):
+    register(wire, f"{B}.map(lambda x: call_next('real:' + x[1])).register(hook='get', mode='sync')")
+    wire.ok("MSET", "real:k", "yes", "k", "no")
+    assert wire.call("GET", "k") == b"yes"
+
+
+@pytest.mark.matrix
+def test_commands_of_a_hook_are_not_for_it(wire):
+    register(wire, f"{B}.map(lambda x: execute('get', x[1])).register(hook='get', mode='sync')")
+    register(wire, f"{B}.map(lambda x: execute('set', *x[1:])).register(hook='set', mode='async_local')")
+    assert wire.call("SET", "k", "v") == b"OK"
+    assert wire.call("GET", "k") == b"v"
+
+
+def test_hooks_that_call_each_other_end(wire):
+    register(wire, f"{B}.map(lambda x: execute('strlen', x[1])).register(hook='get', mode='sync', convertToStr=False)")
+    register(wire, f"{B}.map(lambda x: execute('get', x[1])).register(hook='strlen', mode='sync')")
+    wire.ok("SET", "k", "value")
+    assert wire.call("GET", "k") == Simple("value") or wire.call("GET", "k") == b"value"
+
+
+def test_errors_of_the_command_reach_the_function(wire):
+    script = f"""
+def tried(x):
+    try:
+        return call_next(*x[1:])
+    except Exception as e:
+        return 'caught ' + str(e)
+{B}.map(tried).register(hook='lpush', mode='sync')
+"""
+    register(wire, script)
+    wire.ok("SET", "k", "v")
+    assert wire.call("LPUSH", "k", "x").startswith(b"caught WRONGTYPE")
+
+
+def test_call_next_elsewhere(wire):
+    results, errors = pair(wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').map(lambda x: call_next('a')).run()"))
+    assert results == [] and "Can not get CommandHook ctx" in errors[0]
+    register(wire, f"{B}.map(lambda x: call_next('a')).register(trigger='t', mode='sync')")
+    is_error(wire.call("RG.TRIGGER", "t"), "Can not get CommandHook ctx")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", ["RG.INNERHOOK", "rg.innerhook.read", "rg.innerhook.free", "RG.INNERHOOK.FREE.GROW"])
+def test_the_internal_command_is_refused(wire, name):
+    for args in ([name], [name, "SET", "k", "v"], [name, "x"]):
+        is_error(wire.call(*args), "RG.INNERHOOK is internal")
+        is_error(in_multi(wire, *args), "RG.INNERHOOK is internal")
+        is_error(in_lua(wire, *args), "RG.INNERHOOK is internal")
+        is_error(nested(wire, *args), "RG.INNERHOOK is internal")
+    wire.error("COMMAND", "GETKEYS", name, "SET", "k", "v")
+    assert wire.ok("EXISTS", "k") == 0
+
+
+def test_the_selected_database(wire):
+    register(wire, f"{NEXT}.register(hook='set', mode='sync')")
+    register(wire, f"{NEXT}.register(hook='get', mode='async_local')")
+    wire.ok("SELECT", 3)
+    wire.ok("SET", "k", "three")
+    assert wire.ok("GET", "k") == b"three"
+    wire.ok("SELECT", 0)
+    assert wire.ok("EXISTS", "k") == 0
+
+
+def test_the_last_registration_takes_the_filter_away(wire):
+    register(wire, f"{B}.map(lambda x: '+HOOKED').register(hook='get', mode='sync')")
+    assert wire.call("GET", "k") == Simple("HOOKED")
+    wire.ok("RG.UNREGISTER", only(wire).id)
+    assert wire.call("GET", "k") is None
+
+
+def test_a_queued_command_whose_hook_is_gone(wire, other_wire):
+    register(wire, f"{B}.map(lambda x: '+HOOKED').register(hook='set', mode='sync')")
+    wire.ok("MULTI")
+    assert wire.ok("SET", "k", "v") == Simple("QUEUED")
+    other_wire.ok("RG.UNREGISTER", only(other_wire).id)
+    assert wire.ok("EXEC") == [Simple("OK")]
+    assert wire.ok("GET", "k") == b"v"
+
+
+def test_a_busy_interpreter(wire, other_wire):
+    wire.ok("SET", "k", "v")
+    register(wire, f"{B}.map(lambda x: call_next(*x[1:]) + '!').register(hook='get', mode='sync')")
+    hog = "import re\nGB('ShardsIDReader').map(lambda x: re.match('(a+)+$', 'a' * 24 + 'b')).run()"
+    other_wire.send("RG.PYEXECUTE", hog)
+    for _ in range(20):
+        assert wire.call("GET", "k") == b"v!"
+        assert wire.call("PING") == Simple("PONG")
+        reply = in_multi(wire, "GET", "k")
+        assert reply == b"v!" or "interpreter is busy" in reply.text
+    other_wire.read()
+
+
+def test_in_order(wire):
+    register(
+        wire,
+        f"import time\n{B}.foreach(lambda x: time.sleep(float(x[3]))).map(lambda x: call_next(*x[1:3]))"
+        ".register(hook='set', mode='async_local', inorder=True)",
+    )
+    for args in (("k", "1", "0.2"), ("k", "2", "0")):
+        wire.send("SET", *args)
+    assert [wire.read(), wire.read()] == [b"OK", b"OK"]
+    assert wire.ok("GET", "k") == b"2"
+
+
+@pytest.mark.matrix
+def test_effects_are_replicated_in_order(fresh):
+    server = fresh(server_args=("--appendonly", "yes", "--enable-debug-command", "yes"))
+    with Wire(server.port) as wire:
+        register(
+            wire,
+            f"{B}.foreach(lambda x: execute('incr', 'n')).map(lambda x: call_next(*x[1:]))"
+            ".register(hook='set', mode='sync')",
+        )
+        wire.ok("SET", "k", "v")
+        wire.ok("DEBUG", "LOADAOF")
+        wait_until(lambda: wire.call("GET", "n") == b"1", "the AOF being loaded")
+        assert wire.ok("GET", "k") == b"v"
