@@ -85,9 +85,7 @@ def test_arguments_are_binary_safe(wire):
 
 @pytest.mark.matrix
 def test_prefixes(wire):
-    register(
-        wire, f"{B}.map(lambda x: call_next(*x[1:]) + '!').register(hook='get', mode='sync', keyprefix='p')"
-    )
+    register(wire, f"{B}.map(lambda x: call_next(*x[1:]) + '!').register(hook='get', mode='sync', keyprefix='p')")
     wire.ok("MSET", "p1", "A", "q1", "B")
     assert wire.call("GET", "p1") == b"A!"
     assert wire.call("GET", "q1") == b"B"
@@ -235,3 +233,34 @@ def test_effects_are_replicated_in_order(fresh):
         wire.ok("DEBUG", "LOADAOF")
         wait_until(lambda: wire.call("GET", "n") == b"1", "the AOF being loaded")
         assert wire.ok("GET", "k") == b"v"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_h8_a_coroutine(wire, mode):
+    script = f"""
+import asyncio
+async def late(x):
+    await asyncio.sleep(0.05)
+    return 'late ' + call_next(*x[1:])
+{B}.map(late).register(hook='get', mode={mode!r})
+"""
+    register(wire, script)
+    wire.ok("SET", "k", "v")
+    assert wire.call("GET", "k") == b"late v"
+    for within in (in_multi, in_lua, nested):
+        text = "Creating async record is not allowed" if mode == "sync" else NO_BLOCKING
+        is_error(within(wire, "GET", "k"), text)
+
+
+def test_commands_of_a_coroutine_are_not_for_its_hook(wire):
+    script = f"""
+import asyncio
+async def late(x):
+    await asyncio.sleep(0)
+    return 'late ' + execute('get', x[1])
+{B}.map(late).register(hook='get', mode='sync')
+"""
+    register(wire, script)
+    wire.ok("SET", "k", "v")
+    assert wire.call("GET", "k") == b"late v"

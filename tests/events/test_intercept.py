@@ -88,7 +88,12 @@ def test_a_password_for_the_default_user(server, wire, users):
     users("amy", "~*", "+@all", "-@admin")
     wire.ok("ACL", "SETUSER", "default", "resetpass", ">secret")
     with Wire(server.port) as stranger:
-        for command in (["SET", "k2", "v"], ["GET", "k1"], ["GETRANGE", "k1", "0", "0"], ["RG.INNERHOOK.FREE", "GET", "k1"]):
+        for command in (
+            ["SET", "k2", "v"],
+            ["GET", "k1"],
+            ["GETRANGE", "k1", "0", "0"],
+            ["RG.INNERHOOK.FREE", "GET", "k1"],
+        ):
             reply = stranger.call(*command)
             assert isinstance(reply, Error) and (
                 reply.text.startswith("NOAUTH") or "RG.INNERHOOK is internal" in reply.text

@@ -222,7 +222,8 @@ def test_many_clients_of_which_some_leave(server, wire, mode):
 
 def test_hooks_links_and_handlers_on_one_command(wire):
     register(
-        wire, "GB().foreach(lambda x: execute('rpush', 'order', 'handler')).register('k*', mode='sync', eventTypes=['set'])"
+        wire,
+        "GB().foreach(lambda x: execute('rpush', 'order', 'handler')).register('k*', mode='sync', eventTypes=['set'])",
     )
     register(
         wire,

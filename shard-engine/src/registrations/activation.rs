@@ -366,9 +366,7 @@ impl Activation {
             (table.patterns(), table.has_streams())
         };
         keys::activated(&patterns, has_streams);
-        if !(difference.added.is_empty() && difference.removed.is_empty() && difference.changed.is_empty()) {
-            intercept::rebuild(guard, self);
-        }
+        intercept::changed(guard, self, difference);
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {
                 log::warning(&format!(

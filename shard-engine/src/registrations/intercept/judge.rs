@@ -59,16 +59,15 @@ fn judge(command: &Passing<'_>) -> Option<Front> {
     }
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));
-    if !(found.own || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {
+    if !(found.hook || found.link || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {
         return None;
     }
     let kind = taken.kind();
-    let must = found.own && !taken.hooks.is_empty();
     let access = access::now(&lock::lock());
     match access {
         Access::Open => Some(Front { kind, free: true }),
         Access::Granted => Some(Front { kind, free: false }),
         // A hook is not by-passed: who may not run the internal command gets NOPERM.
-        Access::Restricted => must.then_some(Front { kind, free: false }),
+        Access::Restricted => found.hook.then_some(Front { kind, free: false }),
     }
 }

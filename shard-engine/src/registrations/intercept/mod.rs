@@ -25,6 +25,8 @@ pub use self::{
     judge::set_loading,
 };
 
+use oxigears_coordinator::registry::{Difference, EventSource, Registration};
+
 use super::activation::Activation;
 use crate::redis::{lock::ServerLock, wrapper};
 
@@ -33,8 +35,20 @@ pub fn register(guard: &ServerLock) -> Result<(), String> {
     wrapper::register(guard, wrap::handle)
 }
 
-/// The active registrations have changed.
-pub fn rebuild(guard: &ServerLock, activation: &Activation) {
+/// The active registrations have changed by this much.
+pub fn changed(guard: &ServerLock, activation: &Activation, difference: &Difference) {
+    let matters = |registration: &Registration| {
+        let source = &registration.source;
+        matches!(
+            source,
+            EventSource::Hook { .. } | EventSource::Keys { .. } | EventSource::Stream { .. }
+        )
+    };
+    let mut removed = difference.removed.iter().map(|(registration, _)| registration);
+    let mut changed = difference.added.iter().chain(&difference.changed);
+    if !(removed.any(|r| matters(r)) || changed.any(|r| matters(r))) {
+        return;
+    }
     let registrations = activation.table().read().registrations();
     judge::publish(guard, table::Table::build(guard, &registrations));
 }

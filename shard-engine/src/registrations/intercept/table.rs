@@ -47,8 +47,10 @@ pub struct Taken {
     pub links: Vec<Arc<Active>>,
     /// Some hook takes it whatever its keys are.
     any_key: bool,
-    /// Keys of hooks and links.
-    own_keys: KeySet,
+    /// Keys of hooks.
+    hook_keys: KeySet,
+    /// Keys of links.
+    link_keys: KeySet,
     /// Keys whose events are handled within the command.
     sync_keys: Option<Arc<KeySet>>,
     /// Keys whose events are queued: writers wait while the queue is full.
@@ -67,8 +69,10 @@ pub struct Hook {
 /// Why a command is taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Match {
-    /// Hooks or links: they count on replicas too.
-    pub own: bool,
+    /// For hooks: they count on replicas too, and are not passed by.
+    pub hook: bool,
+    /// For links: they count on replicas too.
+    pub link: bool,
     /// Handlers of mode `sync` only.
     pub sync: bool,
     /// Its events are queued.
@@ -120,13 +124,13 @@ impl Taken {
     #[inline]
     pub fn judge<'a>(&self, count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Match {
         let mut found = Match {
-            own: self.any_key,
+            hook: self.any_key,
+            link: false,
             sync: false,
             slow: false,
         };
         // The server has the right error for it; only a hook without a prefix sees it.
         if !self.facts.takes(count) {
-            found.own &= !self.hooks.is_empty();
             return found;
         }
         if let Some(keys) = &self.sync_keys {
@@ -137,8 +141,11 @@ impl Taken {
         {
             found.slow = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
         }
-        if !found.own && !self.own_keys.is_empty() {
-            found.own = self.facts.keys(count).any(|at| self.own_keys.has(arg(at)));
+        if !found.hook && !self.hook_keys.is_empty() {
+            found.hook = self.facts.keys(count).any(|at| self.hook_keys.has(arg(at)));
+        }
+        if !self.link_keys.is_empty() {
+            found.link = self.facts.keys(count).any(|at| self.link_keys.has(arg(at)));
         }
         found
     }
@@ -279,13 +286,13 @@ impl Needs {
 
 impl Taken {
     fn new(facts: Facts, hooks: Vec<Hook>, links: Vec<Arc<Active>>) -> Taken {
-        let mut own_keys = KeySet::default();
+        let (mut hook_keys, mut link_keys) = (KeySet::default(), KeySet::default());
         for prefix in hooks.iter().filter_map(|hook| hook.prefix.as_ref()) {
-            own_keys.add_beginning(prefix.clone());
+            hook_keys.add_beginning(prefix.clone());
         }
         for active in &links {
             if let EventSource::Keys { prefix, .. } = &active.registration.source {
-                own_keys.add_pattern(prefix);
+                link_keys.add_pattern(prefix);
             }
         }
         Taken {
@@ -293,7 +300,8 @@ impl Taken {
             facts,
             hooks,
             links,
-            own_keys,
+            hook_keys,
+            link_keys,
             sync_keys: None,
             slow_keys: None,
         }
