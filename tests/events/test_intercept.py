@@ -13,7 +13,10 @@ pytestmark = pytest.mark.matrix
 OK = Simple("OK")
 B = "GB('CommandReader')"
 NEXT = f"{B}.map(lambda x: call_next(*x[1:]))"
-NOTED = "GB().foreach(lambda x: execute('rpush', 'seen', x['key'])).register('k*', mode='sync', eventTypes=['set', 'keymiss'])"
+NOTED = (
+    "GB().foreach(lambda x: execute('rpush', 'seen', x['key']))"
+    ".register('k*', mode='sync', eventTypes=['set', 'keymiss'])"
+)
 HOOKED = f"{B}.map(lambda x: 'hook:' + call_next(*x[1:])).register(hook='getrange', mode='sync')"
 
 
@@ -62,7 +65,7 @@ def test_rights_are_those_of_the_command(server, wire, users):
     users("eve", "~*", "+ping")
     registered = False
     found = {}
-    for step in (0, 1):
+    for _ in range(2):
         for name in ("bob", "eve"):
             wire.ok("DEL", "k", "other")
             with login(server, name) as own:

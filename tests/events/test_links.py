@@ -172,7 +172,8 @@ def test_resp3(wire):
     wire.ok("HELLO", 3)
     register(
         wire,
-        "import time\nGB().foreach(lambda x: time.sleep(0.01)).register('h*', commands=['hset', 'zadd'], mode='async_local')",
+        "import time\nGB().foreach(lambda x: time.sleep(0.01))"
+        ".register('h*', commands=['hset', 'zadd'], mode='async_local')",
     )
     assert wire.call("HSET", "h", "f", "v") == 1
     register(
