@@ -1,9 +1,6 @@
 //! The server lock as Python code sees it: taken without ever waiting for it while holding the GIL for long.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
 use pyo3::prelude::*;
 
@@ -14,23 +11,12 @@ use crate::{
 
 /// The GIL is kept this long while the lock is tried; most holders give it back within a slice of this order.
 const SPIN: Duration = Duration::from_millis(5);
-const PAUSE: Duration = Duration::from_micros(20);
 const DETACHED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Takes the server lock with the GIL held. Waiting for the GIL with the lock held would block the server, so the
 /// lock is only tried, and the GIL is given to others between rounds.
 pub(crate) fn lock_server(py: Python<'_>) {
-    loop {
-        let start = Instant::now();
-        loop {
-            if server().try_lock() {
-                return;
-            }
-            if start.elapsed() >= SPIN {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-        }
+    while !server().try_lock(SPIN) {
         py.detach(|| std::thread::sleep(DETACHED_PAUSE));
     }
 }

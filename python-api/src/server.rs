@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use oxigears_coordinator::{execution::Outcome, registry::EventSource};
@@ -96,8 +97,10 @@ pub trait Server: Send + Sync {
     /// Runs a command on this shard. Takes the server lock itself (re-entrant per thread). Called without the GIL,
     /// except by a thread that holds the server lock already.
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String>;
-    /// Takes the server lock if that needs no waiting; counts per thread.
-    fn try_lock(&self) -> bool;
+    /// The same if the server lock needs no waiting; `None`: nothing has run. Called with the GIL, which is kept.
+    fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>>;
+    /// Takes the server lock if that takes no longer than `wait`; counts per thread. Called with the GIL.
+    fn try_lock(&self, wait: Duration) -> bool;
     /// Gives one count of the server lock back.
     fn unlock(&self);
     /// This thread holds the server lock.

@@ -1,7 +1,7 @@
 //! A program, not a test harness: sync triggers run on the main thread, whose stack the system made, and must not
 //! overflow it however deep a script recurses.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use oxigears_python_api::{
     Acting, InitOptions, Invoked, Invoker, LogLevel, RegistrationDraft, Reply, RunRequest, Server, Session, TimerDraft,
@@ -16,7 +16,11 @@ impl Server for Nothing {
         Ok(Reply::Null)
     }
 
-    fn try_lock(&self) -> bool {
+    fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
+        Some(self.execute(args))
+    }
+
+    fn try_lock(&self, _: Duration) -> bool {
         true
     }
 

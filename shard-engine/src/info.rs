@@ -9,6 +9,7 @@ use crate::{
     redis::{
         info::{self, InfoWriter},
         lock::ServerLock,
+        sharing,
     },
     registrations::{
         self,
@@ -28,6 +29,13 @@ pub fn register(guard: &ServerLock) -> Result<(), String> {
 fn write(out: &mut InfoWriter) {
     if out.section("") {
         write_main(out);
+    }
+    if out.section("lock") {
+        let lent = sharing::numbers();
+        out.field_u64("slices", lent.slices);
+        out.field_u64("calls_in_slices", lent.calls);
+        out.field_u64("slices_us", lent.total_us);
+        out.field_u64("longest_slice_us", lent.longest_us);
     }
     if out.section("registry") {
         write_registry(out);

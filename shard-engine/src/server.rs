@@ -1,6 +1,6 @@
 //! What Python code may ask of this server.
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use oxigears_coordinator::{
     engine::{Execution, Order},
@@ -17,7 +17,7 @@ use crate::{
     identity,
     module::module,
     redis::{
-        call::{self, Flags},
+        call::{self, CallError, Flags},
         lock, log,
     },
     registrations::{self, drafts, intercept},
@@ -41,8 +41,22 @@ impl Server for RedisServer {
         call::call_patiently(args, flags).map_err(|e| e.to_string())
     }
 
-    fn try_lock(&self) -> bool {
-        lock::try_enter_unpaused()
+    fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
+        let guard = lock::try_lock()?;
+        let _here = PythonHere::enter(true);
+        let user = identity::current();
+        let flags = Flags {
+            user: user.as_deref(),
+            ..Flags::from_script()
+        };
+        match call::call(&guard, args, flags) {
+            Err(CallError::WritesPaused(_)) => None,
+            outcome => Some(outcome.map_err(|e| e.to_string())),
+        }
+    }
+
+    fn try_lock(&self, wait: Duration) -> bool {
+        lock::try_enter_unpaused(wait)
     }
 
     fn unlock(&self) {

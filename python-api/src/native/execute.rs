@@ -25,7 +25,9 @@ pub(crate) fn execute<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyRes
         // Waiting for the GIL afterwards would keep the server locked meanwhile.
         server().execute(&arguments)
     } else {
-        py.detach(|| server().execute(&arguments))
+        // A loop of calls keeps the GIL: giving it away for each one would cost more than the call.
+        let reply = server().execute_now(&arguments);
+        reply.unwrap_or_else(|| py.detach(|| server().execute(&arguments)))
     };
     match reply {
         Ok(Reply::Error(text)) | Err(text) => Err(gears_error(py, text.trim_end_matches(['\r', '\n']))),

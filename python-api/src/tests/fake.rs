@@ -7,6 +7,7 @@ use std::{
         Arc, Once, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use oxigears_coordinator::{
@@ -114,7 +115,7 @@ impl Server for Fake {
                     return Err("ERR subcommand not found".into());
                 };
                 // As a module's command on the thread that runs it: with the lock held.
-                while !self.try_lock() {
+                while !self.try_lock(Duration::ZERO) {
                     std::thread::yield_now();
                 }
                 let called = invoker.call(args, Some(Arc::new(AtOnce)));
@@ -132,8 +133,21 @@ impl Server for Fake {
         }
     }
 
-    fn try_lock(&self) -> bool {
-        let locked = self.lock_held() || self.lock.try_lock();
+    fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
+        self.try_lock(Duration::ZERO).then(|| {
+            let outcome = self.execute(args);
+            self.unlock();
+            outcome
+        })
+    }
+
+    fn try_lock(&self, wait: Duration) -> bool {
+        let start = Instant::now();
+        let mut locked = self.lock_held() || self.lock.try_lock();
+        while !locked && start.elapsed() < wait {
+            std::thread::yield_now();
+            locked = self.lock.try_lock();
+        }
         LOCKED.with(|l| l.set(l.get() + usize::from(locked)));
         locked
     }

@@ -16,7 +16,8 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    ffi::{api, guarded},
+    event_loop,
+    ffi::guarded,
     lock::{self, ServerLock},
     timer,
 };
@@ -26,8 +27,6 @@ type Work = fn(&ServerLock);
 static WORK: OnceLock<Work> = OnceLock::new();
 /// A job is under way.
 static ASKED: AtomicBool = AtomicBool::new(false);
-/// The event loop tells when it is about to sleep.
-static LISTENS: AtomicBool = AtomicBool::new(false);
 
 /// Names the work. At load.
 pub fn when_over(work: Work) {
@@ -42,7 +41,13 @@ pub fn ask(guard: &ServerLock) {
     }
 }
 
-fn work(guard: &ServerLock) {
+/// The work is wanted and has not been done.
+pub(super) fn is_asked() -> bool {
+    ASKED.load(Ordering::Acquire)
+}
+
+/// Does it.
+pub(super) fn work(guard: &ServerLock) {
     ASKED.store(false, Ordering::Release);
     if let Some(work) = WORK.get() {
         work(guard);
@@ -64,25 +69,5 @@ extern "C" fn over(_: *mut raw::RedisModuleCtx, _: *mut c_void) {
 fn by_event_loop(guard: &ServerLock) -> bool {
     // SAFETY: the pointer is filled at load and not changed after.
     let has_jobs = unsafe { raw::RedisModule_AddPostNotificationJob };
-    if has_jobs.is_some() {
-        return false;
-    }
-    if LISTENS.load(Ordering::Acquire) {
-        return true;
-    }
-    let event = raw::RedisModuleEvent {
-        id: raw::REDISMODULE_EVENT_EVENTLOOP,
-        dataver: 1,
-    };
-    // SAFETY: the context names this module; the callback lives as long as the module.
-    let outcome = unsafe { api!(RedisModule_SubscribeToServerEvent)(guard.ctx(), event, Some(loop_event)) };
-    let listens = outcome == raw::REDISMODULE_OK as i32;
-    LISTENS.store(listens, Ordering::Release);
-    listens
-}
-
-extern "C" fn loop_event(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
-    if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP && ASKED.load(Ordering::Acquire) {
-        guarded("work before the event loop sleeps", || work(&lock::lock()));
-    }
+    has_jobs.is_none() && event_loop::listen(guard)
 }

@@ -6,18 +6,26 @@
 use std::{
     cell::Cell,
     marker::PhantomData,
+    mem::ManuallyDrop,
     ptr::null_mut,
     sync::{
         Arc,
         atomic::{AtomicPtr, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 
 use redis_module::raw;
 
-use super::{call::Surroundings, ffi::api, replicate};
+use super::{
+    call::Surroundings,
+    event_loop,
+    ffi::api,
+    replicate,
+    sharing::{self, Held},
+};
 
 /// Proof that this thread holds the server lock; one hold is given back when it is dropped.
 pub struct ServerLock {
@@ -42,8 +50,8 @@ impl Drop for ServerLock {
 struct State {
     /// Times that this thread took the lock and has not given it back.
     depth: u32,
-    /// The lock was really taken at depth 0, so it is really given back there.
-    owned: bool,
+    /// How the lock was taken at depth 0, if it was: so it is given back there.
+    held: Option<Held>,
     /// Callbacks of the server that this thread is in; the lock is held inside.
     callbacks: u32,
     /// Depth at which the innermost callback began: it can give back only what it took itself.
@@ -51,7 +59,7 @@ struct State {
 }
 
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State { depth: 0, owned: false, callbacks: 0, floor: 0 }) };
+    static STATE: Cell<State> = const { Cell::new(State { depth: 0, held: None, callbacks: 0, floor: 0 }) };
 }
 
 /// The context that belongs to no client. One is enough: it is used under the lock only (logging needs just its name).
@@ -75,6 +83,11 @@ pub fn lock() -> ServerLock {
     ServerLock { _not_send: PhantomData }
 }
 
+/// The lock, if that needs no waiting.
+pub fn try_lock() -> Option<ServerLock> {
+    try_enter().then(|| ServerLock { _not_send: PhantomData })
+}
+
 /// This thread holds the lock.
 pub fn is_held() -> bool {
     let state = STATE.get();
@@ -84,41 +97,40 @@ pub fn is_held() -> bool {
 /// This thread took the lock once, itself: giving that back sets it free.
 pub fn is_outermost() -> bool {
     let state = STATE.get();
-    state.depth == 1 && state.callbacks == 0 && state.owned
+    state.depth == 1 && state.callbacks == 0 && state.held.is_some()
 }
 
 /// Takes the lock without a guard; `exit` gives it back, on the same thread.
 pub fn enter() {
-    let mut state = STATE.get();
-    if state.depth == 0 && state.callbacks == 0 {
-        // SAFETY: this thread does not hold the lock; the context outlives the module's use.
-        unsafe { api!(RedisModule_ThreadSafeContextLock)(detached()) };
-        state.owned = true;
-    }
-    state.depth += 1;
-    STATE.set(state);
+    enter_by(|| Some(sharing::take()));
 }
 
 /// Takes the lock without a guard if that needs no waiting.
-pub fn try_enter() -> bool {
+fn try_enter() -> bool {
+    enter_by(sharing::try_take)
+}
+
+fn enter_by(take: impl FnOnce() -> Option<Held>) -> bool {
     let mut state = STATE.get();
     if state.depth == 0 && state.callbacks == 0 {
-        // SAFETY: as in `enter`.
-        let outcome = unsafe { api!(RedisModule_ThreadSafeContextTryLock)(detached()) };
-        if outcome != raw::REDISMODULE_OK as i32 {
+        let Some(held) = take() else {
             return false;
-        }
-        state.owned = true;
+        };
+        state.held = Some(held);
     }
     state.depth += 1;
     STATE.set(state);
+    if sharing::wants_turns() {
+        let guard = ManuallyDrop::new(ServerLock { _not_send: PhantomData });
+        event_loop::listen(&guard);
+    }
     true
 }
 
-/// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that needs
-/// waiting, and not while writes are paused.
-pub fn try_enter_unpaused() -> bool {
-    if !try_enter() {
+/// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that takes longer
+/// than `wait`, and not while writes are paused.
+pub fn try_enter_unpaused(wait: Duration) -> bool {
+    if !enter_by(|| sharing::take_within(wait)) {
         return false;
     }
     let guard = ServerLock { _not_send: PhantomData };
@@ -137,12 +149,10 @@ pub fn exit() -> bool {
         return false;
     }
     state.depth -= 1;
-    let release = state.depth == 0 && state.owned;
-    state.owned &= !release;
+    let release = if state.depth == 0 { state.held.take() } else { None };
     STATE.set(state);
-    if release {
-        // SAFETY: this thread took the lock in `enter` or `try_enter`.
-        unsafe { api!(RedisModule_ThreadSafeContextUnlock)(detached()) };
+    if let Some(held) = release {
+        sharing::give_back(held);
     }
     true
 }

@@ -1,7 +1,7 @@
 //! Small safe wrappers over the Redis module API, and the only place that calls it.
 //!
 //! * `load`: the doors that the server calls at load and unload
-//! * `lock`: the server lock as a token; a function that needs the lock takes it
+//! * `lock`, `sharing`: the server lock as a token, which a function that needs the lock takes; who has it next
 //! * `call`, `call_reply`, `value`: running commands of the server
 //! * `register`, `command_info`: our own commands
 //! * `blocked`, `reply`, `records`: answering clients
@@ -11,7 +11,7 @@
 //! * `data_type`: values of our own under keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `filter`, `wrapper`: taking over commands of clients
-//! * `later`: when the command at hand is over
+//! * `later`, `event_loop`: when the command at hand is over; the turns of the main thread
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
@@ -25,6 +25,7 @@ pub mod cluster;
 mod command_info;
 pub mod context;
 pub mod data_type;
+mod event_loop;
 pub mod events;
 mod ffi;
 pub mod filter;
@@ -40,6 +41,7 @@ pub mod records;
 pub mod register;
 pub mod replicate;
 pub mod reply;
+pub mod sharing;
 mod slots;
 pub mod timer;
 pub mod value;
