@@ -20,7 +20,7 @@ use crate::{
         call::{self, CallError, Flags},
         lock, log,
     },
-    registrations::{self, drafts, intercept},
+    registrations::{self, drafts, intercept, streams::transaction},
     timers,
 };
 
@@ -29,6 +29,9 @@ pub struct RedisServer;
 
 impl Server for RedisServer {
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
+        if let Some(outcome) = transaction::execute(args) {
+            return outcome;
+        }
         // A thread that holds the server lock keeps the GIL for the call.
         let _here = PythonHere::enter(lock::is_held());
         let user = identity::current();
@@ -105,6 +108,9 @@ impl Server for RedisServer {
     }
 
     fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String> {
+        if transaction::is_active() {
+            return Err(transaction::refusal("run()"));
+        }
         let RunRequest {
             mut plan,
             functions,
@@ -151,10 +157,16 @@ impl Server for RedisServer {
     }
 
     fn register_now(&self, draft: RegistrationDraft) -> Result<(), String> {
+        if transaction::is_active() {
+            return Err(transaction::refusal("register()"));
+        }
         drafts::register_now(draft)
     }
 
     fn register_timer(&self, draft: TimerDraft) -> Result<bool, String> {
+        if transaction::is_active() {
+            return Err(transaction::refusal("registerTE()"));
+        }
         timers::make(draft)
     }
 }

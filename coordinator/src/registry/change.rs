@@ -123,6 +123,7 @@ impl Registry {
             on_registered: new.on_registered,
             on_unregistered: new.on_unregistered,
             paused: false,
+            unpaused: 0,
         };
         self.bytes += rules::registration_bytes(&registration);
         self.highest_number = self.highest_number.max(number);
@@ -209,9 +210,11 @@ impl Registry {
             }
             found.push(registration.clone());
         }
-        for registration in found.into_iter().filter(|r| r.paused != paused) {
+        // A shard may have stopped it by itself: the end of a pause is news always.
+        for registration in found.into_iter().filter(|r| !paused || !r.paused) {
             self.put(Arc::new(Registration {
                 paused,
+                unpaused: registration.unpaused.saturating_add(u64::from(!paused)),
                 ..(*registration).clone()
             }));
         }

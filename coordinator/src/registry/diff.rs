@@ -60,6 +60,7 @@ impl Difference {
 fn is_only_paused(was: &Registration, is: &Registration) -> bool {
     let as_it_was = Registration {
         paused: was.paused,
+        unpaused: was.unpaused,
         ..is.clone()
     };
     as_it_was == *was

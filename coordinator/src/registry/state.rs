@@ -173,6 +173,8 @@ pub struct Registration {
     pub on_unregistered: Option<FnId>,
     /// Paused by the user.
     pub paused: bool,
+    /// How often the user ended a pause, or what a shard made of a failure.
+    pub unpaused: u64,
 }
 
 /// One call of RG.PYEXECUTE that registered something.

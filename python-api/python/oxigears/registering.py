@@ -9,12 +9,26 @@ _ABSENT = object()
 _MODES = ("async", "async_local", "sync")
 _KEY_TYPES = ("empty", "string", "list", "hash", "set", "zset", "module", "stream")
 _POLICIES = ("continue", "abort", "retry")
+# Consumer groups that belong to one registration each.
+_OWN_GROUPS = "__gears_consumer_group__:"
 
 _COMMON = {"mode", "onRegistered", "onUnregistered"}
 _KNOWN = {
     "CommandReader": {"trigger", "hook", "keyprefix", "inorder", "regex"},
     "KeysReader": {"regex", "eventTypes", "keyTypes", "readValue", "readAllTypes", "commands"},
-    "StreamReader": {"regex", "batch", "duration", "onFailedPolicy", "onFailedRetryInterval", "trimStream"},
+    "StreamReader": {
+        "regex",
+        "batch",
+        "duration",
+        "onFailedPolicy",
+        "onFailedRetryInterval",
+        "trimStream",
+        "group",
+        "sharedGroup",
+        "atomicBatch",
+        "maxRetries",
+        "deadLetter",
+    },
     "TimerReader": {"interval", "cron", "everywhere"},
 }
 # Seconds: 1 ms to 100 years.
@@ -141,6 +155,10 @@ def _keys(prefix, eventTypes=None, keyTypes=None, readValue=True, readAllTypes=F
     return ("keys", prefix, events, types, readValue, readAllTypes, _lower(linked))
 
 
+def _number(value, most=2**63 - 1):
+    return isinstance(value, int) and 0 <= value <= most
+
+
 def _stream(
     prefix,
     mode,
@@ -149,20 +167,49 @@ def _stream(
     onFailedPolicy="continue",
     onFailedRetryInterval=1,
     trimStream=True,
+    **more,
 ):
-    if not isinstance(batch, int):
+    if not _number(batch):
         raise error("batch argument must be a number")
-    if not isinstance(duration, int):
+    if not _number(duration):
         raise error("duration argument must be a number")
     if not isinstance(onFailedPolicy, str):
         raise error("onFailedPolicy must be a string (Continue/Abort/Retry)")
-    if onFailedPolicy.lower() not in _POLICIES:
+    policy = onFailedPolicy.lower()
+    if policy not in _POLICIES:
         raise error("onFailedPolicy must be Continue/Abort/Retry")
-    if mode == "sync" and onFailedPolicy.lower() != "continue":
+    if mode == "sync" and policy != "continue":
         raise error("ExecutionMode sync can only be combined with OnFailedPolicy Continue")
-    if not isinstance(onFailedRetryInterval, int):
+    if not _number(onFailedRetryInterval):
         raise error("retryInterval argument must be a number")
     if not isinstance(trimStream, bool):
         raise error("pyTrimmStream argument must be a boolean")
-    policy, interval = onFailedPolicy.lower(), onFailedRetryInterval
-    return ("stream", prefix, batch, duration, policy, interval, trimStream, None, False, 0, None)
+    options = _stream_options(mode, policy, **more)
+    return ("stream", prefix, batch, duration, policy, onFailedRetryInterval, trimStream, *options)
+
+
+def _stream_options(
+    mode, policy, group=None, sharedGroup=False, atomicBatch=False, maxRetries=_ABSENT, deadLetter=None
+):
+    """What is beyond the original interface: group, atomic, retries, dead-letter stream."""
+    for name, value in (("sharedGroup", sharedGroup), ("atomicBatch", atomicBatch)):
+        if not isinstance(value, bool):
+            raise error(f"{name} argument must be a boolean")
+    for name, value in (("group", group), ("deadLetter", deadLetter)):
+        if value is not None and not (isinstance(value, str) and value):
+            raise error(f"{name} argument must be a string that is not empty")
+    if group is not None and sharedGroup:
+        raise error("group argument can not be given with sharedGroup")
+    if group is not None and group.startswith(_OWN_GROUPS):
+        raise error(f"group argument can not begin with {_OWN_GROUPS}")
+    if atomicBatch and mode == "async":
+        raise error("atomicBatch can not be combined with ExecutionMode async")
+    if deadLetter is not None and policy != "retry":
+        raise error("deadLetter can only be combined with OnFailedPolicy Retry")
+    if maxRetries is not _ABSENT and deadLetter is None:
+        raise error("maxRetries can only be given with deadLetter")
+    retries = 3 if maxRetries is _ABSENT else maxRetries
+    if not _number(retries):
+        raise error("maxRetries argument must be a number")
+    named = b"" if sharedGroup else None if group is None else _bytes(group)
+    return named, atomicBatch, retries, None if deadLetter is None else _bytes(deadLetter)

@@ -14,9 +14,9 @@ mod big;
 pub mod event;
 mod glob;
 mod keys;
-mod slices;
+pub mod slices;
 mod stream;
-mod values;
+pub mod values;
 
 use oxigears_coordinator::{
     codec::{RecordBatch, put_tagged, tag},

@@ -47,7 +47,8 @@ impl StreamSource {
             batch: Batch::new(env.count_only),
             slices: Slices::default(),
             check: env.epoch.map(|epoch| (env.check, epoch)),
-            state: parse_id(from_id).map_or_else(|| State::Last(SourceState::Error(BAD_ID.into())), State::Start),
+            state: StreamId::parse(from_id)
+                .map_or_else(|| State::Last(SourceState::Error(BAD_ID.into())), State::Start),
         }
     }
 
@@ -119,22 +120,6 @@ impl Source for StreamSource {
     }
 }
 
-/// Reads `ms` and `ms-seq`, as XREAD does.
-fn parse_id(text: &str) -> Option<StreamId> {
-    let number = |digits: &str| -> Option<u64> {
-        digits
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| digits.parse().ok())
-            .flatten()
-    };
-    let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
-    Some(StreamId {
-        ms: number(ms)?,
-        seq: number(seq)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,7 +145,7 @@ mod tests {
             (" 1", None),
             ("*", None),
         ] {
-            assert_eq!(parse_id(text), expected, "{text}");
+            assert_eq!(StreamId::parse(text), expected, "{text}");
         }
     }
 }

@@ -301,27 +301,39 @@ fn may_replicate(name: &[u8]) -> bool {
 /// module, keyless ones too, once it has refused one for this reason.
 fn crosses_slots(guard: &ServerLock, name: &[u8], args: &[OwnedString]) -> bool {
     let name = OwnedString::new(name);
-    let mut pointers: Vec<_> = std::iter::once(&name).chain(args).map(OwnedString::as_ptr).collect();
+    let pointers = std::iter::once(&name).chain(args).map(OwnedString::as_ptr).collect();
+    let positions = key_positions(guard, pointers);
+    let mut slots = positions
+        .iter()
+        .filter_map(|at| args.get(at.checked_sub(1)?))
+        .map(|key| key_slot(key.bytes()));
+    let first = slots.next();
+    slots.any(|slot| Some(slot) != first)
+}
+
+/// Positions of the keys in a command (its name is 0); none if it has none, or the server can not tell.
+pub fn keys_of<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Vec<usize> {
+    let strings: Vec<OwnedString> = args.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
+    let mut positions = key_positions(guard, strings.iter().map(OwnedString::as_ptr).collect());
+    positions.retain(|&at| at < args.len());
+    positions
+}
+
+fn key_positions(guard: &ServerLock, mut args: Vec<*mut raw::RedisModuleString>) -> Vec<usize> {
     let mut count = 0;
     // SAFETY: the pointer is filled at load; the lock is held, the strings are alive during the call.
     let found = unsafe {
-        raw::RedisModule_GetCommandKeys
-            .map(|get| get(guard.ctx(), pointers.as_mut_ptr(), pointers.len() as i32, &mut count))
+        raw::RedisModule_GetCommandKeys.map(|get| get(guard.ctx(), args.as_mut_ptr(), args.len() as i32, &mut count))
     };
     let Some(found) = found.and_then(NonNull::new) else {
-        return false;
+        return Vec::new();
     };
     // SAFETY: the server gives an array of `count` positions, which is ours to free.
     let positions = unsafe { std::slice::from_raw_parts(found.as_ptr(), usize::try_from(count).unwrap_or(0)) };
-    let mut slots = positions
-        .iter()
-        .filter_map(|&at| args.get(usize::try_from(at).ok()?.checked_sub(1)?))
-        .map(|key| key_slot(key.bytes()));
-    let first = slots.next();
-    let several = slots.any(|slot| Some(slot) != first);
+    let positions = positions.iter().filter_map(|&at| usize::try_from(at).ok()).collect();
     // SAFETY: nothing refers to the array any more.
     unsafe { api!(RedisModule_Free)(found.as_ptr().cast()) };
-    several
+    positions
 }
 
 /// Older servers know fewer modifiers and refuse formats with others.

@@ -45,6 +45,33 @@ pub struct StreamId {
 }
 
 impl StreamId {
+    /// Reads `ms` and `ms-seq`, as XREAD does.
+    pub fn parse(text: &str) -> Option<StreamId> {
+        let number = |digits: &str| -> Option<u64> {
+            digits
+                .bytes()
+                .all(|b| b.is_ascii_digit())
+                .then(|| digits.parse().ok())
+                .flatten()
+        };
+        let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
+        Some(StreamId {
+            ms: number(ms)?,
+            seq: number(seq)?,
+        })
+    }
+
+    /// The id before this one; `None` before the least.
+    pub fn previous(self) -> Option<StreamId> {
+        match self.seq.checked_sub(1) {
+            Some(seq) => Some(StreamId { ms: self.ms, seq }),
+            None => Some(StreamId {
+                ms: self.ms.checked_sub(1)?,
+                seq: u64::MAX,
+            }),
+        }
+    }
+
     /// The id behind this one; `None` behind the greatest.
     pub fn next(self) -> Option<StreamId> {
         match self.seq.checked_add(1) {
@@ -406,6 +433,9 @@ mod tests {
         assert_eq!(id(1, 2).next(), Some(id(1, 3)));
         assert_eq!(id(1, u64::MAX).next(), Some(id(2, 0)));
         assert_eq!(id(u64::MAX, u64::MAX).next(), None);
+        assert_eq!(id(1, 3).previous(), Some(id(1, 2)));
+        assert_eq!(id(2, 0).previous(), Some(id(1, u64::MAX)));
+        assert_eq!(id(0, 0).previous(), None);
         assert!(id(1, u64::MAX) < id(2, 0));
         assert_eq!(id(1, 2).to_string(), "1-2");
     }

@@ -28,7 +28,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::{
     active::{Active, Loaded},
     change::{self, Done, Failure},
-    intercept, keys, limits, prepared, registrations,
+    intercept, keys, limits, prepared, registrations, streams,
     table::{Changes, Table},
 };
 use crate::{
@@ -375,6 +375,7 @@ impl Activation {
                 ));
             }
         }
+        streams::changed(guard, &changes);
         changes
     }
 

@@ -9,6 +9,7 @@ use super::{
     active::{Active, ActiveSession},
     limits,
     stats::Counts,
+    streams,
 };
 use crate::redis::reply::ReplyWriter;
 
@@ -135,7 +136,8 @@ fn is_stream(registration: &Registration) -> bool {
 }
 
 fn status(registration: &Registration) -> &'static str {
-    if registration.paused { "PAUSED" } else { "OK" }
+    let by_registry = if registration.paused { "PAUSED" } else { "OK" };
+    streams::status(&registration.id).unwrap_or(by_registry)
 }
 
 /// Writes a registration as a flat map.
@@ -172,9 +174,9 @@ fn write_data(reply: &mut ReplyWriter, registration: &Registration, counts: &Cou
     reply.text("avgRunDurationMS");
     reply.double(counts.average_ms());
     if stream {
-        reply.named_int("lastEstimatedLagMS", 0);
+        reply.named_int("lastEstimatedLagMS", int(counts.last_lag_ms));
         reply.text("avgEstimatedLagMS");
-        reply.double(0.0);
+        reply.double(counts.average_lag_ms());
     }
     reply.text("lastError");
     reply.bulk_or_null(counts.last_error.as_deref());
@@ -306,8 +308,8 @@ pub fn info_fields(active: &Active, texts: &mut SessionTexts) -> Vec<(&'static s
         ("avgRunDurationMS", counts.average_ms().to_string()),
     ];
     if is_stream(registration) {
-        fields.push(("lastEstimatedLagMS", "0".to_owned()));
-        fields.push(("avgEstimatedLagMS", "0".to_owned()));
+        fields.push(("lastEstimatedLagMS", counts.last_lag_ms.to_string()));
+        fields.push(("avgEstimatedLagMS", counts.average_lag_ms().to_string()));
     }
     fields.push(("lastError", or_none(counts.last_error.as_deref())));
     info_args(&mut fields, registration);

@@ -17,6 +17,7 @@ use super::{
     change::{self, Failure},
     intercept, is_master, limits, prepared, registrations,
     spread::Refusals,
+    streams,
 };
 use crate::{
     identity,
@@ -150,6 +151,22 @@ struct Ready {
     unloadable: Option<String>,
 }
 
+/// A stream registration that names no consumer group gets one of its own. Those of a script are numbered, so that the
+/// script's next version goes on where this one stood.
+fn own_group(draft: &mut RegistrationDraft, streams: &mut u64, join: bool) {
+    let EventSource::Stream { more, .. } = &mut draft.source else {
+        return;
+    };
+    if more.group.is_none() {
+        let name = match join {
+            true => streams::own_group(draft.session.id(), &draft.id),
+            false => streams::own_group(draft.session.id(), &streams.to_string()),
+        };
+        more.group = Some(name.into());
+    }
+    *streams += 1;
+}
+
 fn ready(
     session: &Session,
     drafts: Vec<RegistrationDraft>,
@@ -168,7 +185,9 @@ fn ready(
     };
     let mut loaded = HashMap::with_capacity(drafts.len());
     let mut unloadable = None;
-    for draft in drafts {
+    let mut streams = 0;
+    for mut draft in drafts {
+        own_group(&mut draft, &mut streams, change.join);
         let failed = |text: String| Failure::Failed(format!("ERR {text}"));
         let mut plan = draft.plan;
         plan.user.clone_from(&change.user);

@@ -69,3 +69,24 @@ pub const TIMERS: usize = 10_000;
 pub const HOOK_DEPTH: usize = 32;
 /// Users that are looked at, whether all of them may run the internal commands; if there are more, it counts as no.
 pub const USERS_LOOKED_AT: usize = 100;
+/// A batch of a stream registration is run when it has this size, or so many entries, though more were asked for.
+pub const STREAM_BATCH_BYTES: usize = 64 * 1024 * 1024;
+/// See `STREAM_BATCH_BYTES`.
+pub const STREAM_BATCH_ENTRIES: u64 = 1_000_000;
+/// Ids in one command that acknowledges entries.
+pub const STREAM_IDS: usize = 1000;
+/// Streams that one registration keeps in mind; beyond, it forgets those on which nothing waits.
+pub const STREAMS_KNOWN: usize = 1_000_000;
+/// Pause before something is tried again on a stream that can not be done now: writes are paused, another registration has
+/// the group, too many executions wait.
+pub const STREAM_RETRY: Duration = Duration::from_millis(50);
+/// Registrations that run under the server lock give it back after this time when there is more to do.
+pub const STREAM_HOLD: Duration = Duration::from_millis(1);
+/// Pause between two such holds.
+pub const STREAM_PAUSE: Duration = Duration::from_micros(100);
+/// Longest timer of a stream; the server counts in microseconds.
+pub const STREAM_TIMER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Commands that one batch may write in a transaction.
+pub const TRANSACTION_COMMANDS: usize = 1_000_000;
+/// Their size.
+pub const TRANSACTION_BYTES: usize = 256 * 1024 * 1024;

@@ -29,6 +29,7 @@ pub mod occasion;
 mod prepared;
 pub mod spread;
 mod stats;
+pub mod streams;
 pub mod sync;
 mod table;
 pub mod trigger;
@@ -47,7 +48,7 @@ use oxigears_coordinator::{
     topology::NodeId,
 };
 
-use self::{activation::Activation, spread::Spread, sync::Helpers};
+use self::{activation::Activation, spread::Spread, streams::Streams, sync::Helpers};
 pub use self::{
     active::{Active, Core},
     stats::End,
@@ -55,7 +56,11 @@ pub use self::{
 use crate::{
     mesh::{self, mesh},
     module::module,
-    redis::{cluster, lock::ServerLock, log, timer},
+    redis::{
+        cluster,
+        lock::{self, ServerLock},
+        log, timer,
+    },
     timers,
 };
 
@@ -67,6 +72,8 @@ pub struct Registrations {
     pub activation: Activation,
     /// Questions to other masters.
     pub spread: Spread,
+    /// Stream registrations.
+    pub streams: Streams,
     helpers: Helpers,
     master: AtomicBool,
 }
@@ -84,6 +91,7 @@ pub fn create(guard: &ServerLock) -> Result<(), String> {
         service: RegistryService::new(Arc::new(Surroundings)),
         activation: Activation::default(),
         spread: Spread::default(),
+        streams: Streams::start().map_err(|e| format!("no threads: {e}"))?,
         helpers: Helpers::start().map_err(|e| format!("no threads: {e}"))?,
         master: AtomicBool::new(!cluster::is_replica(guard)),
     };
@@ -165,6 +173,7 @@ pub fn status() -> RegistryStatus {
 pub fn load_started() {
     let replaced = registrations().service.replace_alone(Registry::default());
     registrations().activation.load_started(replaced);
+    streams::load_started();
 }
 
 /// It brings this state.
@@ -175,6 +184,7 @@ pub fn load_state(state: Registry) {
 /// It is there: what it brought becomes active.
 pub fn load_ended() {
     registrations().activation.load_ended();
+    streams::load_ended(&lock::lock());
 }
 
 /// A command of the replication link or of the AOF. In a group the log decides, and this changes nothing.
@@ -196,6 +206,7 @@ pub fn role_changed(master: bool) {
         if master {
             timers::wake_all();
         }
+        streams::role_changed(&lock::lock(), master);
     }
 }
 

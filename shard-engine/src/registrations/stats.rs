@@ -29,6 +29,9 @@ pub struct Counts {
     pub aborted: u64,
     last_ns: u64,
     total_ns: u64,
+    /// Of the last batch of a stream, from the moment when its first entry came, to its end.
+    pub last_lag_ms: u64,
+    total_lag_ms: u64,
     /// Of the last failure, until a success; of what did not run, until a failure.
     pub last_error: Option<Arc<str>>,
     /// It is of something that did not run.
@@ -55,6 +58,14 @@ impl Counts {
         match self.finished() {
             0 => 0.0,
             n => self.total_ms() as f64 / n as f64,
+        }
+    }
+
+    /// The lag of one batch, on average.
+    pub fn average_lag_ms(&self) -> f64 {
+        match self.finished() {
+            0 => 0.0,
+            n => self.total_lag_ms as f64 / n as f64,
         }
     }
 
@@ -97,6 +108,14 @@ impl Stats {
     /// It is over, after so many nanoseconds of work.
     pub fn ended(&self, end: &End<'_>, ns: u64) {
         self.0.lock().end(end, ns);
+    }
+
+    /// The same for a batch of a stream, whose first entry came so many ms before.
+    pub fn ended_with_lag(&self, end: &End<'_>, ns: u64, lag_ms: u64) {
+        let mut counts = self.0.lock();
+        counts.end(end, ns);
+        counts.last_lag_ms = lag_ms;
+        counts.total_lag_ms = counts.total_lag_ms.saturating_add(lag_ms);
     }
 
     /// One that was wanted and run in one go.

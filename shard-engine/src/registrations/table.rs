@@ -134,7 +134,8 @@ impl Table {
         for registration in &difference.changed {
             if let Some(active) = self.by_id.get(&registration.id) {
                 let active = Arc::new(active.changed(registration.clone()));
-                self.put(active);
+                self.put(active.clone());
+                changes.changed.push(active);
             }
         }
         for registration in &difference.added {
@@ -234,4 +235,6 @@ pub struct Changes {
     pub removed: Vec<(Arc<Active>, bool)>,
     /// New, in their order.
     pub added: Vec<Arc<Active>>,
+    /// Paused or unpaused.
+    pub changed: Vec<Arc<Active>>,
 }

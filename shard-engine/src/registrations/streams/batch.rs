@@ -1,0 +1,425 @@
+//! One batch of one stream: what is read for it, and what is done at its end. Always under the server lock.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hashbrown::HashSet;
+use oxigears_coordinator::{plan::Reader, registry::FailurePolicy};
+use parking_lot::Mutex;
+
+use super::{
+    super::{is_master, limits, stats::End},
+    all,
+    consumer::{Consumer, Key, Status},
+    flow::{Ended, Found, Next, Wanted},
+    group::{self, Entries, Range, Standing, Trouble},
+};
+use crate::{
+    identity,
+    readers::slices::Deadline,
+    redis::{cluster, key::StreamId, lock::ServerLock, log, replicate},
+};
+
+/// Who has a group on a stream now: batches of one stream in one group are run one after another, whatever registration
+/// they belong to.
+static HOLDERS: Mutex<Option<HashSet<(bytes::Bytes, Key)>>> = Mutex::new(None);
+
+/// The right to work on a stream in a group; given back when it is dropped.
+pub struct Hold {
+    place: (bytes::Bytes, Key),
+}
+
+impl Hold {
+    fn take(consumer: &Consumer, key: &Key) -> Option<Hold> {
+        let place = (consumer.group.clone(), key.clone());
+        let mut holders = HOLDERS.lock();
+        let is_new = holders.get_or_insert_default().insert(place.clone());
+        is_new.then_some(Hold { place })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(holders) = HOLDERS.lock().as_mut() {
+            holders.remove(&self.place);
+        }
+    }
+}
+
+/// A batch that is being read.
+pub struct Reading {
+    hold: Hold,
+    number: u64,
+    depth: u32,
+    wanted: Wanted,
+    standing: Standing,
+    entries: Entries,
+    /// They are what the group had pending.
+    pending: bool,
+}
+
+/// A batch that is to be run.
+pub struct Batch {
+    hold: Hold,
+    number: u64,
+    /// How deep the events are that told of it.
+    pub depth: u32,
+    standing: Standing,
+    /// What was read; its records are taken out to be run.
+    pub entries: Entries,
+}
+
+/// How a batch ended.
+pub enum Verdict {
+    /// Without an error.
+    Success,
+    /// With this error first.
+    Failure(String),
+    /// The same, but what it wrote is there already: it must not run again.
+    FailureAfterWrites(String),
+    /// It did not run to its end.
+    Aborted,
+}
+
+/// What came of a look at a stream.
+pub enum Look {
+    /// The time was not enough: go on.
+    More(Box<Reading>),
+    /// To be run.
+    Run(Box<Batch>),
+    /// Nothing is to be run now.
+    Nothing(Next),
+}
+
+/// Wall clock in ms, as in the ids of entries.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as u64
+}
+
+/// Ids with older times are taken for numbers that somebody made up.
+const OLDEST_LAG_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
+
+/// Begins to read the batch that the flow wants; its flow is taken.
+pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<(Hold, Standing)>) -> Look {
+    let Some((number, depth)) = consumer.number(key) else {
+        return Look::Nothing(Next::Wait);
+    };
+    if !is_master() || cluster::is_replica(guard) {
+        consumer.forget(key);
+        return Look::Nothing(Next::Wait);
+    }
+    let later = || {
+        let ms = limits::STREAM_RETRY.as_millis() as u64;
+        Look::Nothing(
+            consumer
+                .with(key, number, |flow, _| flow.postponed(ms))
+                .unwrap_or(Next::Wait),
+        )
+    };
+    if replicate::is_paused(guard) {
+        return later();
+    }
+    let (hold, known) = match hold {
+        Some((hold, standing)) => (hold, Some(standing)),
+        None => match Hold::take(consumer, key) {
+            Some(hold) => (hold, None),
+            None => return later(),
+        },
+    };
+    let Some(wanted) = consumer.with(key, number, |flow, rules| flow.wanted(rules)) else {
+        return Look::Nothing(Next::Wait);
+    };
+    if wanted.fresh
+        && let Err(text) = may_read(consumer, key)
+    {
+        return refused(consumer, key, &text);
+    }
+    let standing = match known {
+        Some(standing) if consumer.has_own_group => Ok(standing),
+        _ => group::standing(guard, key, &consumer.group),
+    };
+    match standing {
+        Ok(standing) => Look::More(Box::new(Reading {
+            hold,
+            number,
+            depth,
+            wanted,
+            standing,
+            entries: Entries::default(),
+            pending: false,
+        })),
+        Err(trouble) => in_trouble(consumer, key, number, trouble),
+    }
+}
+
+fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
+    let Some(user) = &consumer.core.loaded.user else {
+        return Ok(());
+    };
+    let reader = Reader::Stream {
+        key: key.to_vec(),
+        from_id: "0-0".into(),
+    };
+    identity::check_reader(user, &reader)
+}
+
+/// The registration can not have this stream; nothing more happens until it is found again.
+fn refused(consumer: &Consumer, key: &Key, text: &str) -> Look {
+    log::warning(&format!(
+        "registration {} can not read the stream {}: {text}",
+        consumer.registration.id,
+        String::from_utf8_lossy(key)
+    ));
+    consumer.core.stats.ran(&End::Failure(text), 0);
+    consumer.forget(key);
+    Look::Nothing(Next::Wait)
+}
+
+fn in_trouble(consumer: &Consumer, key: &Key, number: u64, trouble: Trouble) -> Look {
+    match trouble {
+        Trouble::Gone => {
+            consumer.forget(key);
+            Look::Nothing(Next::Wait)
+        }
+        Trouble::Paused => {
+            let ms = limits::STREAM_RETRY.as_millis() as u64;
+            Look::Nothing(
+                consumer
+                    .with(key, number, |flow, _| flow.postponed(ms))
+                    .unwrap_or(Next::Wait),
+            )
+        }
+        Trouble::Failed(text) => refused(consumer, key, &text),
+    }
+}
+
+/// Goes on reading; without a deadline to the end.
+pub fn go_on(
+    guard: &ServerLock,
+    consumer: &Consumer,
+    key: &Key,
+    mut reading: Box<Reading>,
+    deadline: Option<&mut Deadline>,
+) -> Look {
+    let number = reading.number;
+    // It may have been paused, or deleted, since the last slice.
+    if consumer.number(key).is_none_or(|(now, _)| now != number) {
+        return Look::Nothing(Next::Wait);
+    }
+    let whole = if consumer.has_own_group {
+        let range = Range {
+            after: reading.standing.last,
+            until: reading.wanted.until,
+            count: match reading.wanted.until {
+                Some(_) => u64::MAX,
+                None => reading.wanted.count,
+            },
+        };
+        group::read(guard, key, &range, &mut reading.entries, deadline)
+    } else {
+        take_in_turn(guard, consumer, key, &mut reading).map(|()| true)
+    };
+    match whole {
+        Ok(true) => judge(consumer, key, reading),
+        Ok(false) => Look::More(reading),
+        Err(trouble) => in_trouble(consumer, key, number, trouble),
+    }
+}
+
+/// What is pending comes before what is new.
+fn take_in_turn(guard: &ServerLock, consumer: &Consumer, key: &Key, reading: &mut Reading) -> Result<(), Trouble> {
+    let (entries, wanted) = (&mut reading.entries, reading.wanted);
+    let again = wanted.until.is_some();
+    if wanted.fresh || again {
+        group::take(guard, key, &consumer.group, true, u64::MAX, entries)?;
+        reading.pending = entries.count > 0;
+    }
+    if entries.count == 0 && !again && wanted.new {
+        group::take(guard, key, &consumer.group, false, wanted.count, entries)?;
+    }
+    entries.more = group::has_entries_behind(guard, key, reading.standing.last.max(entries.last));
+    Ok(())
+}
+
+fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
+    let found = Found {
+        read: reading.entries.count,
+        more: reading.entries.more,
+        taken: !consumer.has_own_group,
+    };
+    let judged = consumer.with(key, reading.number, |flow, rules| {
+        let run = flow.looked(found, rules, wall_ms());
+        (run, if run { Next::Wait } else { flow.next(rules, wall_ms()) })
+    });
+    let Some((run, next)) = judged else {
+        return Look::Nothing(Next::Wait);
+    };
+    if reading.wanted.fresh && !reading.pending {
+        // Clients know an execution that reads what is pending, also if there is nothing.
+        consumer.core.stats.ran(&End::Success, 0);
+    }
+    if !run {
+        return Look::Nothing(next);
+    }
+    consumer.core.stats.triggered();
+    Look::Run(Box::new(Batch {
+        hold: reading.hold,
+        number: reading.number,
+        depth: reading.depth,
+        standing: reading.standing,
+        entries: reading.entries,
+    }))
+}
+
+/// A batch that has been settled.
+pub enum Settled {
+    /// What the flow wants next, and the group for it.
+    Done(Next, Hold, Standing),
+    /// Writes are paused: again in a moment.
+    Later(Box<Batch>, Verdict),
+}
+
+/// What becomes of the entries.
+enum Fate {
+    Acknowledge,
+    Bury(String),
+    Again,
+    Keep,
+}
+
+/// The batch is over, after so many ns: acknowledges it, or what else the policy says.
+pub fn settle(
+    guard: &ServerLock,
+    consumer: &Consumer,
+    key: &Key,
+    batch: Box<Batch>,
+    verdict: Verdict,
+    ns: u64,
+) -> Settled {
+    let fate = fate(consumer, key, &batch, &verdict);
+    let writes = matches!(fate, Fate::Acknowledge | Fate::Bury(_));
+    // A replica must not write; the new master runs the entries again.
+    let can_write = is_master() && !cluster::is_replica(guard);
+    if writes && can_write {
+        match write(guard, consumer, key, &batch, &fate) {
+            Err(Trouble::Paused) => return Settled::Later(batch, verdict),
+            Err(Trouble::Failed(text)) => log::warning(&format!(
+                "registration {} can not acknowledge entries of {}: {text}",
+                consumer.registration.id,
+                String::from_utf8_lossy(key)
+            )),
+            Ok(()) | Err(Trouble::Gone) => {}
+        }
+    }
+    count(consumer, &batch, &verdict, ns);
+    let (last, mut batch) = (batch.entries.last, *batch);
+    let ended = match fate {
+        Fate::Acknowledge | Fate::Bury(_) if can_write => Ended::Acknowledged,
+        Fate::Again => Ended::Failed(last),
+        _ => Ended::Dropped,
+    };
+    if matches!(ended, Ended::Acknowledged) {
+        batch.standing.last = last;
+        batch.standing.entries_read = passed(&batch);
+    }
+    let next = consumer.with(key, batch.number, |flow, rules| flow.ended(ended, rules, wall_ms()));
+    if let Verdict::Failure(text) | Verdict::FailureAfterWrites(text) = &verdict {
+        stop(consumer, text);
+    }
+    let next = if consumer.is_ok() {
+        next.unwrap_or(Next::Wait)
+    } else {
+        Next::Wait
+    };
+    Settled::Done(next, batch.hold, batch.standing)
+}
+
+fn passed(batch: &Batch) -> Option<u64> {
+    batch.standing.entries_read.map(|n| n + batch.entries.count)
+}
+
+fn fate(consumer: &Consumer, key: &Key, batch: &Batch, verdict: &Verdict) -> Fate {
+    match verdict {
+        Verdict::Success => Fate::Acknowledge,
+        Verdict::Aborted => Fate::Keep,
+        Verdict::FailureAfterWrites(text) => match &consumer.dead_letter(key) {
+            Some(_) => Fate::Bury(text.clone()),
+            None => Fate::Acknowledge,
+        },
+        Verdict::Failure(text) if text.starts_with("PAUSE") => Fate::Keep,
+        Verdict::Failure(text) => match consumer.policy {
+            FailurePolicy::Continue => Fate::Acknowledge,
+            FailurePolicy::Abort => Fate::Keep,
+            FailurePolicy::Retry => {
+                let last = consumer.with(key, batch.number, |flow, rules| flow.is_last_try(rules));
+                match last {
+                    Some(true) => Fate::Bury(text.clone()),
+                    _ => Fate::Again,
+                }
+            }
+        },
+    }
+}
+
+/// An error may stop the registration on this shard.
+fn stop(consumer: &Consumer, text: &str) {
+    if !consumer.is_ok() {
+        return;
+    }
+    if text.starts_with("PAUSE") {
+        consumer.set_status(Status::Paused);
+    } else if consumer.policy == FailurePolicy::Abort {
+        consumer.set_status(Status::Aborted);
+    }
+}
+
+fn count(consumer: &Consumer, batch: &Batch, verdict: &Verdict, ns: u64) {
+    let end = match verdict {
+        Verdict::Success => End::Success,
+        Verdict::Failure(text) | Verdict::FailureAfterWrites(text) => End::Failure(text),
+        Verdict::Aborted => End::Aborted,
+    };
+    let (now, first) = (wall_ms(), batch.entries.first.ms);
+    let lag = now.checked_sub(first).filter(|lag| *lag < OLDEST_LAG_MS);
+    consumer
+        .core
+        .stats
+        .ended_with_lag(&end, ns, lag.unwrap_or(ns / 1_000_000));
+}
+
+/// Writes what acknowledges the batch.
+fn write(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &Batch, fate: &Fate) -> Result<(), Trouble> {
+    let (entries, standing) = (&batch.entries, &batch.standing);
+    if let Fate::Bury(text) = fate
+        && let Some(dead_letter) = consumer.dead_letter(key)
+    {
+        let after = match consumer.has_own_group {
+            true => standing.last,
+            false => entries.first.previous().unwrap_or_default(),
+        };
+        let tries = consumer.with(key, batch.number, |flow, _| flow.tries()).unwrap_or(0) + 1;
+        let reason = group::Reason { text, tries };
+        group::bury(guard, key, (after, entries.last), &entries.ids, &dead_letter, &reason)?;
+    }
+    if consumer.has_own_group {
+        group::acknowledge(guard, key, &consumer.group, entries.last, passed(batch))?;
+    } else {
+        group::acknowledge_each(guard, key, &consumer.group, &entries.ids)?;
+    }
+    if !consumer.trim {
+        return Ok(());
+    }
+    let mut groups = all().groups_of(key);
+    if !groups.contains(&consumer.group) {
+        // The registration is gone, but this is its last batch.
+        groups.push(consumer.group.clone());
+    }
+    let passed = match &groups[..] {
+        [only] if consumer.has_own_group && **only == *consumer.group => Some(entries.last),
+        _ => {
+            let groups: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
+            group::passed_by_all(guard, key, &groups)?
+        }
+    };
+    passed.map_or(Ok(()), |last: StreamId| group::trim(guard, key, last))
+}

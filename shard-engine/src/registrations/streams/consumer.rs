@@ -1,0 +1,329 @@
+//! One active stream registration on this shard: its rules, its status, and the flows of the streams that it has met.
+//!
+//! All of it is touched under the server lock only; the mutex inside costs little and makes that no matter of trust. No
+//! command of the server is run while it is held, because commands raise events that come back here.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use oxigears_coordinator::{
+    message::ExecutionId,
+    registry::{EventSource, FailurePolicy, RegisterMode, Registration, StreamOptions},
+    topology::key_slot,
+};
+use parking_lot::Mutex;
+
+use super::{
+    super::{active::Core, limits},
+    flow::{Flow, Next, Rules},
+};
+use crate::module::module;
+
+/// Name of a stream.
+pub type Key = Arc<[u8]>;
+
+/// The group that all registrations of the original shared. Groups of a registration's own begin with it, too.
+const SHARED_GROUP: &str = "__gears_consumer_group__";
+
+/// Name of the group of one registration of a session.
+pub fn own_group(session: &str, which: &str) -> String {
+    format!("{SHARED_GROUP}:{session}:{which}")
+}
+
+fn is_own(group: &[u8]) -> bool {
+    group
+        .strip_prefix(SHARED_GROUP.as_bytes())
+        .is_some_and(|rest| rest.starts_with(b":"))
+}
+
+/// What RG.DUMPREGISTRATIONS shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It runs.
+    Ok,
+    /// A batch failed, and the policy is to stop.
+    Aborted,
+    /// By the user, or by an error that says so.
+    Paused,
+    /// The registration is gone.
+    Gone,
+}
+
+struct State {
+    status: Status,
+    flows: HashMap<Key, Known>,
+    /// Flows that were made; tells a flow from one of the same stream that was forgotten.
+    made: u64,
+}
+
+struct Known {
+    number: u64,
+    flow: Flow,
+    /// How deep the events are that told of what waits.
+    depth: u32,
+}
+
+/// See the module.
+pub struct Consumer {
+    /// The registration.
+    pub registration: Arc<Registration>,
+    /// Its functions and statistics.
+    pub core: Arc<Core>,
+    prefix: Bytes,
+    /// What it asks for.
+    pub rules: Rules,
+    /// What happens after a failure.
+    pub policy: FailurePolicy,
+    /// Entries that all have passed are removed.
+    pub trim: bool,
+    /// The consumer group.
+    pub group: Bytes,
+    /// Nobody else uses the group.
+    pub has_own_group: bool,
+    /// What a batch writes and its acknowledgement are one transaction.
+    pub atomic: bool,
+    dead_letter: Option<Bytes>,
+    state: Mutex<State>,
+    /// Finished executions that clients may still look at, oldest first.
+    kept: Mutex<VecDeque<ExecutionId>>,
+}
+
+impl Consumer {
+    /// For a registration that becomes active; `None` if it is none of streams.
+    pub fn new(registration: &Arc<Registration>, core: &Arc<Core>) -> Option<Consumer> {
+        let EventSource::Stream {
+            prefix,
+            batch,
+            duration_ms,
+            on_failed,
+            retry_interval_s,
+            trim,
+            more,
+        } = &registration.source
+        else {
+            return None;
+        };
+        let StreamOptions {
+            group,
+            exactly_once,
+            max_retries,
+            dead_letter,
+        } = more.clone();
+        let group = match group {
+            Some(group) if group.is_empty() => Bytes::from_static(SHARED_GROUP.as_bytes()),
+            Some(group) => group,
+            // Whoever made it did not choose: its id is unique.
+            None => format!("{SHARED_GROUP}:{}", registration.id).into(),
+        };
+        Some(Consumer {
+            registration: registration.clone(),
+            core: core.clone(),
+            prefix: prefix.clone(),
+            rules: Rules {
+                batch: (*batch).max(1),
+                duration_ms: *duration_ms,
+                retry_ms: retry_interval_s.saturating_mul(1000),
+                max_retries: dead_letter.as_ref().map(|_| max_retries),
+            },
+            policy: *on_failed,
+            trim: *trim,
+            has_own_group: is_own(&group),
+            group,
+            atomic: exactly_once,
+            dead_letter,
+            state: Mutex::new(State {
+                status: if registration.paused {
+                    Status::Paused
+                } else {
+                    Status::Ok
+                },
+                flows: HashMap::new(),
+                made: 0,
+            }),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// It runs with the server lock held.
+    pub fn is_locked(&self) -> bool {
+        self.registration.mode == RegisterMode::Sync || self.atomic
+    }
+
+    /// It runs in the event.
+    pub fn is_sync(&self) -> bool {
+        self.registration.mode == RegisterMode::Sync
+    }
+
+    /// The streams of this name are its.
+    pub fn wants(&self, key: &[u8]) -> bool {
+        match self.prefix.strip_suffix(b"*") {
+            Some(prefix) => key.starts_with(prefix),
+            None => key == &*self.prefix,
+        }
+    }
+
+    /// The one stream that it is about; `None` if there may be several.
+    pub fn exact_name(&self) -> Option<&[u8]> {
+        (!self.prefix.ends_with(b"*")).then_some(&*self.prefix)
+    }
+
+    /// Where entries of this stream go that failed too often. In a cluster that must be a key of the same shard, so the
+    /// name gets the stream's slot unless it has it.
+    pub fn dead_letter(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let name = self.dead_letter.as_ref()?;
+        if !module().is_cluster || key_slot(name) == key_slot(key) {
+            return Some(name.to_vec());
+        }
+        Some([name, b"{".as_slice(), hash_tag(key), b"}"].concat())
+    }
+
+    /// What RG.DUMPREGISTRATIONS shows.
+    pub fn status(&self) -> &'static str {
+        let state = self.state.lock();
+        match state.status {
+            Status::Ok if state.flows.values().any(|known| known.flow.waits_for_retry()) => {
+                "WAITING_FOR_RETRY_ON_FAILURE"
+            }
+            Status::Ok => "OK",
+            Status::Aborted => "ABORTED",
+            Status::Paused | Status::Gone => "PAUSED",
+        }
+    }
+
+    /// It runs.
+    pub fn is_ok(&self) -> bool {
+        self.state.lock().status == Status::Ok
+    }
+
+    /// It stops, or goes on. A batch that is under way runs to its end; the rest is forgotten, to be found again.
+    pub fn set_status(&self, status: Status) {
+        let mut state = self.state.lock();
+        state.status = status;
+        state.flows.clear();
+    }
+
+    /// An event tells of an entry, and of the stream's length now.
+    pub fn added(&self, key: &[u8], depth: u32, length: impl FnOnce() -> usize, now_ms: u64) -> Option<(Key, Next)> {
+        let mut state = self.state.lock();
+        if state.status != Status::Ok {
+            return None;
+        }
+        if !state.flows.contains_key(key) {
+            // The entry at hand is counted below.
+            state.insert(key.into(), Flow::new(length() > 1));
+        }
+        let (key, known) = state.flows.get_key_value_mut(key)?;
+        known.depth = known.depth.max(depth);
+        Some((key.clone(), known.flow.added(&self.rules, now_ms)))
+    }
+
+    /// There is a stream of this name; `None` also if that is known.
+    pub fn found(&self, key: &[u8], now_ms: u64) -> Option<(Key, Next)> {
+        let mut state = self.state.lock();
+        if state.status != Status::Ok || state.flows.contains_key(key) {
+            return None;
+        }
+        state.insert(key.into(), Flow::new(true));
+        let (key, known) = state.flows.get_key_value_mut(key)?;
+        Some((key.clone(), known.flow.next(&self.rules, now_ms)))
+    }
+
+    /// The stream is gone.
+    pub fn forget(&self, key: &[u8]) {
+        self.state.lock().flows.remove(key);
+    }
+
+    /// The number of the stream's flow and how deep its events are; `None` if it is not to be looked at any more.
+    pub fn number(&self, key: &[u8]) -> Option<(u64, u32)> {
+        let state = self.state.lock();
+        let known = state.flows.get(key)?;
+        (state.status == Status::Ok).then_some((known.number, known.depth))
+    }
+
+    /// Does something with the flow of this number; `None` if it is forgotten.
+    pub fn with<T>(&self, key: &[u8], number: u64, work: impl FnOnce(&mut Flow, &Rules) -> T) -> Option<T> {
+        let mut state = self.state.lock();
+        let known = state.flows.get_mut(key).filter(|known| known.number == number)?;
+        let value = work(&mut known.flow, &self.rules);
+        if known.flow.is_idle() {
+            known.depth = 0;
+        }
+        Some(value)
+    }
+
+    /// A finished execution stays listed until there are too many of this registration.
+    pub fn keep(&self, execution: ExecutionId) {
+        let most = module().config.max_executions_per_registration();
+        let mut kept = self.kept.lock();
+        // Asked under the lock, so that what ends while the registration goes is not missed.
+        if self.state.lock().status == Status::Gone {
+            return module().engine.forget(&execution);
+        }
+        let Ok(most @ 1..) = usize::try_from(most) else {
+            return;
+        };
+        kept.push_back(execution);
+        while kept.len() > most {
+            if let Some(oldest) = kept.pop_front() {
+                module().engine.forget(&oldest);
+            }
+        }
+    }
+
+    /// The registration is gone, and with it its finished executions.
+    pub fn forget_executions(&self) {
+        for execution in self.kept.lock().drain(..) {
+            module().engine.forget(&execution);
+        }
+    }
+}
+
+impl State {
+    fn insert(&mut self, key: Key, flow: Flow) {
+        if self.flows.len() >= limits::STREAMS_KNOWN {
+            // What is forgotten is found again with its next entry.
+            self.flows.retain(|_, known| !known.flow.is_idle());
+        }
+        self.made += 1;
+        let known = Known {
+            number: self.made,
+            flow,
+            depth: 0,
+        };
+        self.flows.insert(key, known);
+    }
+}
+
+/// The part of a key that decides its slot.
+fn hash_tag(key: &[u8]) -> &[u8] {
+    let tag = || {
+        let start = key.iter().position(|&b| b == b'{')? + 1;
+        let length = key[start..].iter().position(|&b| b == b'}')?;
+        (length > 0).then(|| &key[start..start + length])
+    };
+    tag().unwrap_or(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_ones_own_are_told_by_their_names() {
+        assert!(is_own(own_group("s", "0").as_bytes()));
+        assert!(!is_own(SHARED_GROUP.as_bytes()));
+        assert!(!is_own(b"other"));
+    }
+
+    #[test]
+    fn dead_letters_go_to_the_slot_of_their_stream() {
+        for (key, tag) in [("plain", "plain"), ("a{b}c", "b"), ("a{}c", "a{}c"), ("a{b", "a{b")] {
+            assert_eq!(hash_tag(key.as_bytes()), tag.as_bytes());
+            let name = [b"dead{".as_slice(), hash_tag(key.as_bytes()), b"}"].concat();
+            if !key.contains("{}") && !key.contains('{') || key.contains("{b}") {
+                assert_eq!(key_slot(&name), key_slot(key.as_bytes()));
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Batches that run with the server lock held: of registrations of mode `sync`, and those that are one transaction.
+
+use std::{sync::Arc, time::Instant};
+
+use oxigears_coordinator::{codec::RecordBatch, execution::Outcome};
+use oxigears_python_api::{AtOnce, Continuation, Invoked, Invoker};
+
+use super::{
+    super::{due, limits},
+    batch::{self, Batch, Hold, Look, Settled, Verdict},
+    consumer::{Consumer, Key},
+    flow::Next,
+    group::Standing,
+    running::{self, Place},
+    transaction,
+};
+use crate::{
+    identity,
+    module::module,
+    redis::{lock::ServerLock, log},
+    registrations::depth,
+};
+
+/// Runs what is due on a stream, right after the command that added to it.
+pub struct Shot {
+    consumer: Arc<Consumer>,
+    key: Key,
+}
+
+impl Shot {
+    /// For a flow that is taken.
+    pub fn new(consumer: &Arc<Consumer>, key: &Key) -> Shot {
+        Shot {
+            consumer: consumer.clone(),
+            key: key.clone(),
+        }
+    }
+}
+
+impl due::Shot for Shot {
+    fn fire(self: Box<Self>, guard: &ServerLock) {
+        let (start, mut kept) = (Instant::now(), None);
+        loop {
+            let (next, hold) = one(guard, &self.consumer, &self.key, kept);
+            let long = start.elapsed() >= limits::STREAM_HOLD;
+            if next != Next::Look || long {
+                drop(hold);
+                // A backlog is left to another thread, which lets the server breathe.
+                return running::act(guard, &self.consumer, &self.key, next, Place::Elsewhere);
+            }
+            kept = hold;
+        }
+    }
+
+    fn abort(self: Box<Self>, why: &str) {
+        let (consumer, key) = (&self.consumer, &self.key);
+        consumer.core.stats.ran(&super::super::stats::End::Aborted, 0);
+        log::warning(&format!("a batch of {} does not run: {why}", consumer.registration.id));
+        // Its entries are found again with the next one.
+        consumer.forget(key);
+    }
+}
+
+/// Looks at a stream whose flow is taken, and runs one batch; what is to be done next.
+pub fn one(
+    guard: &ServerLock,
+    consumer: &Arc<Consumer>,
+    key: &Key,
+    kept: Option<(Hold, Standing)>,
+) -> (Next, Option<(Hold, Standing)>) {
+    let mut look = batch::begin(guard, consumer, key, kept);
+    loop {
+        match look {
+            Look::More(reading) => look = batch::go_on(guard, consumer, key, reading, None),
+            Look::Nothing(next) => return (next, None),
+            Look::Run(batch) => return run(guard, consumer, key, batch),
+        }
+    }
+}
+
+fn run(
+    guard: &ServerLock,
+    consumer: &Arc<Consumer>,
+    key: &Key,
+    mut batch: Box<Batch>,
+) -> (Next, Option<(Hold, Standing)>) {
+    let start = Instant::now();
+    let records = RecordBatch {
+        bytes: std::mem::take(&mut batch.entries.bytes).into(),
+        records: u32::try_from(batch.entries.count).unwrap_or(u32::MAX),
+    };
+    let number = module().engine.next_number();
+    let verdict = match run_steps(guard, consumer, records, number, batch.depth.max(1)) {
+        Ran::Over(verdict) => verdict,
+        Ran::Continues(rest) => {
+            running::go_on_later(consumer, key, batch, number, rest);
+            return (Next::Wait, None);
+        }
+    };
+    let ns = start.elapsed().as_nanos() as u64;
+    match batch::settle(guard, consumer, key, batch, verdict, ns) {
+        Settled::Done(next, hold, standing) => (next, Some((hold, standing))),
+        // Writes can not be paused while the lock is held; then the batch runs again.
+        Settled::Later(..) => {
+            consumer.forget(key);
+            (Next::Wait, None)
+        }
+    }
+}
+
+/// How steps have run.
+enum Ran {
+    Over(Verdict),
+    /// A record is postponed; the rest goes on without the lock.
+    Continues(Box<Continuation>),
+}
+
+fn run_steps(guard: &ServerLock, consumer: &Consumer, records: RecordBatch, number: u64, depth: u32) -> Ran {
+    let user = consumer.core.loaded.user.clone();
+    let _identity = identity::enter(user.clone());
+    let _depth = depth::enter(depth);
+    let invoker = match invoker(consumer) {
+        Ok(invoker) => invoker,
+        Err(why) => return Ran::Over(Verdict::Failure(why)),
+    };
+    let start = Instant::now();
+    let keep = |outcome: Outcome| {
+        let error = outcome.errors.first().cloned();
+        let ns = start.elapsed().as_nanos() as u64;
+        // Clients may look at it later.
+        let most = module().config.max_executions_per_registration();
+        consumer
+            .core
+            .swift
+            .keep(&module().engine, number, outcome, ns, false, most);
+        error
+    };
+    if consumer.atomic {
+        return Ran::Over(transaction::run(guard, user.as_deref(), || {
+            match invoker.call_batch(records, Some(Arc::new(AtOnce))) {
+                Invoked::Done(outcome) => keep(outcome),
+                Invoked::Continues(_) => Some(transaction::refusal("what is postponed")),
+            }
+        }));
+    }
+    match invoker.call_batch(records, None) {
+        Invoked::Done(outcome) => Ran::Over(keep(outcome).map_or(Verdict::Success, Verdict::Failure)),
+        Invoked::Continues(rest) => Ran::Continues(rest),
+    }
+}
+
+fn invoker(consumer: &Consumer) -> Result<&Invoker, String> {
+    let code = consumer.core.loaded.code.as_ref().map(|code| code.invoker.as_ref());
+    match code {
+        Ok(Some(invoker)) => Ok(invoker),
+        Ok(None) => Err("ERR internal error: the registration is not compiled".into()),
+        Err(why) => Err(format!(
+            "ERR the functions of the registration can not be loaded on this shard: {why}"
+        )),
+    }
+}

@@ -1,0 +1,241 @@
+//! Stream registrations: entries of streams go through the steps in batches, in order, at least once.
+//!
+//! * `flow`: one stream of one registration, without I/O; `consumer`: one registration with its flows
+//! * `group`: the consumer group on the server; `batch`: what is read for a batch and done at its end
+//! * `running`: executions of batches; `locked`: batches under the server lock; `transaction`: those that are one
+//! * `scan`: finding streams
+//!
+//! Where a registration stands on a stream is kept by the server only, in a consumer group: so it survives restarts and
+//! fail-overs. Only masters consume. An entry is removed when the groups of all registrations on its stream have passed it.
+
+mod batch;
+mod consumer;
+mod flow;
+mod group;
+mod locked;
+mod running;
+mod scan;
+pub mod transaction;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+pub use self::consumer::own_group;
+use self::{
+    batch::wall_ms,
+    consumer::{Consumer, Status},
+    running::{Place, Threads},
+};
+use super::{active::Active, depth, is_master, keys, limits, registrations, table::Changes};
+use crate::redis::{
+    key::{Key, Kind},
+    lock::ServerLock,
+    log,
+};
+
+/// All stream registrations that are active here.
+pub struct Streams {
+    /// In the order in which they were made.
+    consumers: RwLock<Arc<Vec<Arc<Consumer>>>>,
+    /// How many; to be looked at without the lock.
+    count: AtomicUsize,
+    /// A dataset is being loaded.
+    loading: AtomicBool,
+    threads: Threads,
+    waiting: scan::Waiting,
+}
+
+/// All of it.
+fn all() -> &'static Streams {
+    &registrations().streams
+}
+
+impl Streams {
+    /// None so far; at load.
+    pub fn start() -> std::io::Result<Streams> {
+        keys::set_stream_listener(on_event);
+        Ok(Streams {
+            consumers: RwLock::default(),
+            count: AtomicUsize::new(0),
+            loading: AtomicBool::new(false),
+            threads: Threads::start()?,
+            waiting: scan::Waiting::default(),
+        })
+    }
+
+    fn list(&self) -> Arc<Vec<Arc<Consumer>>> {
+        self.consumers.read().clone()
+    }
+
+    fn change(&self, work: impl FnOnce(&mut Vec<Arc<Consumer>>)) {
+        let mut consumers = self.consumers.write();
+        let mut list = consumers.to_vec();
+        work(&mut list);
+        self.count.store(list.len(), Ordering::Release);
+        *consumers = Arc::new(list);
+    }
+
+    /// The groups of all registrations that the stream belongs to.
+    fn groups_of(&self, key: &[u8]) -> Vec<Bytes> {
+        let mut groups: Vec<Bytes> = Vec::new();
+        for consumer in self.list().iter().filter(|consumer| consumer.wants(key)) {
+            if !groups.contains(&consumer.group) {
+                groups.push(consumer.group.clone());
+            }
+        }
+        groups
+    }
+}
+
+/// Registrations came and went, in this hold of the lock.
+pub fn changed(guard: &ServerLock, changes: &Changes) {
+    let streams = all();
+    for (gone, _) in &changes.removed {
+        streams.change(|list| {
+            list.retain(|consumer| {
+                let stays = consumer.registration.id != gone.registration.id;
+                if !stays {
+                    consumer.set_status(Status::Gone);
+                    consumer.forget_executions();
+                }
+                stays
+            });
+        });
+    }
+    for active in &changes.changed {
+        paused_or_not(guard, active);
+    }
+    let new = changes.added.iter();
+    let new: Vec<Arc<Consumer>> = new
+        .filter_map(|active| Consumer::new(&active.registration, &active.core))
+        .map(Arc::new)
+        .collect();
+    if new.is_empty() {
+        return;
+    }
+    streams.change(|list| list.extend(new.iter().cloned()));
+    for consumer in &new {
+        begin(guard, consumer);
+    }
+}
+
+/// Finds and reads the streams of a registration that runs.
+fn begin(guard: &ServerLock, consumer: &Arc<Consumer>) {
+    if is_master() && !is_loading() && consumer.is_ok() {
+        scan::start(guard, consumer);
+    }
+}
+
+fn is_loading() -> bool {
+    all().loading.load(Ordering::Acquire)
+}
+
+/// The user has paused or unpaused it. What runs already goes on.
+fn paused_or_not(guard: &ServerLock, active: &Active) {
+    let list = all().list();
+    let Some(consumer) = list.iter().find(|c| c.registration.id == active.registration.id) else {
+        return;
+    };
+    if active.registration.paused {
+        consumer.set_status(Status::Paused);
+        crate::module::module().engine.abort_unstarted(&active.registration.id);
+    } else if !consumer.is_ok() {
+        consumer.set_status(Status::Ok);
+        begin(guard, consumer);
+    }
+}
+
+/// The server became a master or a replica.
+pub fn role_changed(guard: &ServerLock, master: bool) {
+    let list = all().list();
+    if list.is_empty() {
+        return;
+    }
+    if master {
+        log::notice("Become master, trigger a scan on each stream registration.");
+    }
+    for consumer in list.iter().filter(|consumer| consumer.is_ok()) {
+        // What was known belongs to the time before.
+        consumer.set_status(Status::Ok);
+        begin(guard, consumer);
+    }
+}
+
+/// A dataset is about to be loaded.
+pub fn load_started() {
+    all().loading.store(true, Ordering::Release);
+    for consumer in all().list().iter().filter(|consumer| consumer.is_ok()) {
+        consumer.set_status(Status::Ok);
+    }
+}
+
+/// It is there. What is registered may be the same as before.
+pub fn load_ended(guard: &ServerLock) {
+    all().loading.store(false, Ordering::Release);
+    for consumer in all().list().iter() {
+        begin(guard, consumer);
+    }
+}
+
+/// The status that clients see; `None` if the registration is not active here.
+pub fn status(id: &str) -> Option<&'static str> {
+    let list = all().list();
+    let consumer = list.iter().find(|consumer| *consumer.registration.id == *id)?;
+    Some(consumer.status())
+}
+
+/// Some event of some key. Called inside notifications: must be quick, and runs nothing.
+#[inline]
+pub fn on_event(guard: &ServerLock, event: &[u8], key: &[u8], db: i32) {
+    if db == 0 && all().count.load(Ordering::Acquire) > 0 {
+        happened(guard, event, key);
+    }
+}
+
+fn happened(guard: &ServerLock, event: &[u8], key: &[u8]) {
+    match event {
+        b"xadd" => added(guard, key),
+        b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" | b"set" => {
+            for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+                consumer.forget(key);
+            }
+        }
+        b"restore" | b"rename_to" | b"copy_to" | b"move_to" => arrived(guard, key),
+        _ => {}
+    }
+}
+
+fn added(guard: &ServerLock, key: &[u8]) {
+    if is_loading() || !is_master() {
+        return;
+    }
+    let (now_ms, depth) = (wall_ms(), depth::of_event());
+    let length = || Key::open(guard, key).map_or(0, |key| key.len());
+    // The later ones first: in a group that they share, the last one that was registered takes everything, as ever.
+    for consumer in all().list().iter().rev().filter(|consumer| consumer.wants(key)) {
+        if let Some((key, next)) = consumer.added(key, depth, length, now_ms) {
+            running::act(guard, consumer, &key, next, Place::Event);
+        }
+    }
+}
+
+/// A key came with all that it holds.
+fn arrived(guard: &ServerLock, key: &[u8]) {
+    if is_loading() || !is_master() {
+        return;
+    }
+    if Key::open(guard, key).is_none_or(|key| key.kind() != Kind::Stream) {
+        return;
+    }
+    for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+        consumer.forget(key);
+        if let Some((key, next)) = consumer.found(key, wall_ms()) {
+            running::act(guard, consumer, &key, next, Place::Elsewhere);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Running batches: as executions of the engine, one after another for each stream; or under the server lock, for
+//! registrations of mode `sync` and for batches that are one transaction.
+//!
+//! A thread of its own reads and acknowledges, so that no thread of the engine waits for the server lock; another one runs
+//! what needs lock and interpreter. Inside an event nothing is run: `due` fires what is due there.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    engine::{Execution, Fired, Order, Pool},
+    execution::Phase,
+    stage::Input,
+};
+use oxigears_python_api as python;
+
+use super::{
+    super::{continuing, due, limits, occasion::Occasion, registrations},
+    all,
+    batch::{self, Batch, Hold, Look, Settled, Verdict, wall_ms},
+    consumer::{Consumer, Key},
+    flow::Next,
+    group::Standing,
+    locked,
+};
+use crate::{
+    module::module,
+    readers::slices::Slices,
+    redis::{
+        lock::{self, ServerLock},
+        log, timer,
+    },
+};
+
+/// The threads.
+pub struct Threads {
+    /// Reads and acknowledges.
+    look: Pool,
+    /// Runs what needs lock and interpreter.
+    locked: Pool,
+    /// Looks for streams.
+    pub scan: Pool,
+}
+
+impl Threads {
+    /// Starts them.
+    pub fn start() -> std::io::Result<Threads> {
+        let on_panic = |text: String| log::warning(&format!("a thread for streams met an internal error: {text}"));
+        Ok(Threads {
+            look: Pool::start("oxi-stream", 1, on_panic)?,
+            locked: Pool::start("oxi-stream-py", 1, on_panic)?,
+            scan: Pool::start("oxi-scan", 1, on_panic)?,
+        })
+    }
+}
+
+/// Where something is to be done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Inside a notification of the server.
+    Event,
+    /// Anywhere else.
+    Elsewhere,
+}
+
+/// Does what a flow wants next.
+pub fn act(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, next: Next, place: Place) {
+    match next {
+        Next::Wait => {}
+        Next::Ring(number, ms) => {
+            let (consumer, key) = (Arc::downgrade(consumer), key.clone());
+            let delay = Duration::from_millis(ms).min(limits::STREAM_TIMER);
+            timer::once(guard, delay, move |guard| {
+                if let Some(consumer) = consumer.upgrade() {
+                    rang(guard, &consumer, &key, number);
+                }
+            });
+        }
+        Next::Look if consumer.is_sync() && place == Place::Event => {
+            due::push(guard, Box::new(locked::Shot::new(consumer, key)));
+        }
+        Next::Look => look(consumer, key),
+    }
+}
+
+fn rang(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, timer: u64) {
+    if let Some((number, _)) = consumer.number(key)
+        && let Some(next) = consumer.with(key, number, |flow, rules| flow.rang(timer, rules, wall_ms()))
+    {
+        act(guard, consumer, key, next, Place::Elsewhere);
+    }
+}
+
+/// Somebody will look at the stream, whose flow is taken.
+pub fn look(consumer: &Arc<Consumer>, key: &Key) {
+    let (consumer, key) = (consumer.clone(), key.clone());
+    let threads = &all().threads;
+    if consumer.is_locked() {
+        threads.locked.submit(move || run_locked(&consumer, &key));
+    } else {
+        threads.look.submit(move || go_on(&consumer, &key, None));
+    }
+}
+
+/// Runs batches under the lock until nothing is to be done now, with pauses for the server.
+fn run_locked(consumer: &Arc<Consumer>, key: &Key) {
+    let mut kept: Option<(Hold, Standing)> = None;
+    loop {
+        let more = python::with_server_locked(|| {
+            let (guard, start) = (lock::lock(), Instant::now());
+            loop {
+                match locked::one(&guard, consumer, key, kept.take()) {
+                    (Next::Look, hold) => kept = hold,
+                    (next, hold) => {
+                        drop(hold);
+                        act(&guard, consumer, key, next, Place::Elsewhere);
+                        return false;
+                    }
+                }
+                if start.elapsed() >= limits::STREAM_HOLD {
+                    return true;
+                }
+            }
+        });
+        if !more {
+            return;
+        }
+        thread::sleep(limits::STREAM_PAUSE);
+    }
+}
+
+/// A batch that has run, to be settled.
+struct Over {
+    batch: Box<Batch>,
+    verdict: Verdict,
+    ns: u64,
+}
+
+enum Step {
+    Nothing,
+    More(Box<batch::Reading>),
+    Run(Box<Batch>),
+    Later(Over),
+}
+
+/// Settles the batch that is over, if there is one, and starts the next one, if it is time for that.
+fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
+    let mut slices = Slices::default();
+    let mut step = slices.run(|guard, deadline| {
+        let kept = match over {
+            None => None,
+            Some(Over { batch, verdict, ns }) => match batch::settle(guard, consumer, key, batch, verdict, ns) {
+                Settled::Done(Next::Look, hold, standing) if !consumer.is_locked() => Some((hold, standing)),
+                Settled::Done(next, hold, _) => {
+                    drop(hold);
+                    act(guard, consumer, key, next, Place::Elsewhere);
+                    return Step::Nothing;
+                }
+                Settled::Later(batch, verdict) => return Step::Later(Over { batch, verdict, ns }),
+            },
+        };
+        match batch::begin(guard, consumer, key, kept) {
+            Look::More(reading) => {
+                let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
+                after_look(guard, consumer, key, look)
+            }
+            look => after_look(guard, consumer, key, look),
+        }
+    });
+    loop {
+        step = match step {
+            Step::Nothing => return,
+            Step::Run(batch) => return start(consumer, key, batch),
+            Step::Later(over) => {
+                thread::sleep(limits::STREAM_RETRY);
+                return go_on(consumer, key, Some(over));
+            }
+            Step::More(reading) => slices.run(|guard, deadline| {
+                let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
+                after_look(guard, consumer, key, look)
+            }),
+        };
+    }
+}
+
+fn after_look(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, look: Look) -> Step {
+    match look {
+        Look::More(reading) => Step::More(reading),
+        Look::Run(batch) => Step::Run(batch),
+        Look::Nothing(next) => {
+            act(guard, consumer, key, next, Place::Elsewhere);
+            Step::Nothing
+        }
+    }
+}
+
+/// Starts an execution for the batch. Without the lock.
+fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
+    let code = match &consumer.core.loaded.code {
+        Ok(code) => code.clone(),
+        Err(why) => {
+            let text = format!("ERR the functions of the registration can not be loaded on this shard: {why}");
+            let verdict = Verdict::Failure(text);
+            return go_on(consumer, key, Some(Over { batch, verdict, ns: 0 }));
+        }
+    };
+    let records = RecordBatch {
+        bytes: std::mem::take(&mut batch.entries.bytes).into(),
+        records: u32::try_from(batch.entries.count).unwrap_or(u32::MAX),
+    };
+    let order = Order {
+        plan: consumer.core.loaded.plan.clone(),
+        local: code.local.clone(),
+        nested: false,
+        held: false,
+        fired: Some(Fired {
+            registration: consumer.registration.id.clone(),
+            index: registrations().activation.index(),
+            input: RecordBatch::default(),
+            here: Occasion::with_input(Input::Batch(records), None)
+                .at_depth(batch.depth.max(1))
+                .carried(),
+            idle_limit_ms: consumer.core.idle_limit_ms,
+        }),
+    };
+    // Shared, because it comes back if the execution can not be created.
+    let shared = Arc::new(parking_lot::Mutex::new(Some(batch)));
+    let (waiting, for_waiter, its_key) = (shared.clone(), consumer.clone(), key.clone());
+    let waiter = Box::new(move |execution: &Arc<Execution>| {
+        if let Some(batch) = waiting.lock().take() {
+            executed(for_waiter, its_key, batch, execution);
+        }
+    });
+    if let Err(e) = module().engine.create(order, Some(waiter)) {
+        log::warning(&format!(
+            "registration {} could not start an execution, it tries again: {e}",
+            consumer.registration.id
+        ));
+        let batch = shared.lock().take();
+        if let Some(batch) = batch {
+            refused(consumer, key, batch);
+        }
+    }
+}
+
+/// A batch of mode `sync` has postponed a record: the rest goes on as an execution. The stream waits for its end.
+pub fn go_on_later(
+    consumer: &Arc<Consumer>,
+    key: &Key,
+    batch: Box<Batch>,
+    number: u64,
+    rest: Box<python::Continuation>,
+) {
+    let active = registrations()
+        .activation
+        .table()
+        .read()
+        .get_late(&consumer.registration.id)
+        .cloned();
+    let (consumer, key, depth) = (consumer.clone(), key.clone(), batch.depth.max(1));
+    let settle = move |verdict: Verdict, ns: u64| {
+        let over = Over { batch, verdict, ns };
+        all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
+    };
+    let Some(active) = active else {
+        return settle(Verdict::Aborted, 0);
+    };
+    continuing::go_on(&active, rest, Some(number), depth, move |over| {
+        let verdict = match over.outcome.errors.first() {
+            _ if over.aborted => Verdict::Aborted,
+            Some(text) => Verdict::Failure(text.clone()),
+            None => Verdict::Success,
+        };
+        settle(verdict, over.total_ns);
+    });
+}
+
+/// The execution could not be created: it counts as aborted, and is tried again.
+fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
+    thread::sleep(limits::STREAM_RETRY);
+    let guard = lock::lock();
+    drop(batch::settle(&guard, consumer, key, batch, Verdict::Aborted, 0));
+    if let Some((number, _)) = consumer.number(key)
+        && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, wall_ms()))
+    {
+        act(&guard, consumer, key, next, Place::Elsewhere);
+    }
+}
+
+/// The execution is over. On any thread: must not wait.
+fn executed(consumer: Arc<Consumer>, key: Key, batch: Box<Batch>, execution: &Arc<Execution>) {
+    let error = execution.with_outcome(|outcome| outcome.errors.first().cloned());
+    let verdict = match error {
+        _ if execution.phase() == Phase::Aborted => Verdict::Aborted,
+        Some(text) => Verdict::Failure(text),
+        None => Verdict::Success,
+    };
+    let ns = execution.total_ns.load(Ordering::Relaxed);
+    consumer.keep(execution.id.clone());
+    let over = Over { batch, verdict, ns };
+    all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
+}

@@ -1,0 +1,252 @@
+//! A batch whose writes are one transaction with its acknowledgement.
+//!
+//! While its steps run, on one thread and with the server lock held, `execute()` of a command that writes only queues it;
+//! commands that read run at once and see what was there before the batch. When all steps have succeeded the queued
+//! commands run, in order, and the acknowledgement after them, in the same hold of the lock: replicas and the AOF get one
+//! MULTI/EXEC with all of it. When a step fails nothing of the batch has happened.
+//!
+//! Each command is judged when it is queued: name, number of arguments, slots, rights, memory. What can not be part of
+//! the transaction is refused there. A command may still fail when it runs, because of what its keys hold: as with
+//! MULTI/EXEC the others count, so the batch must not run again.
+
+use std::cell::RefCell;
+
+use hashbrown::HashMap;
+use oxigears_coordinator::topology::key_slot;
+use parking_lot::Mutex;
+
+use super::{super::limits, batch::Verdict};
+use crate::{
+    module::module,
+    redis::{
+        call::{self, CallError, Flags, Reply, call},
+        context::server_flags,
+        lock::{self, ServerLock},
+    },
+};
+
+struct Transaction {
+    user: Option<String>,
+    writes: Vec<Vec<Vec<u8>>>,
+    bytes: usize,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Transaction>> = const { RefCell::new(None) };
+}
+
+/// The code on this thread runs in a transaction.
+pub fn is_active() -> bool {
+    CURRENT.with_borrow(Option::is_some)
+}
+
+/// Why something can not be done there.
+pub fn refusal(what: &str) -> String {
+    format!("ERR {what} can not be part of an atomic batch, nothing of it was done")
+}
+
+/// Ends the transaction, also when a panic passes.
+struct Ending;
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+    }
+}
+
+/// Runs `steps`, which give their first error, and then what they wrote.
+pub fn run(guard: &ServerLock, user: Option<&str>, steps: impl FnOnce() -> Option<String>) -> Verdict {
+    if is_active() {
+        return Verdict::Failure(refusal("another batch"));
+    }
+    CURRENT.set(Some(Transaction {
+        user: user.map(str::to_owned),
+        writes: Vec::new(),
+        bytes: 0,
+    }));
+    let ending = Ending;
+    let error = steps();
+    let writes = CURRENT.take().map(|transaction| transaction.writes).unwrap_or_default();
+    drop(ending);
+    if let Some(text) = error {
+        return Verdict::Failure(text);
+    }
+    let flags = Flags {
+        replicate: true,
+        user,
+        ..Flags::default()
+    };
+    let mut first = None;
+    for args in writes {
+        if let Err(e) = call(guard, &args, flags) {
+            let name = String::from_utf8_lossy(&args[0]).into_owned();
+            first.get_or_insert_with(|| format!("{e} (command {name} of an atomic batch; the others took effect)"));
+        }
+    }
+    first.map_or(Verdict::Success, Verdict::FailureAfterWrites)
+}
+
+/// Queues or runs a command of a transaction; `None` if there is none on this thread.
+pub fn execute(args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
+    if !is_active() {
+        return None;
+    }
+    let guard = lock::lock();
+    match judge(&guard, args) {
+        Ok(Kind::Queued) => Some(queue(&guard, args)),
+        Ok(Kind::AtOnce) => None,
+        Err(text) => Some(Err(text)),
+    }
+}
+
+fn queue(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Reply, String> {
+    let user = CURRENT.with_borrow(|current| current.as_ref().and_then(|t| t.user.clone()));
+    if let Some(user) = user {
+        may_run(guard, &user, args)?;
+    }
+    CURRENT.with_borrow_mut(|current| {
+        let Some(transaction) = current else {
+            return Err(refusal("a late command"));
+        };
+        transaction.bytes += args.iter().map(Vec::len).sum::<usize>();
+        if transaction.writes.len() >= limits::TRANSACTION_COMMANDS || transaction.bytes > limits::TRANSACTION_BYTES {
+            return Err(format!(
+                "ERR an atomic batch can have {} commands of {} bytes, not more",
+                limits::TRANSACTION_COMMANDS,
+                limits::TRANSACTION_BYTES
+            ));
+        }
+        transaction.writes.push(args.to_vec());
+        Ok(Reply::Simple(b"QUEUED".to_vec()))
+    })
+}
+
+fn may_run(guard: &ServerLock, user: &str, args: &[Vec<u8>]) -> Result<(), String> {
+    let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+    dry_run.extend(args.iter().map(Vec::as_slice));
+    let refused = |reason: &str| CallError::NotAllowed {
+        user: user.to_owned(),
+        command: String::from_utf8_lossy(&args[0]).into_owned(),
+        reason: reason.to_owned(),
+    };
+    match call(guard, &dry_run, Flags::default()) {
+        Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
+        Ok(reply) => Err(refused(reply.text().unwrap_or("no permission")).to_string()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Queued,
+    AtOnce,
+}
+
+/// What the server says of a command.
+#[derive(Clone)]
+struct Described {
+    arity: i64,
+    flags: Vec<String>,
+}
+
+impl Described {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|known| known == flag)
+    }
+}
+
+/// Commands that were looked up; they do not change while the server runs, but for those of modules.
+static DESCRIBED: Mutex<Option<HashMap<String, Described>>> = Mutex::new(None);
+const DESCRIBED_MOST: usize = 4096;
+
+/// They write, but not to keys of this shard only, or they replace everything.
+const REFUSED: [&str; 6] = ["flushall", "flushdb", "swapdb", "migrate", "move", "restore-asking"];
+/// No writes for the server, but what they do is seen by others at once.
+const ALSO_QUEUED: [&str; 2] = ["publish", "spublish"];
+
+fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
+    let shown = String::from_utf8_lossy(&args[0]).into_owned();
+    let name = shown.to_ascii_lowercase();
+    let described = describe(guard, &name, args).ok_or_else(|| CallError::UnknownCommand(shown.clone()).to_string())?;
+    let count = args.len() as i64;
+    if (described.arity >= 0 && count != described.arity) || count < -described.arity {
+        return Err(CallError::WrongArity(shown).to_string());
+    }
+    let writes = described.has("write") || ALSO_QUEUED.contains(&&*name);
+    if described.has("blocking") || REFUSED.contains(&&*name) {
+        return Err(refusal(&format!("the command '{shown}'")));
+    }
+    if !writes {
+        let harmless = described.has("readonly") || !(described.has("noscript") || described.has("admin"));
+        return match harmless && !matches!(&*name, "eval" | "evalsha" | "fcall") {
+            true => Ok(Kind::AtOnce),
+            false => Err(refusal(&format!("the command '{shown}'"))),
+        };
+    }
+    if described.has("noscript") {
+        return Err(refusal(&format!("the command '{shown}'")));
+    }
+    let server = server_flags(guard);
+    if described.has("denyoom") && server.out_of_memory && !server.evicts {
+        return Err("OOM command not allowed when used memory > 'maxmemory'.".into());
+    }
+    if server.cluster {
+        is_here(guard, &shown, args)?;
+    }
+    Ok(Kind::Queued)
+}
+
+/// All keys are in one slot of this shard.
+fn is_here(guard: &ServerLock, shown: &str, args: &[Vec<u8>]) -> Result<(), String> {
+    let keys = call::keys_of(guard, args);
+    let mut slots = keys.iter().map(|&at| key_slot(&args[at]));
+    let Some(first) = slots.next() else { return Ok(()) };
+    if slots.any(|slot| slot != first) {
+        return Err(CallError::CrossSlot(shown.to_owned()).to_string());
+    }
+    let topology = module().engine.topology();
+    let mine = topology.my_number().map(|me| &topology.shards[me].ranges);
+    match mine.is_some_and(|ranges| ranges.iter().any(|&(from, to)| (from..=to).contains(&first))) {
+        true => Ok(()),
+        false => Err(CallError::OtherShard(shown.to_owned()).to_string()),
+    }
+}
+
+fn describe(guard: &ServerLock, name: &str, args: &[Vec<u8>]) -> Option<Described> {
+    let whole = look_up(guard, name)?;
+    let sub = args.get(1).map(|sub| String::from_utf8_lossy(sub).to_ascii_lowercase());
+    // Containers tell nothing of their subcommands.
+    let container = !whole.has("write") && !whole.has("readonly");
+    match sub.filter(|_| container) {
+        Some(sub) => look_up(guard, &format!("{name}|{sub}")).or(Some(whole)),
+        None => Some(whole),
+    }
+}
+
+fn look_up(guard: &ServerLock, name: &str) -> Option<Described> {
+    if let Some(known) = DESCRIBED.lock().as_ref().and_then(|all| all.get(name)) {
+        return Some(known.clone());
+    }
+    let reply = call(
+        guard,
+        &[b"COMMAND".as_slice(), b"INFO", name.as_bytes()],
+        Flags::default(),
+    )
+    .ok()?;
+    let fields = reply.array()?.first()?.array()?;
+    let described = Described {
+        arity: fields.get(1)?.int()?,
+        flags: fields
+            .get(2)?
+            .array()?
+            .iter()
+            .filter_map(|flag| flag.text().map(str::to_owned))
+            .collect(),
+    };
+    let mut all = DESCRIBED.lock();
+    let all = all.get_or_insert_default();
+    if all.len() < DESCRIBED_MOST {
+        all.insert(name.to_owned(), described.clone());
+    }
+    Some(described)
+}
