@@ -25,7 +25,16 @@ from redisgears import PyExecutionSession
 __version__: str
 
 _B = TypeVar("_B", bound="GearsBuilder")
-_Reader = Literal["KeysReader", "KeysOnlyReader", "StreamReader", "PythonReader", "ShardsIDReader", "CommandReader"]
+_Reader = Literal[
+    "KeysReader",
+    "KeysOnlyReader",
+    "StreamReader",
+    "PythonReader",
+    "ShardsIDReader",
+    "CommandReader",
+    "TimerReader",
+]
+_KeyType = Literal["empty", "string", "list", "hash", "set", "zset", "module", "stream"]
 _Mode = Literal["async", "async_local"]
 _RegisterMode = Literal["async", "async_local", "sync"]
 _Level = Literal["debug", "verbose", "notice", "warning"]
@@ -106,6 +115,79 @@ class GearsBuilder:
         fromId: str = "0-0",
     ) -> GearsFuture:
         """Starts an execution. Which keywords count depends on the reader."""
+    @overload
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        mode: _RegisterMode = "async",
+        eventTypes: Iterable[str] | None = None,
+        keyTypes: Iterable[_KeyType] | None = None,
+        readValue: bool = True,
+        readAllTypes: bool = False,
+        commands: Iterable[str] | None = None,
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """KeysReader: runs the pipeline for each event of a key; gives the registration's id.
+
+        The record is `{'event', 'key', 'type', 'value'}`.
+
+        prefix: an exact key name, or with `*` at its end the beginning of names.
+        mode: `'sync'`: right after the command, atomically with it; `'async_local'`: on a thread of the shard where it
+            happened; `'async'`: as an execution of all shards, the record on that one.
+        eventTypes: names of events (`'set'`, `'hset'`, `'expired'`, `'evicted'`, `'keymiss'`, ...); default all.
+        keyTypes: types that the key has at the time of the event; default all.
+        readValue: False: the record has only `event` and `key`.
+        readAllTypes: values of sets, sorted sets and streams too.
+        commands: only events that these commands of clients cause; their client waits for the executions, which may use
+            `get_command()` and `override_reply(x)`.
+        onRegistered, onUnregistered: called on each node when the registration becomes active there (after restarts
+            too), and when it is gone.
+        """
+    @overload
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        mode: _RegisterMode = "async",
+        batch: int = 1,
+        duration: int = 0,
+        onFailedPolicy: str = "continue",
+        onFailedRetryInterval: int = 1,
+        trimStream: bool = True,
+        group: str | None = None,
+        sharedGroup: bool = False,
+        atomicBatch: bool = False,
+        maxRetries: int = 3,
+        deadLetter: str | None = None,
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """StreamReader: runs the pipeline for the entries of streams, in order; gives the registration's id.
+
+        The records are `{'key', 'id', 'value'}`.
+
+        prefix: the exact name of a stream, or with `*` at its end the beginning of names.
+        batch: number of entries that start an execution.
+        duration: milliseconds after which fewer entries start one; 0: never.
+        onFailedPolicy: what a batch with an error does: `'continue'` counts it as done, `'abort'` stops until the
+            registration is unpaused, `'retry'` tries it again.
+        onFailedRetryInterval: seconds before that.
+        trimStream: entries that all registrations have processed are removed.
+        group: name of the consumer group; default: one of the registration's own.
+        sharedGroup: the group that all registrations of RedisGears share: each entry goes to one of them.
+        atomicBatch: what the steps write by `execute()` and the acknowledgement of the batch are one transaction (modes
+            `'sync'` and `'async_local'`).
+        maxRetries: tries of a batch after the first before its entries go to `deadLetter` (with it only).
+        deadLetter: name of a stream, in the same slot, for entries that failed too often (policy `'retry'` only).
+        onRegistered, onUnregistered: as for KeysReader.
+        """
+    @overload
     def register(
         self,
         prefix: str = "*",
@@ -118,10 +200,80 @@ class GearsBuilder:
         onRegistered: Callable[[], object] | None = None,
         onUnregistered: Callable[[], object] | None = None,
     ) -> str:
-        """Registers the pipeline of a CommandReader for `RG.TRIGGER <trigger> ...`; gives the registration's id.
+        """CommandReader: runs the pipeline for `RG.TRIGGER <trigger> ...`; gives the registration's id.
 
-        `onRegistered` is called on each shard when the registration becomes active there, also after a restart,
-        `onUnregistered` when it is gone.
+        The record is the list `[trigger, argument, ...]`.
+
+        mode: `'sync'`: at once, atomically; `'async_local'`: on a thread of the shard; `'async'`: on all shards, each
+            of which gets the record.
+        inorder: executions run one after another.
+        onRegistered, onUnregistered: as for KeysReader.
+        """
+    @overload
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        hook: str,
+        keyprefix: str | None = None,
+        mode: _RegisterMode = "async",
+        inorder: bool = False,
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """CommandReader: runs the pipeline in place of a command of clients; gives the registration's id.
+
+        The record is the command as a list, its name first. The pipeline must give exactly one result, the reply.
+        `call_next(argument, ...)` runs the next older hook, at last the command itself.
+
+        hook: name of the command, in any case.
+        keyprefix: only commands of which some key begins with this.
+        mode, inorder, onRegistered, onUnregistered: as for `trigger`.
+        """
+    @overload
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        interval: float,
+        everywhere: bool = False,
+        mode: _RegisterMode = "async",
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """TimerReader: runs the pipeline again and again; gives the registration's id.
+
+        The record is `{'scheduled': ms, 'fired': ms, 'count': n}`: the moment that was due and the one at which it
+        fired, in milliseconds since 1970, and how often this node has fired since the registration became active.
+
+        interval: seconds from one moment to the next, from 0.001 on.
+        everywhere: every shard fires; default: one shard of the cluster.
+        mode: `'sync'`: under the server lock; `'async_local'`: on a thread of the shard that fires; `'async'`: on all
+            shards, each of which gets the record.
+        onRegistered, onUnregistered: as for KeysReader.
+        """
+    @overload
+    def register(
+        self,
+        prefix: str = "*",
+        convertToStr: bool = True,
+        collect: bool = True,
+        *,
+        cron: str,
+        everywhere: bool = False,
+        mode: _RegisterMode = "async",
+        onRegistered: Callable[[], object] | None = None,
+        onUnregistered: Callable[[], object] | None = None,
+    ) -> str:
+        """TimerReader: as with `interval`, at the minutes that a cron expression names, in UTC.
+
+        cron: five fields: minute, hour, day of month, month, day of week (0 or 7: Sunday). Each is a list of `*`,
+            numbers, ranges and steps (`*/5`, `9-17/2`); months and days also have names of three letters. If neither
+            day field begins with `*`, a day that is in one of them is enough.
         """
 
 GB = GearsBuilder
@@ -162,7 +314,13 @@ def setFutureException(f: Any, e: Any) -> None: ...
 def runCoroutine(
     cr: Coroutine[Any, Any, Any], f: Any = None, delay: float = 0, s: PyExecutionSession | None = None
 ) -> None: ...
-def registerTE(seconds: int, callback: Callable[[], Any], key: str | None = None, /) -> bool: ...
+def registerTE(seconds: int, callback: Callable[[], Any], /, key: str | bytes | None = None) -> bool:
+    """Calls `callback()` on this shard, `seconds` after each end, with the server lock held; on masters only.
+
+    With a key the timer is the key's value (type `rg_timeev`) and lasts as long as the key. Without, it lasts until
+    the server ends. An exception stops it for good. Gives True, or False if the key holds something already.
+    """
+
 def getGearsSession() -> PyExecutionSession | None: ...
 def setGearsSession(s: PyExecutionSession | None, /) -> None: ...
 def registerGearsThread() -> None: ...

@@ -130,7 +130,7 @@ static COMMANDS: &[CommandSpec] = &[
     CommandSpec {
         name: "rg.pauseregistrations",
         handler: registrations::pause,
-        summary: "Pauses registrations of streams on all shards, all or none.",
+        summary: "Pauses registrations of streams and timers on all shards, all or none.",
         complexity: "O(N) where N is the number of ids.",
         since: "1.2.0",
         args: &[

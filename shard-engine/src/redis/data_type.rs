@@ -191,7 +191,7 @@ fn listen(guard: &ServerLock) {
     }
     // SAFETY: the context names this module; the callback lives as long as the module.
     let outcome = unsafe {
-        api!(RedisModule_SubscribeToKeyspaceEvents)(guard.ctx(), raw::REDISMODULE_NOTIFY_GENERIC as i32, Some(happened))
+        api!(RedisModule_SubscribeToKeyspaceEvents)(guard.ctx(), raw::REDISMODULE_NOTIFY_GENERIC, Some(happened))
     };
     if outcome != raw::REDISMODULE_OK as i32 {
         LISTENS.store(false, Ordering::Release);
@@ -294,11 +294,12 @@ extern "C" fn rewrite(io: *mut raw::RedisModuleIO, key: *mut raw::RedisModuleStr
 }
 
 extern "C" fn memory(value: *const c_void) -> usize {
-    // SAFETY: a value of ours.
-    catch("the size of a key", || {
-        unsafe { held(value) }.saved().len() + size_of::<Holder>()
-    })
-    .unwrap_or(0)
+    let size = catch("the size of a key", || {
+        // SAFETY: a value of ours.
+        let held = unsafe { held(value) };
+        held.saved().len() + size_of::<Holder>()
+    });
+    size.unwrap_or(0)
 }
 
 extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
@@ -315,9 +316,10 @@ extern "C" fn digest(digest: *mut raw::RedisModuleDigest, value: *mut c_void) {
 
 /// On whatever thread frees values.
 extern "C" fn free(value: *mut c_void) {
-    // SAFETY: the server gives each value back once.
     catch("freeing a key", || {
-        drop(unsafe { Box::from_raw(value.cast::<Holder>()) })
+        // SAFETY: the server gives each value back once.
+        let holder = unsafe { Box::from_raw(value.cast::<Holder>()) };
+        drop(holder);
     });
 }
 
