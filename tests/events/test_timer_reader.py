@@ -148,6 +148,30 @@ def test_what_comes_while_one_runs_is_skipped(wire, mode):
     assert count(wire) <= found["numSuccess"] + 2, "more than one ran at once"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_coroutines(wire, mode):
+    register(
+        wire,
+        f"""
+import asyncio
+async def step(x):
+    execute('incr', 'begun')
+    await asyncio.sleep(0.1)
+    execute('incr', 'n')
+    if x['count'] == 3:
+        raise ValueError('the third')
+GB('TimerReader').foreach(step).register(interval=0.02, mode={mode!r})
+""",
+    )
+    expect_running(wire, more=4)
+    found = counters(wire)
+    # While one is under way no other one begins.
+    assert found["numFailures"] == 1 and found["numAborted"] >= 4
+    assert 0 <= count(wire, "begun") - count(wire) <= 1
+    (row,) = timers(wire)
+    assert wire.call("RG.UNREGISTER", row["id"]) == OK
+
+
 def test_pause_and_unpause(wire):
     register(wire, every())
     expect_running(wire)

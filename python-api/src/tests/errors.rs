@@ -144,7 +144,6 @@ fn misuse_of_the_builder() {
             "GB('StreamReader').run('x', fromId=1)",
             "fromId argument must be a string",
         ),
-        ("GB().register()", "is not supported yet"),
         (
             "gearsFuture()",
             "Future object can only be created inside certain execution steps",

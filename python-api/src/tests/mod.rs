@@ -10,6 +10,7 @@ mod outcomes;
 mod pickling;
 mod registering;
 mod running;
+mod timers;
 mod triggers;
 
 use std::{sync::Arc, thread};

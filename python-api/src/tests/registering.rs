@@ -48,7 +48,6 @@ fn arguments_are_checked_with_the_known_texts() {
             "trigger='t', keyprefix='k'",
             "trigger argument can not be given with keyprefix or hook",
         ),
-        ("hook='set', keyprefix='k'", "register() with hook is not supported yet"),
     ] {
         refused(&format!("GB('CommandReader').register({arguments})"), text);
     }
@@ -67,7 +66,6 @@ fn other_readers_check_and_refuse() {
         ("KeysReader", "readValue=1", "readValue is not boolean"),
         ("KeysReader", "commands=1", "given commands is not iterable"),
         ("KeysReader", "commands=[1]", "given command type is not string"),
-        ("KeysReader", "", "register() of KeysReader is not supported yet"),
         ("StreamReader", "None", "regex argument must be a string"),
         ("StreamReader", "batch='1'", "batch argument must be a number"),
         ("StreamReader", "duration='1'", "duration argument must be a number"),
@@ -95,11 +93,6 @@ fn other_readers_check_and_refuse() {
             "StreamReader",
             "trimStream=1",
             "pyTrimmStream argument must be a boolean",
-        ),
-        (
-            "StreamReader",
-            "onFailedPolicy='Abort'",
-            "register() of StreamReader is not supported yet",
         ),
         (
             "KeysOnlyReader",

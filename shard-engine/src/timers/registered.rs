@@ -20,7 +20,7 @@ use oxigears_coordinator::{
     registry::{EventSource, RegisterMode},
     topology::{Slot, key_slot},
 };
-use oxigears_python_api as python;
+use oxigears_python_api::{self as python, Invoked};
 use parking_lot::Mutex;
 
 use super::{
@@ -37,7 +37,7 @@ use crate::{
         lock::{self, ServerLock},
         log,
     },
-    registrations::{Active, Core, End, is_master, registrations, sync},
+    registrations::{Active, Core, End, continuing, is_master, registrations, sync},
 };
 
 /// Nothing of it is under way.
@@ -279,7 +279,14 @@ impl Turn {
         };
         let input = watch.record(moment);
         if active.registration.mode == RegisterMode::Sync {
-            sync::run_batch(&active, &code, input, None);
+            if let Invoked::Continues(rest) = sync::run_batch(&active, &code, input, None) {
+                // Counted as triggered already; its turn lasts until it is over.
+                let core = active.core.clone();
+                continuing::go_on(&active, rest, None, 0, move |over| {
+                    let _turn = self;
+                    over.count(&core.stats);
+                });
+            }
             return;
         }
         stats.triggered();
