@@ -269,9 +269,7 @@ fn odd_keywords_are_logged() {
         "async def welcome(): pass\nGB('CommandReader').register(trigger='t', onRegistered=welcome)",
         "onRegistered is a coroutine function (welcome)",
     );
-    let _ = failure("GB('KeysReader').register(regex='a*')");
-    let log = fake::start().log.lock();
-    assert!(log.iter().any(|(_, line)| line.contains("regex is deprecated")));
+    logged("GB('KeysReader').register(regex='a*')", "regex is deprecated");
 }
 
 #[test]
