@@ -202,8 +202,6 @@ pub const LOG_FILE_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 pub const HELLO_BUSY: Duration = Duration::from_millis(200);
 /// The same when all is well.
 pub const HELLO_CALM: Duration = Duration::from_secs(2);
-/// A founder takes no changes for this long unless all nodes that it knows are in its group.
-pub const FOUNDING_WAIT: Duration = Duration::from_secs(3);
 /// A node that is no member of the cluster any more leaves the group after this time.
 pub const LEAVE_AFTER: Duration = Duration::from_secs(3);
 /// A log is given up for another group after this time in which that was always the right thing to do.

@@ -100,9 +100,10 @@ impl Census<'_> {
         (generation(group), slots, zero, u128::MAX - group.0)
     }
 
-    /// Whether one group stays better than another, whatever those say who have not been heard.
+    /// Whether one group stays better than another, whatever those say who have not been heard. A failed master may
+    /// come back with what it has acknowledged.
     fn is_settled(&self, better: GroupId, worse: GroupId) -> bool {
-        let owners = self.view.nodes.iter().filter(|node| node.has_slots && !node.failed);
+        let owners = self.view.nodes.iter().filter(|node| node.has_slots);
         let silent = owners
             .filter(|node| node.id != *self.me && !self.heard.contains_key(&node.id))
             .count();
@@ -236,7 +237,7 @@ mod tests {
             "a b c d!",
             "b",
             &[("b", Some(B)), ("c", Some(B))],
-            Advice::Join(B),
+            Advice::Hold,
         );
         check(
             Some(A),

@@ -91,8 +91,6 @@ pub(super) struct Member<D: Disk> {
     proposals: Proposals,
     /// Another group is about.
     hold: bool,
-    /// When this node founded its group, in this life.
-    founded_ms: Option<u64>,
     last_leader: u64,
     /// No other member of the group has been known since then.
     dead_since: Option<u64>,
@@ -129,7 +127,6 @@ impl<D: Disk> Member<D> {
             gone_since: BTreeMap::new(),
             proposals: Proposals::default(),
             hold: false,
-            founded_ms: None,
             last_leader: 0,
             dead_since: None,
             giving_way: None,
@@ -408,6 +405,12 @@ impl<D: Disk> Member<D> {
         }
     }
 
+    /// This node is its group's only voter, and the group is the cluster's as far as it knows.
+    fn decides_alone(&self) -> bool {
+        let Part::In(group) = &self.part else { return false };
+        group.is_sole_voter() && (self.is_most(group) || !self.hold)
+    }
+
     // Members
 
     fn tend_members(&mut self) {
@@ -493,17 +496,19 @@ impl<D: Disk> Member<D> {
         }
     }
 
-    /// Somebody else may have founded a group at the same moment: what is decided now could be given up.
-    fn is_being_founded(&self) -> bool {
-        let Some(since_ms) = self.founded_ms else { return false };
-        let own = self.own_group();
-        let mut others = self.view.nodes.iter().filter(|node| node.id != self.me && !node.failed);
-        let says_ours = |id: &NodeId| {
-            self.said
-                .get(id)
-                .is_some_and(|said| said.valid && said.hello.group == own)
-        };
-        self.now_ms < since_ms + limits::FOUNDING_WAIT.as_millis() as u64 && !others.all(|node| says_ours(&node.id))
+    /// The voters are most of the masters with slots (or as many as may vote). Before that what this group decides
+    /// could be given up: another part of the cluster may have founded one as well. After `RECOVER` the operator has
+    /// decided which group counts.
+    fn is_most(&self, group: &Group<D>) -> bool {
+        if formation::generation(group.id) > 0 || is_on(Mutant::DecideAsFew) {
+            return true;
+        }
+        let voters: BTreeSet<&NodeId> = group.voters().iter().filter_map(|id| group.members.get(id)).collect();
+        let owners = self.view.nodes.iter().filter(|node| node.has_slots);
+        let (all, vote) = owners.fold((0, 0), |(all, vote), node| {
+            (all + 1, vote + usize::from(voters.contains(&node.id)))
+        });
+        vote * 2 > all || vote >= limits::VOTERS || all == 0
     }
 
     /// Why no change can be decided now, as far as this node sees.
@@ -515,7 +520,9 @@ impl<D: Disk> Member<D> {
             Part::In(_) if self.hold && !is_on(Mutant::IgnoreOtherGroup) => {
                 Err("nodes of another group are in the cluster, which has to be settled first")
             }
-            Part::In(_) if self.is_being_founded() => Err("the group was founded a moment ago, try again"),
+            Part::In(group) if !self.is_most(group) => {
+                Err("most masters with slots do not vote in this node's group yet")
+            }
             Part::In(group) => {
                 let is_there = |id| {
                     let node = group.members.get(&id);
@@ -598,7 +605,7 @@ impl<D: Disk> Member<D> {
                 .for_each(&mut *sink);
         };
         let result = group.flush(&mut effects, &mut early);
-        let (leader, sole) = (group.leader(), group.is_sole_voter());
+        let leader = group.leader();
         self.take_effects(effects);
         if leader != self.last_leader {
             self.last_leader = leader;
@@ -606,6 +613,7 @@ impl<D: Disk> Member<D> {
             self.hello_ms = self.now_ms;
         }
         if let Err(error) = result {
+            let sole = self.decides_alone();
             let disk = match &mut self.part {
                 Part::In(group) => group.take_disk(),
                 _ => None,

@@ -19,6 +19,8 @@ pub(crate) enum Mutant {
     IgnoreOtherGroup,
     /// Any node without a group founds one at once.
     FoundAtOnce,
+    /// A group takes changes before most masters vote in it.
+    DecideAsFew,
 }
 
 /// Whether this step is broken now, on this thread.

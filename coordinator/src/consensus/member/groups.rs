@@ -187,7 +187,6 @@ impl<D: Disk> Member<D> {
         let founding = Group::<D>::founding_snapshot(self.raft_id, &self.me, Registry::clone(&self.registry));
         self.create(group, &founding);
         if self.own_group() == Some(group) {
-            self.founded_ms = Some(self.now_ms);
             self.log(LogLevel::Notice, format!("registry: {word} group {group}"));
         }
     }

@@ -82,6 +82,12 @@ impl History {
         assert_eq!(leader, raft_id, "two leaders of term {term} in group {group}");
     }
 
+    /// The newest term of a group that anybody led.
+    pub fn last_term(&self, group: &str) -> u64 {
+        let terms = self.leaders.range((group.to_owned(), 0)..=(group.to_owned(), u64::MAX));
+        terms.last().map_or(0, |((_, term), _)| *term)
+    }
+
     /// Equal index, equal state.
     pub fn published(&mut self, group: &str, state: &Arc<Registry>) {
         let known = self

@@ -87,8 +87,30 @@ fn many(seeds: impl Iterator<Item = u64>) {
     assert!(sum.made > 0 || count == 1, "no change was ever made");
 }
 
+/// Runs all seeds of a range, also after a failure, and tells which of them fail.
+fn survey(range: &str) {
+    let bounds: Vec<u64> = range.split("..").filter_map(|number| number.parse().ok()).collect();
+    let [from, to] = bounds[..] else {
+        panic!("a range like 0..100")
+    };
+    let mut failed = Vec::new();
+    for seed in from..to {
+        if let Err(text) = run(seed, trouble(seed)) {
+            let reason = text.lines().next().unwrap_or_default();
+            let line = format!("{seed} ({:?}): {reason}", trouble(seed));
+            eprintln!("{line}");
+            failed.push(line);
+        }
+    }
+    eprintln!("seeds {range}: {} fail\n{}", failed.len(), failed.join("\n"));
+    assert!(failed.is_empty(), "seeds fail");
+}
+
 #[test]
 fn random() {
+    if let Ok(range) = std::env::var("OXIGEARS_SIM_RANGE") {
+        return survey(&range);
+    }
     if let Some(seed) = variable("OXIGEARS_SIM_SEED") {
         return many(std::iter::once(seed));
     }

@@ -55,7 +55,7 @@ pub(super) struct Node {
     pub alone: Arc<Registry>,
     pub status: RegistryStatus,
     /// The group in which it was last, and the voters that it knew there.
-    last_group: Option<String>,
+    pub last_group: Option<String>,
     quorums: Vec<BTreeSet<u64>>,
     /// The newest state that it published.
     pub state: Option<Arc<Registry>>,
@@ -514,10 +514,12 @@ impl World {
         self.note(|| format!("n{place} change {ticket}: {answer:?}"));
         let asked_ms = self.history.asked[ticket as usize].at_ms;
         let Answer::Made { group, .. } = answer else { return };
+        // Who led only an earlier term, and does not know yet that it is over, did not lead this change.
+        let term = self.history.last_term(&group);
         for leader in self
             .nodes
             .iter()
-            .filter(|node| node.status.group.as_ref() == Some(&group))
+            .filter(|node| node.status.group.as_ref() == Some(&group) && node.status.term == term)
         {
             // Its own view of the cluster comes a little later than ours.
             let early = |since: Option<u64>| since.is_some_and(|since| since + 500 < asked_ms);
