@@ -138,7 +138,7 @@ pub struct GroupHello {
     pub group: Option<GroupId>,
     /// Its number in the group, or the one under which it wants to join; never 0.
     pub raft_id: u64,
-    /// The leader that it knows.
+    /// The leader that it knows; without a group, whom it takes for the owner of slot 0.
     pub leader: Option<NodeId>,
     pub term: u64,
     pub commit: u64,

@@ -5,21 +5,40 @@
 //!
 //! 1. A group has a random id, stamped in its log and in all its messages.
 //! 2. A node founds a group only if it is the master that owns slot 0, and every node that it knows of and that has not
-//!    failed has told it that it has no group. A cluster whose slots are complete has one owner of slot 0; parts of a
-//!    cluster that have not met yet do not own slot 0. The founder brings the state that it held alone.
+//!    failed has told it that it has no group and takes it for the owner of slot 0. A cluster whose slots are complete
+//!    has one owner of slot 0; parts of a cluster that have not met yet do not own slot 0. The founder brings the state
+//!    that it held alone.
 //! 3. A node without a group that hears of one joins it, under a fresh number. As long as it has nothing of the group's
 //!    log it counts for nobody, and when nobody is left who has some, it gives up and is without a group again.
-//! 4. While a node hears of another group than its own, its leader takes no changes.
+//! 4. A group takes changes only while most masters with slots have its log and most of them vote in it (or as many as
+//!    may vote), and while its leader hears of no other group.
 //! 5. Of several groups the one of the highest generation counts (only an operator's `RECOVER`, or the only voter's lost
 //!    log, makes a higher one), then the one to which most masters with slots belong, then that of the owner of slot 0,
 //!    then the smaller id. A node whose group does not count puts its log aside and joins the one that does. It does so
-//!    only when those masters that it has not heard yet can not turn the decision: after a restart links come up in any
-//!    order, and a lone stray must not draw members away; when the leader of the other group has said that it leads it;
-//!    and when all that has been so for a while (`limits::GIVE_WAY_AFTER`), unless the other's generation is higher.
+//!    only when those masters that it has not heard yet, failed ones too, can not turn the decision: after a restart
+//!    links come up in any order, and a lone stray must not draw members away; when the leader of the other group has
+//!    said that it leads it; and when all that has been so for a while (`limits::GIVE_WAY_AFTER`), unless the other's
+//!    generation is higher.
 //! 6. A node whose log is lost, damaged or could not be synced joins under a fresh number: under the old one it might
 //!    vote against what it had acknowledged.
 //! 7. A node that knows none of its group's other members any more (it was reset, or has forgotten them all) leaves the
 //!    group, which it could never reach again, and is without a group with the state that it has.
+//!
+//! What follows: **in one cluster a group that acknowledged a change is never given up.** Two groups may be founded, if
+//! slot 0 moves or the network is cut meanwhile, but most masters can be in one only (4), and to that one the other
+//! gives way (5), whoever has failed. So nothing that was acknowledged is lost.
+//!
+//! Acts of an operator are outside of that:
+//!
+//! * **Two clusters with a group each are merged.** One registry stays as a whole; the other one is given up, with what
+//!   it had acknowledged. Its nodes say so in their logs, with the registrations' ids, and keep their folders. From the
+//!   moment when its leader hears of the other group it acknowledges nothing. That both are given up would need nodes
+//!   of each to prefer the other one for `limits::GIVE_WAY_AFTER`. A node knows its own cluster first and the other one
+//!   bit by bit, so it overrates its own group if any; only two clusters with as many masters each, whose nodes differ
+//!   for so long over the owner of slot 0, could do that.
+//! * **`RECOVER`** gives up what this node's log does not have.
+//! * **Slots are taken over without the masters' votes** (`FAILOVER TAKEOVER`), or all at once by nodes that never were
+//!   in the group, while its members are down.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +53,16 @@ pub(super) struct Claim {
     pub holds: bool,
 }
 
+/// What a node said last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Word {
+    Claim(Claim),
+    /// It has no group, and takes this node for the owner of slot 0.
+    Free(Option<NodeId>),
+}
+
 /// What nodes whose links are up have said; this node is not among them.
-pub(super) type Heard = BTreeMap<NodeId, Option<Claim>>;
+pub(super) type Heard = BTreeMap<NodeId, Word>;
 
 /// What a node should do about groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +99,10 @@ struct Census<'a> {
 
 impl Census<'_> {
     fn claim(&self, node: &NodeId) -> Option<Claim> {
-        match node == self.me {
-            true => self.own,
-            false => self.heard.get(node).copied().flatten(),
+        match self.heard.get(node) {
+            _ if node == self.me => self.own,
+            Some(Word::Claim(claim)) => Some(*claim),
+            _ => None,
         }
     }
 
@@ -117,8 +145,9 @@ impl Census<'_> {
             .nodes
             .iter()
             .filter(|node| node.id != *self.me && !node.failed);
-        let nobody_has_one = others.into_iter().all(|node| self.heard.get(&node.id) == Some(&None));
-        myself.master && self.view.slot_zero.as_ref() == Some(self.me) && nobody_has_one
+        let agreed = Word::Free(Some(self.me.clone()));
+        let all_agree = others.into_iter().all(|node| self.heard.get(&node.id) == Some(&agreed));
+        myself.master && self.view.slot_zero.as_ref() == Some(self.me) && all_agree
     }
 }
 
@@ -182,8 +211,15 @@ mod tests {
         check_claims(own, nodes, zero, &heard, expected);
     }
 
+    /// Who has no group takes `zero` for the owner of slot 0.
+    fn heard_of(heard: &[(&str, Option<Claim>)], zero: &str) -> Heard {
+        let zero = Some(zero).filter(|z| !z.is_empty()).map(NodeId::new);
+        let word = |claim: &Option<Claim>| claim.map_or(Word::Free(zero.clone()), Word::Claim);
+        heard.iter().map(|(id, claim)| (NodeId::new(id), word(claim))).collect()
+    }
+
     fn check_claims(own: Option<Claim>, nodes: &str, zero: &str, heard: &[(&str, Option<Claim>)], expected: Advice) {
-        let heard = heard.iter().map(|(id, claim)| (NodeId::new(id), *claim)).collect();
+        let heard = heard_of(heard, zero);
         let advice = advise(&NodeId::new("a"), own, &view(nodes, zero), &heard);
         assert_eq!(advice, expected, "{own:?} {nodes} slot 0 of {zero}, heard {heard:?}");
     }
@@ -199,6 +235,19 @@ mod tests {
         check(None, "a", "", &[], Advice::Stay);
         check(None, "a b r", "a", &[("b", None)], Advice::Stay);
         check(None, "a b c", "a", &[("b", None), ("c", Some(B))], Advice::Join(B));
+    }
+
+    #[test]
+    fn nobody_founds_whom_not_all_take_for_the_owner_of_slot_zero() {
+        let view = view("a b c", "a");
+        let check = |b: &str, expected| {
+            let mut heard = heard_of(&[("c", None)], "a");
+            heard.extend(heard_of(&[("b", None)], b));
+            assert_eq!(advise(&NodeId::new("a"), None, &view, &heard), expected, "b says {b}");
+        };
+        check("a", Advice::Found);
+        check("b", Advice::Stay);
+        check("", Advice::Stay);
     }
 
     #[test]
@@ -267,12 +316,9 @@ mod tests {
         let heard = [("b", Some(B)), ("c", Some(B))];
         let mut view = view("a b c", "b");
         (view.nodes[0].master, view.nodes[0].has_slots) = (false, false);
-        let heard = heard
-            .iter()
-            .map(|(id, group)| (NodeId::new(id), group.and_then(|g| claim(g, true))))
-            .collect();
+        let heard = heard.map(|(id, group)| (id, group.and_then(|g| claim(g, true))));
         assert_eq!(
-            advise(&NodeId::new("a"), claim(A, true), &view, &heard),
+            advise(&NodeId::new("a"), claim(A, true), &view, &heard_of(&heard, "b")),
             Advice::Join(B)
         );
     }

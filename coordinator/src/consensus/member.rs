@@ -337,6 +337,12 @@ impl<D: Disk> Member<D> {
     /// The cluster as the server sees it.
     pub fn set_view(&mut self, view: ClusterView) {
         self.said.retain(|node, _| view.nodes.iter().any(|n| n.id == *node));
+        if self.view.slot_zero != view.slot_zero {
+            // Who agreed before must agree again.
+            let free = self.said.values_mut().filter(|said| said.hello.group.is_none());
+            free.for_each(|said| said.hello.leader = None);
+            self.hello_ms = self.now_ms;
+        }
         self.view = view;
     }
 
@@ -496,19 +502,28 @@ impl<D: Disk> Member<D> {
         }
     }
 
-    /// The voters are most of the masters with slots (or as many as may vote). Before that what this group decides
-    /// could be given up: another part of the cluster may have founded one as well. After `RECOVER` the operator has
-    /// decided which group counts.
+    /// Most masters with slots have this group's log, and most of them vote, or as many as may. Before that what it
+    /// decides could be given up: another part of the cluster may have founded a group as well. After `RECOVER` the
+    /// operator has decided which group counts.
     fn is_most(&self, group: &Group<D>) -> bool {
         if formation::generation(group.id) > 0 || is_on(Mutant::DecideAsFew) {
             return true;
         }
-        let voters: BTreeSet<&NodeId> = group.voters().iter().filter_map(|id| group.members.get(id)).collect();
-        let owners = self.view.nodes.iter().filter(|node| node.has_slots);
-        let (all, vote) = owners.fold((0, 0), |(all, vote), node| {
-            (all + 1, vote + usize::from(voters.contains(&node.id)))
-        });
-        vote * 2 > all || vote >= limits::VOTERS || all == 0
+        let (voters, matched) = (group.voters(), group.matched());
+        let has_log = |id| !group.is_leader() || matched.get(id).is_some_and(|matched| *matched > 0);
+        let (mut all, mut have, mut vote) = (0, 0, 0);
+        for owner in self.view.nodes.iter().filter(|node| node.has_slots) {
+            let mut ids = group
+                .members
+                .iter()
+                .filter(|(_, node)| **node == owner.id)
+                .map(|(id, _)| id);
+            let votes = ids.clone().any(|id| voters.contains(id));
+            all += 1;
+            vote += usize::from(votes);
+            have += usize::from(votes || ids.any(has_log));
+        }
+        all == 0 || (have * 2 > all && (vote * 2 > all || vote >= limits::VOTERS))
     }
 
     /// Why no change can be decided now, as far as this node sees.
@@ -520,9 +535,7 @@ impl<D: Disk> Member<D> {
             Part::In(_) if self.hold && !is_on(Mutant::IgnoreOtherGroup) => {
                 Err("nodes of another group are in the cluster, which has to be settled first")
             }
-            Part::In(group) if !self.is_most(group) => {
-                Err("most masters with slots do not vote in this node's group yet")
-            }
+            Part::In(group) if !self.is_most(group) => Err("most masters do not take part in this node's group yet"),
             Part::In(group) => {
                 let is_there = |id| {
                     let node = group.members.get(&id);

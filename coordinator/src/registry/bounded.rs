@@ -124,13 +124,13 @@ pub(super) fn word<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D
 /// Format of commands in logs and messages: the first byte.
 const FORMAT: u8 = 1;
 
-fn to_bytes<T: Serialize>(value: &T, most: usize) -> Result<Vec<u8>, Refusal> {
+fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>, Refusal> {
     let bytes = postcard::to_extend(value, vec![FORMAT]).map_err(|e| Refusal::Malformed(e.to_string()))?;
-    too_large(bytes.len(), most).map(|()| bytes)
+    too_large(&bytes).map(|()| bytes)
 }
 
-fn from_bytes<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Result<T, Refusal> {
-    too_large(bytes.len(), most)?;
+fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    too_large(bytes)?;
     let (format, rest) = bytes
         .split_first()
         .ok_or_else(|| Refusal::Malformed("it is empty".into()))?;
@@ -145,7 +145,8 @@ fn from_bytes<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Result<T, Refus
     }
 }
 
-fn too_large(bytes: usize, most: usize) -> Result<(), Refusal> {
+fn too_large(bytes: &[u8]) -> Result<(), Refusal> {
+    let (bytes, most) = (bytes.len(), limits::PROPOSAL_BYTES);
     if bytes > most {
         return Err(Refusal::TooLarge {
             what: words::CHANGE,
@@ -156,48 +157,38 @@ fn too_large(bytes: usize, most: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Only the founder's own state may be as large as a state.
-fn bound(command: &Command) -> usize {
-    match command {
-        Command::Seed(_) => limits::STATE_BYTES,
-        _ => limits::PROPOSAL_BYTES,
-    }
-}
-
 impl Proposal {
     /// The bytes for the log and for other nodes; refused if they are too many.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
-        to_bytes(self, bound(&self.command))
+        to_bytes(self)
     }
 
     /// Reads what `encode` made. Whether the command can be carried out is for `Registry` to say.
     pub fn decode(bytes: &[u8]) -> Result<Proposal, Refusal> {
-        let proposal: Proposal = from_bytes(bytes, limits::STATE_BYTES)?;
-        too_large(bytes.len(), bound(&proposal.command)).map(|()| proposal)
+        from_bytes(bytes)
     }
 }
 
 impl Command {
     /// The bytes for replicas and files; refused if they are too many.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
-        to_bytes(self, bound(self))
+        to_bytes(self)
     }
 
     /// Reads what `encode` made.
     pub fn decode(bytes: &[u8]) -> Result<Command, Refusal> {
-        let command: Command = from_bytes(bytes, limits::STATE_BYTES)?;
-        too_large(bytes.len(), bound(&command)).map(|()| command)
+        from_bytes(bytes)
     }
 }
 
 impl SessionChange {
     /// The bytes for other nodes; refused if they are too many.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
-        to_bytes(self, limits::PROPOSAL_BYTES)
+        to_bytes(self)
     }
 
     /// Reads what `encode` made.
     pub fn decode(bytes: &[u8]) -> Result<SessionChange, Refusal> {
-        from_bytes(bytes, limits::PROPOSAL_BYTES)
+        from_bytes(bytes)
     }
 }

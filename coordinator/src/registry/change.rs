@@ -22,7 +22,6 @@ impl Registry {
                 Ok(())
             }
             Command::ImportRequirement(requirement) => self.import(requirement),
-            Command::Seed(bytes) => self.seed(index, bytes),
         }
     }
 
@@ -233,29 +232,5 @@ impl Registry {
 
     fn judge_size(&self) -> Result<(), Refusal> {
         rules::at_most_bytes(words::REGISTRY, self.bytes, limits::REGISTRY_BYTES)
-    }
-
-    /// Takes over everything but what is tied to the other log's indexes.
-    fn seed(&mut self, index: u64, bytes: &[u8]) -> Result<(), Refusal> {
-        if !self.is_empty() {
-            return Err(Refusal::NotEmpty);
-        }
-        let seed = Registry::decode(bytes).map_err(|e| Refusal::Malformed(e.to_string()))?;
-        let mut tombstones = super::shared_map::SharedFifo::default();
-        for tombstone in seed.tombstones.in_order() {
-            let tombstone = Tombstone {
-                index,
-                ..(**tombstone).clone()
-            };
-            tombstones.push(tombstone.id.clone(), tombstone);
-        }
-        *self = Registry {
-            index: self.index,
-            remembered: self.remembered.clone(),
-            statistics_epoch: self.statistics_epoch.max(seed.statistics_epoch),
-            tombstones,
-            ..seed
-        };
-        Ok(())
     }
 }

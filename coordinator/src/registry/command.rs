@@ -58,8 +58,6 @@ pub enum Command {
     ClearStatistics,
     /// Records that a package is there; its files travel elsewhere.
     ImportRequirement(Requirement),
-    /// The founder of a group brings the state that it had alone; refused unless the registry is empty.
-    Seed(Bytes),
 }
 
 /// One call of RG.PYEXECUTE with registrations.
@@ -166,6 +164,7 @@ pub enum Refusal {
     },
     #[error("the request is too old: the registry has moved on by more than {most} changes; try again", most = limits::REMEMBERED_REQUESTS)]
     Stale,
+    /// Not made any more; keeps the place of the next one in what is remembered on disk.
     #[error("the registry is not empty")]
     NotEmpty,
     #[error("the request can not be read: {0}")]

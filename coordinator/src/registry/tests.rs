@@ -627,50 +627,6 @@ fn plans_and_ids_are_looked_at() {
 }
 
 #[test]
-fn the_founder_brings_its_state() {
-    let mut alone = Registry::default();
-    make(&mut alone, triggers("s", &[(41, "a"), (40, "b")])).unwrap();
-    make(&mut alone, triggers("t", &[(42, "c")])).unwrap();
-    let gone = Command::Unregister {
-        id: id(42),
-        abort_pending: true,
-    };
-    apply(&mut alone, gone).unwrap();
-    apply(&mut alone, Command::ClearStatistics).unwrap();
-    apply(&mut alone, Command::ImportRequirement(requirement("r"))).unwrap();
-    let seed = Command::Seed(alone.encode().into());
-
-    let mut group = Registry::default();
-    group.advance(1);
-    apply(&mut group, Command::ClearStatistics).unwrap();
-    apply(&mut group, seed.clone()).unwrap();
-    assert_eq!(group.index(), 3);
-    assert_eq!(group.highest_number(), 42);
-    assert_eq!(group.registrations(), alone.registrations());
-    assert_eq!(group.sessions(), alone.sessions());
-    assert_eq!(group.requirements(), alone.requirements());
-    assert_eq!(
-        group.tombstone(&id(42)).map(|t| (t.abort_pending, t.index)),
-        Some((true, 3))
-    );
-    assert!(Difference::between(&alone, &group).is_empty());
-    assert_eq!(group.trigger(b"a"), alone.trigger(b"a"));
-    assert!(
-        group.outcome(RequestId(1 << 64 | 0xabcd)).is_none(),
-        "requests of another log mean nothing here"
-    );
-    assert_eq!(Registry::decode(&group.encode()), Ok(group.clone()));
-    assert_eq!(apply(&mut group, seed), Err(Refusal::NotEmpty));
-    make(&mut group, triggers("u", &[(43, "u")])).unwrap();
-    assert_eq!(held(&group), ["41", "40", "43"]);
-
-    let mut other = Registry::default();
-    let junk = Command::Seed(Bytes::from_static(b"OXRS nonsense"));
-    assert!(matches!(apply(&mut other, junk), Err(Refusal::Malformed(_))));
-    assert!(other.is_empty());
-}
-
-#[test]
 fn another_history_with_the_same_ids_is_a_difference() {
     let (mut a, mut b) = (Registry::default(), Registry::default());
     make(&mut a, triggers("s", &[(1, "a")])).unwrap();

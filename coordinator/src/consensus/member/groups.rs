@@ -10,7 +10,7 @@ use crate::{
     consensus::{
         ClusterNode,
         disk::Disk,
-        formation::{self, Advice, Claim, Heard},
+        formation::{self, Advice, Claim, Heard, Word},
         group::Group,
         mutants::{Mutant, is_on},
         storage::{Identity, LogStorage},
@@ -26,6 +26,13 @@ impl Said {
     fn claim(&self) -> Option<Claim> {
         let holds = self.hello.commit > 0;
         self.hello.group.map(|group| Claim { group, holds })
+    }
+
+    fn word(&self) -> Word {
+        match self.claim() {
+            Some(claim) => Word::Claim(claim),
+            None => Word::Free(self.hello.leader.clone()),
+        }
     }
 }
 
@@ -58,7 +65,7 @@ impl<D: Disk> Member<D> {
 
     fn heard(&self) -> Heard {
         let valid = self.said.iter().filter(|(_, said)| said.valid);
-        valid.map(|(node, said)| (node.clone(), said.claim())).collect()
+        valid.map(|(node, said)| (node.clone(), said.word())).collect()
     }
 
     /// A node of another group is in the cluster, even if its link is down now.
@@ -240,7 +247,7 @@ impl<D: Disk> Member<D> {
         let mut hello = GroupHello {
             group: None,
             raft_id: self.raft_id,
-            leader: None,
+            leader: self.view.slot_zero.clone(),
             term: 0,
             commit: 0,
             applied: self.registry.index(),

@@ -30,7 +30,6 @@ fn full_state() -> Registry {
         Command::Unpause { ids: vec![id(9)] },
         Command::ChangeSession(triggers("s", &[])),
         Command::ChangeSession(triggers(&"n".repeat(limits::NAME_BYTES + 1), &[(9, "z")])),
-        Command::Seed(Bytes::new()),
     ] {
         apply(&mut state, refused).unwrap_err();
     }
@@ -182,7 +181,6 @@ fn commands_come_back_and_junk_does_not() {
         },
         Command::ClearStatistics,
         Command::ImportRequirement(requirement("r")),
-        Command::Seed(Bytes::from_static(b"anything")),
     ];
     let mut rng = StdRng::seed_from_u64(3);
     for command in commands {
@@ -219,15 +217,13 @@ fn commands_come_back_and_junk_does_not() {
 }
 
 #[test]
-fn too_large_commands_are_refused_but_a_seed_may_be_large() {
+fn too_large_commands_are_refused() {
     let large = Bytes::from(vec![0; limits::PROPOSAL_BYTES]);
     let mut change = triggers("s", &[(1, "a")]);
-    change.registrations[0].plan = large.clone();
+    change.registrations[0].plan = large;
     let command = Command::ChangeSession(change.clone());
     assert!(matches!(command.encode(), Err(Refusal::TooLarge { .. })));
     assert!(matches!(change.encode(), Err(Refusal::TooLarge { .. })));
-    let seed = Command::Seed(large);
-    assert_eq!(Command::decode(&seed.encode().unwrap()), Ok(seed));
 }
 
 /// What is remembered of refusals has a bound, whatever names they hold.
