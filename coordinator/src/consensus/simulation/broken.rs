@@ -48,12 +48,12 @@ fn forgetting_the_vote_is_noticed() {
 
 #[test]
 fn trusting_a_damaged_log_is_noticed() {
-    check(Mutant::TakeDamaged, Trouble::Disks, 200, &[LOST, SPLIT]);
+    check(Mutant::TakeDamaged, Trouble::Damage, 400, &[LOST, SPLIT]);
 }
 
 #[test]
 fn keeping_the_number_without_the_log_is_noticed() {
-    check(Mutant::KeepNumber, Trouble::Disks, 200, &[LOST, SPLIT]);
+    check(Mutant::KeepNumber, Trouble::Damage, 400, &[LOST, SPLIT]);
 }
 
 #[test]
@@ -88,5 +88,5 @@ fn founding_at_once_is_noticed() {
 
 #[test]
 fn deciding_without_most_masters_is_noticed() {
-    check(Mutant::DecideAsFew, Trouble::Membership, 400, &[TWO_GROUPS]);
+    check(Mutant::DecideAsFew, Trouble::Founding, 400, &[TWO_GROUPS]);
 }
