@@ -316,6 +316,17 @@ impl<D: Disk> Group<D> {
             .collect()
     }
 
+    /// A change of the members is in the log and not applied here: the voters may be others soon.
+    #[cfg(test)]
+    pub fn has_change_in_log(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let context = raft::GetEntriesContext::empty(false);
+        let entries = log.entries(log.applied + 1, None, context).unwrap_or_default();
+        entries
+            .iter()
+            .any(|e| e.get_entry_type() == EntryType::EntryConfChangeV2)
+    }
+
     /// Whether the members for which `is_there` says so could decide.
     pub fn has_quorum(&self, is_there: impl Fn(u64) -> bool) -> bool {
         let quorums = self.quorums();

@@ -47,6 +47,12 @@ impl<D: Disk> Member<D> {
         }
     }
 
+    /// The sets of voters are about to change.
+    #[cfg(test)]
+    pub fn has_change_in_log(&self) -> bool {
+        matches!(&self.part, Part::In(group) if group.has_change_in_log())
+    }
+
     fn member_statuses(&self, group: &Group<D>) -> Vec<MemberStatus> {
         let voters: BTreeSet<u64> = group.quorums().into_iter().flatten().collect();
         let (matched, last) = (group.matched(), group.log_range().1);

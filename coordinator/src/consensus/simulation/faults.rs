@@ -202,7 +202,9 @@ impl Run {
         let Some(group) = self.world.nodes[place].status.group.clone() else {
             return false;
         };
-        let sets = self.world.voter_sets(&group);
+        let Some(sets) = self.world.voter_sets(&group) else {
+            return false;
+        };
         let mut lost = self.lost.clone();
         lost.insert(self.world.nodes[place].status.raft_id);
         !sets.is_empty()

@@ -57,6 +57,8 @@ pub(super) struct Node {
     /// The group in which it was last, and the voters that it knew there.
     pub last_group: Option<String>,
     quorums: Vec<BTreeSet<u64>>,
+    /// Its log may change them.
+    changing: bool,
     /// The newest state that it published.
     pub state: Option<Arc<Registry>>,
     inbox: VecDeque<Input>,
@@ -204,6 +206,7 @@ impl World {
             status: RegistryStatus::default(),
             last_group: None,
             quorums: Vec::new(),
+            changing: false,
             state: None,
             inbox: VecDeque::new(),
             busy_until_ms: 0,
@@ -445,6 +448,7 @@ impl World {
         if node.status.group.is_some() {
             node.last_group.clone_from(&node.status.group);
             node.quorums = member.quorums();
+            node.changing = member.has_change_in_log();
         }
         let took_ms = (node.disk.syncs() - syncs_before.min(node.disk.syncs())) * node.sync_ms;
         node.busy_until_ms = now_ms + took_ms;
@@ -563,13 +567,14 @@ impl World {
         }
     }
 
-    /// The sets of voters that nodes of the group have last known.
-    pub fn voter_sets(&self, group: &str) -> BTreeSet<BTreeSet<u64>> {
+    /// The sets of voters that nodes of the group have last known; `None` while they may be changing.
+    pub fn voter_sets(&self, group: &str) -> Option<BTreeSet<BTreeSet<u64>>> {
         let nodes = self
             .nodes
             .iter()
             .filter(|node| !node.dead && node.last_group.as_deref() == Some(group));
-        nodes.flat_map(|node| node.quorums.iter().cloned()).collect()
+        let settled = nodes.clone().all(|node| !node.changing);
+        settled.then(|| nodes.flat_map(|node| node.quorums.iter().cloned()).collect())
     }
 }
 
