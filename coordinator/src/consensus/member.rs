@@ -523,7 +523,9 @@ impl<D: Disk> Member<D> {
             vote += usize::from(votes);
             have += usize::from(votes || ids.any(has_log));
         }
-        all == 0 || (have * 2 > all && (vote * 2 > all || vote >= limits::VOTERS))
+        let is_most = have * 2 > all && (vote * 2 > all || vote >= limits::VOTERS);
+        // Without slots anywhere there is one cluster still; without a view nothing is known.
+        is_most || (all == 0 && !self.view.nodes.is_empty())
     }
 
     /// Why no change can be decided now, as far as this node sees.

@@ -198,6 +198,12 @@ impl Net {
         registry.sessions().iter().map(|s| s.name.to_string()).collect()
     }
 
+    fn check_some(&self, nodes: &[&str], expected: &[&str]) {
+        for node in nodes {
+            assert_eq!(self.sessions(node), expected, "{node}");
+        }
+    }
+
     fn check_all(&self, expected: &[&str]) {
         for (id, member) in &self.members {
             assert_eq!(self.sessions(id.as_str()), expected, "{id}: {:?}", member.status());
@@ -370,6 +376,28 @@ fn two_groups_become_one() {
     let kept = std::fs::read_dir(&net.dir.0).unwrap();
     let names: Vec<String> = kept.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert!(names.iter().any(|name| name.starts_with("x.replaced")), "{names:?}");
+}
+
+#[test]
+fn a_group_without_most_masters_takes_no_changes() {
+    let mut net = Net::new("a b");
+    net.run(4000);
+    net.create("a", "early");
+    for node in ["c", "d", "e"] {
+        net.meet(node);
+        net.cut(node, true);
+    }
+    let ticket = net.propose("b", "few");
+    net.run(5000);
+    let text = net.done[&ticket].as_ref().unwrap_err().to_string();
+    assert!(
+        text.starts_with("NOQUORUM") && text.contains("most masters do not take part"),
+        "{text}"
+    );
+    net.cut("c", false);
+    net.run(4000);
+    net.create("b", "most");
+    net.check_some(&["a", "b", "c"], &["early", "most"]);
 }
 
 #[test]
