@@ -6,8 +6,9 @@
 //! 1. A group has a random id, stamped in its log and in all its messages.
 //! 2. A node founds a group only if it is the master that owns slot 0, and every node that it knows of and that has not
 //!    failed has told it that it has no group and takes it for the owner of slot 0. A cluster whose slots are complete
-//!    has one owner of slot 0; parts of a cluster that have not met yet do not own slot 0. The founder brings the state
-//!    that it held alone.
+//!    has one owner of slot 0; parts of a cluster that have not met yet do not own slot 0. The only master with slots
+//!    needs the word of failed nodes as well: that they have failed is nobody's word but its own. The founder brings the
+//!    state that it held alone.
 //! 3. A node without a group that hears of one joins it, under a fresh number. As long as it has nothing of the group's
 //!    log it counts for nobody, and when nobody is left who has some, it gives up and is without a group again.
 //! 4. A group takes changes only while most masters with slots have its log and most of them vote in it (or as many as
@@ -37,8 +38,8 @@
 //!   bit by bit, so it overrates its own group if any; only two clusters with as many masters each, whose nodes differ
 //!   for so long over the owner of slot 0, could do that.
 //! * **`RECOVER`** gives up what this node's log does not have.
-//! * **Slots are taken over without the masters' votes** (`FAILOVER TAKEOVER`), or all at once by nodes that never were
-//!   in the group, while its members are down.
+//! * **Slots of most masters are taken over without their votes** (`FAILOVER TAKEOVER`) by nodes that never were in the
+//!   group, while all of its members are down.
 
 use std::collections::BTreeMap;
 
@@ -140,11 +141,17 @@ impl Census<'_> {
     }
 
     fn may_found(&self, myself: &ClusterNode) -> bool {
+        // Else most masters say of a node that it has failed, and those decide about changes too.
+        let only_my_word = self
+            .view
+            .nodes
+            .iter()
+            .all(|node| !node.has_slots || node.id == *self.me);
         let others = self
             .view
             .nodes
             .iter()
-            .filter(|node| node.id != *self.me && !node.failed);
+            .filter(|node| node.id != *self.me && (!node.failed || only_my_word));
         let agreed = Word::Free(Some(self.me.clone()));
         let all_agree = others.into_iter().all(|node| self.heard.get(&node.id) == Some(&agreed));
         myself.master && self.view.slot_zero.as_ref() == Some(self.me) && all_agree
@@ -231,6 +238,9 @@ mod tests {
         check(None, "a b", "", &[("b", None)], Advice::Stay);
         check(None, "a b c", "a", &[("b", None)], Advice::Stay);
         check(None, "a b c!", "a", &[("b", None)], Advice::Found);
+        check(None, "a b r!", "a", &[("b", None)], Advice::Found);
+        check(None, "a r!", "a", &[], Advice::Stay);
+        check(None, "a r", "a", &[("r", None)], Advice::Found);
         check(None, "a", "a", &[], Advice::Found);
         check(None, "a", "", &[], Advice::Stay);
         check(None, "a b r", "a", &[("b", None)], Advice::Stay);
