@@ -511,17 +511,21 @@ impl<D: Disk> Member<D> {
         }
         let (voters, matched) = (group.voters(), group.matched());
         let has_log = |id| !group.is_leader() || matched.get(id).is_some_and(|matched| *matched > 0);
+        let (mut having, mut voting) = (BTreeSet::new(), BTreeSet::new());
+        for (id, node) in &group.members {
+            if voters.contains(id) {
+                voting.insert(node);
+            }
+            if voters.contains(id) || has_log(id) {
+                having.insert(node);
+            }
+        }
+        let owners = self.view.nodes.iter().filter(|node| node.has_slots);
         let (mut all, mut have, mut vote) = (0, 0, 0);
-        for owner in self.view.nodes.iter().filter(|node| node.has_slots) {
-            let mut ids = group
-                .members
-                .iter()
-                .filter(|(_, node)| **node == owner.id)
-                .map(|(id, _)| id);
-            let votes = ids.clone().any(|id| voters.contains(id));
+        for owner in owners {
             all += 1;
-            vote += usize::from(votes);
-            have += usize::from(votes || ids.any(has_log));
+            have += usize::from(having.contains(&owner.id));
+            vote += usize::from(voting.contains(&owner.id));
         }
         let is_most = have * 2 > all && (vote * 2 > all || vote >= limits::VOTERS);
         // Without slots anywhere there is one cluster still; without a view nothing is known.
