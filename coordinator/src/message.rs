@@ -101,6 +101,8 @@ pub enum Work {
         index: u64,
         /// What every shard gets to read.
         input: RecordBatch,
+        /// How many events caused each other up to the one that fired it.
+        depth: u32,
     },
 }
 

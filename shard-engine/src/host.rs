@@ -22,7 +22,11 @@ use crate::{
     module::module,
     readers,
     redis::log,
-    registrations::{depth::AtDepth, occasion::Occasion, registrations},
+    registrations::{
+        depth::{self, AtDepth},
+        occasion::Occasion,
+        registrations,
+    },
 };
 
 /// The engine's surroundings.
@@ -88,7 +92,7 @@ impl Host for EngineHost {
         let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
         let context = context(&request, occasion.and_then(|occasion| occasion.origin.clone()))?;
         let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
-        let depth = occasion.map_or(0, |occasion| occasion.depth);
+        let depth = request.depth;
         if depth > 0 {
             let at_depth = |runner| Box::new(AtDepth { runner, depth }) as Box<dyn StageRunner>;
             runners = runners.into_iter().map(at_depth).collect();
@@ -166,6 +170,10 @@ impl Host for EngineHost {
                 engine.topology().me
             )),
         }
+    }
+
+    fn event_depth(&self) -> u32 {
+        depth::current()
     }
 
     fn log_warning(&self, text: &str) {

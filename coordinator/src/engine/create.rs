@@ -6,7 +6,7 @@
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -118,6 +118,7 @@ impl Engine {
             },
             participants,
         };
+        let depth = self.host.event_depth();
         let work = match &order.fired {
             _ if !distributed => None,
             None => Some(Work::Plan(plan.encode()?.into())),
@@ -125,10 +126,12 @@ impl Engine {
                 registration: fired.registration.clone(),
                 index: fired.index,
                 input: fired.input.clone(),
+                depth,
             }),
         };
         let machine = Machine::new(Arc::new(setup), work, self.host.now_ms());
         let execution = Execution::new(plan, order.nested, order.fired, machine, self.host.new_interrupt());
+        execution.depth.store(depth, Ordering::Relaxed);
         execution.bind(&topology);
         if let Some(waiter) = waiter {
             execution.when_over(waiter);
@@ -209,6 +212,7 @@ impl Engine {
             epoch: (!setup.is_alone()).then_some(setup.epoch),
             local,
             fired: execution.fired.as_ref(),
+            depth: execution.depth.load(Ordering::Relaxed),
             interrupt: execution.interrupt.clone(),
         };
         let caught = catch_unwind(AssertUnwindSafe(|| self.host.prepare(request)));

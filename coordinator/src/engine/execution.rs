@@ -4,7 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -43,6 +43,8 @@ pub struct Execution {
     pub plan: Arc<Plan>,
     /// Made by a `run()` inside a running function.
     pub nested: bool,
+    /// How many events caused each other up to it.
+    pub(super) depth: AtomicU32,
     /// The registration that fired it.
     pub(super) fired: Option<Fired>,
     pub(super) setup: Arc<Setup>,
@@ -83,6 +85,7 @@ impl Execution {
             id: setup.id.clone(),
             plan,
             nested,
+            depth: AtomicU32::new(0),
             fired,
             setup,
             machine: Mutex::new(machine),

@@ -30,6 +30,8 @@ pub(super) struct Invitation {
     pub idle_limit_ms: u64,
     me: usize,
     initiator: usize,
+    /// How many events caused each other up to it.
+    depth: u32,
 }
 
 impl Invitation {
@@ -56,6 +58,7 @@ impl Invitation {
             idle_limit_ms,
             me,
             initiator,
+            depth: 0,
         })
     }
 }
@@ -82,6 +85,7 @@ impl Engine {
                 registration,
                 index,
                 input,
+                depth,
             } => {
                 input
                     .check()
@@ -93,7 +97,7 @@ impl Engine {
                     here: None,
                     idle_limit_ms,
                 };
-                self.accept_fired(invitation, fired);
+                self.accept_fired(Invitation { depth, ..invitation }, fired);
                 Ok(())
             }
         });
@@ -179,6 +183,7 @@ impl Engine {
 
     /// Lists our part.
     fn join(self: &Arc<Self>, invitation: Invitation, plan: Arc<Plan>, fired: Option<Fired>) -> Arc<Execution> {
+        let invitation_depth = invitation.depth;
         let setup = Setup {
             id: invitation.id,
             me: invitation.me,
@@ -188,11 +193,12 @@ impl Engine {
             idle_limit_ms: invitation.idle_limit_ms,
             participants: invitation.participants.into(),
         };
-        let number = setup.id.number();
+        let (number, depth) = (setup.id.number(), invitation_depth);
         // What a registration fires is dropped with its reply, of which this shard does not hear.
         let is_dropped = fired.is_some();
         let machine = Machine::new(Arc::new(setup), None, self.host.now_ms());
         let execution = Execution::new(plan, false, fired, machine, self.host.new_interrupt());
+        execution.depth.store(depth, Ordering::Relaxed);
         execution.drop_when_over.store(is_dropped, Ordering::Release);
         self.counter.fetch_max(number.saturating_add(1), Ordering::Relaxed);
         self.list(&execution);

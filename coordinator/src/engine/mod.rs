@@ -74,6 +74,8 @@ pub struct JobRequest<'a> {
     pub local: Option<Arc<dyn std::any::Any + Send + Sync>>,
     /// The registration that fired it, and what its reader gives.
     pub fired: Option<&'a Fired>,
+    /// How many events caused each other up to it; 0: none did.
+    pub depth: u32,
     /// The interrupt to serve.
     pub interrupt: Arc<dyn Interrupt>,
 }
@@ -103,6 +105,10 @@ pub trait Host: Send + Sync + 'static {
     fn await_active(&self, index: u64, deadline_ms: u64) -> bool;
     /// Answers a question about this shard, see `queries`.
     fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String>;
+    /// How many events caused each other up to what runs on this thread.
+    fn event_depth(&self) -> u32 {
+        0
+    }
     /// Writes a line to the server's log.
     fn log_warning(&self, text: &str);
 }

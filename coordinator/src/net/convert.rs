@@ -117,11 +117,13 @@ fn execution_body(execution: String, body: ExecutionMessage) -> Body {
                     registration,
                     index,
                     input,
+                    depth,
                 } => {
                     let registered = wire::Registered {
                         id: registration.as_ref().to_owned(),
                         index,
                         records: input.records,
+                        depth,
                     };
                     (input.bytes, Some(registered))
                 }
@@ -303,6 +305,7 @@ fn prepare(m: wire::Prepare) -> Result<(String, ExecutionMessage), &'static str>
                 bytes: m.payload,
                 records: r.records,
             },
+            depth: r.depth,
         },
     };
     let body = ExecutionMessage::Prepare {
@@ -359,6 +362,7 @@ mod tests {
                     registration: "a-7".into(),
                     index: u64::MAX,
                     input: batch.clone(),
+                    depth: 3,
                 },
                 idle_limit_ms: 7,
             },

@@ -13,8 +13,6 @@ pub struct Occasion {
     input: Mutex<Option<Input>>,
     /// What the code may ask about its cause.
     pub origin: Option<Arc<dyn Origin>>,
-    /// See `depth`.
-    pub depth: u32,
 }
 
 impl Occasion {
@@ -23,13 +21,7 @@ impl Occasion {
         Occasion {
             input: Mutex::new(Some(input)),
             origin,
-            depth: 0,
         }
-    }
-
-    /// The same at a depth of events.
-    pub fn at_depth(self, depth: u32) -> Occasion {
-        Occasion { depth, ..self }
     }
 
     /// An occasion whose code may ask about its cause.

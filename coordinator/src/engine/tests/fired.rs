@@ -192,6 +192,7 @@ fn what_nobody_could_have_asked_for_is_refused() {
                 registration: REGISTRATION.into(),
                 index: INDEX,
                 input,
+                depth: 0,
             },
             idle_limit_ms: 5000,
         };

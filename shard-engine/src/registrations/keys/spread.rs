@@ -12,14 +12,14 @@ use oxigears_coordinator::{
 use super::{fire::Event, index::Entry, record::EventInput};
 use crate::{
     module::module,
-    registrations::{occasion::Occasion, registrations, stats::End},
+    registrations::{depth, occasion::Occasion, registrations, stats::End},
 };
 
 /// Starts it; the event is counted as triggered already.
 pub fn start(entry: &Arc<Entry>, event: Event) {
     let active = &entry.active;
     let Ok(code) = active.code() else { return };
-    let (origin, depth, wish) = (event.origin(), event.depth, event.wish(entry));
+    let (origin, event_depth, wish) = (event.origin(), event.depth, event.wish(entry));
     let input = EventInput {
         active: active.clone(),
         name: event.name,
@@ -27,7 +27,7 @@ pub fn start(entry: &Arc<Entry>, event: Event) {
         wish,
         done: false,
     };
-    let occasion = Occasion::with_input(Input::Source(Box::new(input)), origin).at_depth(depth);
+    let occasion = Occasion::with_input(Input::Source(Box::new(input)), origin);
     let order = Order {
         plan: active.core.loaded.plan.clone(),
         local: code.local.clone(),
@@ -55,6 +55,8 @@ pub fn start(entry: &Arc<Entry>, event: Event) {
         });
         drop(tied);
     });
+    // The engine takes it from the thread, and along to the other shards.
+    let _depth = depth::enter(event_depth);
     if let Err(e) = module().engine.create(order, Some(waiter)) {
         let text = format!("ERR Could not trigger execution, {e}");
         active.core.stats.ended(&End::Refused(&text), 0);

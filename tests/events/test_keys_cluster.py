@@ -1,0 +1,91 @@
+"""Events in a cluster of three shards."""
+
+import pytest
+from firing import counters, settled, wait_list
+from registrations import register, status_of, wait_applied
+from replies import wait_until
+from wire import Error
+
+
+def owner_of(wires, key):
+    """The place of the shard that takes writes of this key."""
+    (found,) = [i for i, wire in enumerate(wires) if not isinstance(wire.call("EXISTS", key), Error)]
+    return found
+
+
+def everywhere(cluster, wires, script):
+    register(wires[0], script)
+    wait_applied(cluster.servers, status_of(cluster.servers[0])["applied"])
+
+
+def test_l24_the_owner_is_the_initiator(cluster, wires):
+    everywhere(
+        cluster,
+        wires,
+        "GB().count().foreach(lambda n: execute('rpush', 'at{%s}' % hashtag(), n))"
+        ".register('newk*', eventTypes=['set'])",
+    )
+    for number in range(6):
+        key = f"newk{number}"
+        owner = owner_of(wires, key)
+        before = [counters(wire)[0] for wire in wires]
+        wires[owner].ok("SET", key, "1")
+        for wire in wires:
+            settled(wire)
+        after = [counters(wire)[0] for wire in wires]
+        assert [b - a for a, b in zip(before, after, strict=True)] == [int(i == owner) for i in range(3)]
+    tags = [
+        wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').map(lambda x: hashtag()).run(mode='async_local')")[0][0]
+        for wire in wires
+    ]
+    lists = [wire.ok("LRANGE", b"at{%s}" % tag, 0, -1) for wire, tag in zip(wires, tags, strict=True)]
+    assert sum(lists, []) == [b"1"] * 6
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local", "async"])
+def test_records_of_events(cluster, wires, mode):
+    everywhere(
+        cluster,
+        wires,
+        "GB().foreach(lambda x: execute('rpush', 'seen{%s}' % x['key'], repr(list(x.values()))))"
+        f".register('k*', mode={mode!r}, eventTypes=['set', 'hset', 'del'])",
+    )
+    for key in ("k1", "k2", "k3"):
+        wire = wires[owner_of(wires, key)]
+        wire.ok("SET", key, "v")
+        settled(wire)
+        wire.ok("DEL", key)
+        wait_list(wire, [f"['set', '{key}', 'string', 'v']", f"['del', '{key}', 'empty', None]"], "seen{%s}" % key)
+
+
+def test_records_move_to_other_shards(cluster, wires):
+    """Only global steps bring the others something."""
+    everywhere(
+        cluster,
+        wires,
+        "GB().flatmap(lambda x: ['to-%d' % i for i in range(12)]).repartition(lambda x: x)"
+        ".foreach(lambda x: execute('incr', x)).register('k', eventTypes=['set'])",
+    )
+    wires[owner_of(wires, "k")].ok("SET", "k", "1")
+    for number in range(12):
+        key = f"to-{number}"
+        wait_until(lambda key=key: wires[owner_of(wires, key)].ok("GET", key) == b"1", f"{key} being 1")
+
+
+def test_chains_over_shards_end(cluster, wires):
+    for wire in wires:
+        wire.ok("RG.CONFIGSET", "MaxEventDepth", "8")
+    everywhere(
+        cluster,
+        wires,
+        "GB().map(lambda x: 'hop%d' % (int(x['key'][3:]) + 1)).repartition(lambda x: x)"
+        ".foreach(lambda x: execute('set', x, '1')).register('hop*', eventTypes=['set'])",
+    )
+    wires[owner_of(wires, "hop0")].ok("SET", "hop0", "1")
+
+    def over():
+        counts = [counters(wire) for wire in wires]
+        return sum(count[3] for count in counts) == 1 and all(count[0] == sum(count[1:]) for count in counts)
+
+    wait_until(over, "the chain's end")
+    assert sum(counters(wire)[1] for wire in wires) == 8
