@@ -140,6 +140,23 @@ impl Engine {
         drop((execution, gone));
     }
 
+    /// Drops what a registration fired that is gone: now, or when it is over.
+    pub fn forget_fired(&self, registration: &str) {
+        let mut lists = self.lists.lock();
+        let is_its = |e: &Execution| e.registration().is_some_and(|id| **id == *registration);
+        let its = lists.by_id.values().map(|entry| &entry.execution);
+        let its: Vec<Arc<Execution>> = its.filter(|e| is_its(e)).cloned().collect();
+        for execution in &its {
+            execution.drop_when_over.store(true, Ordering::Release);
+            if execution.phase().is_over() {
+                lists.forget(&execution.id);
+            }
+        }
+        drop(lists);
+        // Freed outside the lock.
+        drop(its);
+    }
+
     /// Drops an execution here and on the other shards. Nobody waits for these: they drop it now or when their part is
     /// over, and a shard that is gone has dropped it anyway.
     pub fn forget_everywhere(&self, execution: &Arc<Execution>) {

@@ -365,6 +365,9 @@ impl Activation {
             let table = self.table.read();
             (table.patterns(), table.has_streams())
         };
+        for (active, _) in &changes.removed {
+            module().engine.forget_fired(&active.registration.id);
+        }
         keys::activated(&patterns, has_streams);
         intercept::changed(guard, self, difference);
         for active in &changes.added {
