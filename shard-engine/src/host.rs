@@ -203,9 +203,11 @@ fn go_on(request: &JobRequest<'_>, rest: &Continuation, user: Option<Arc<str>>) 
     if let Some(user) = user {
         runner = Box::new(AsUser { runner, user });
     }
-    let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
-    if let Some(depth) = occasion.map(|occasion| occasion.depth).filter(|&depth| depth > 0) {
-        runner = Box::new(AtDepth { runner, depth });
+    if request.depth > 0 {
+        runner = Box::new(AtDepth {
+            runner,
+            depth: request.depth,
+        });
     }
     Ok(Job {
         input: Input::Nothing,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     active::Active,
+    depth,
     occasion::Occasion,
     stats::{End, Stats},
 };
@@ -63,7 +64,7 @@ pub fn go_on(
             // It concerns no other shard.
             index: 0,
             input: RecordBatch::default(),
-            here: Occasion::default().at_depth(depth).carried(),
+            here: Occasion::default().carried(),
             idle_limit_ms: active.core.idle_limit_ms,
         }),
     };
@@ -81,6 +82,8 @@ pub fn go_on(
             then(over);
         }
     });
+    // The engine takes it from the thread.
+    let _depth = depth::enter(depth);
     if let Err(e) = module().engine.create_as(order, number, Some(waiter))
         && let Some(then) = then.lock().take()
     {

@@ -52,6 +52,7 @@ const REPLICA: &str = "ERR the server has become a replica, the event was not ha
 
 thread_local! {
     static FIRING: Cell<bool> = const { Cell::new(false) };
+    static AT_ONCE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Numbers for INFO.
@@ -127,6 +128,24 @@ fn run_now(guard: &ServerLock) {
     call_for_help();
 }
 
+/// What is fired must end before anything else happens: in MULTI and in Lua.
+pub fn must_end_here() -> bool {
+    AT_ONCE.get()
+}
+
+/// Fires what must end before anything else happens.
+fn fire_at_once(guard: &ServerLock) {
+    /// Also when a panic passes.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            AT_ONCE.set(self.0);
+        }
+    }
+    let _before = Before(AT_ONCE.replace(true));
+    fire_all(guard);
+}
+
 /// The same where somebody looks at the effects before this thread is done (MULTI, Lua): waits for the interpreter for a
 /// moment. False if a helper thread has to do it later.
 pub fn run_waiting(guard: &ServerLock) -> bool {
@@ -134,10 +153,10 @@ pub fn run_waiting(guard: &ServerLock) -> bool {
         return true;
     }
     if sync::interpreter_is_free() {
-        fire_all(guard);
+        fire_at_once(guard);
         return true;
     }
-    if sync::for_waiting(guard, || fire_all(&lock::lock())).is_some() {
+    if sync::for_waiting(guard, || fire_at_once(&lock::lock())).is_some() {
         return true;
     }
     call_for_help();

@@ -15,7 +15,12 @@ use crate::{
     identity,
     module::module,
     redis::lock::ServerLock,
-    registrations::{depth, due::Shot, stats::End},
+    registrations::{
+        depth,
+        due::{self, Shot},
+        stats::End,
+        sync,
+    },
 };
 
 /// One event for one registration.
@@ -45,7 +50,12 @@ impl SyncShot {
         let _depth = depth::enter(event.depth);
         let _quiet = Quiet::enter();
         match record::read(guard, active, &event.name, &event.key, event.wish(&self.entry)) {
-            Ok(batch) => invoker.call_batch(batch, event.origin()),
+            Ok(batch) => {
+                let origin = event
+                    .origin()
+                    .or_else(|| due::must_end_here().then(sync::at_once).flatten());
+                invoker.call_batch(batch, origin)
+            }
             Err(text) => failed(text),
         }
     }
