@@ -92,7 +92,7 @@ impl Host for EngineHost {
         let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
         let context = context(&request, occasion.and_then(|occasion| occasion.origin.clone()))?;
         let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
-        let depth = request.depth;
+        let depth = occasion.map_or(0, |occasion| occasion.depth).max(request.depth);
         if depth > 0 {
             let at_depth = |runner| Box::new(AtDepth { runner, depth }) as Box<dyn StageRunner>;
             runners = runners.into_iter().map(at_depth).collect();

@@ -422,7 +422,10 @@ fn nothing_is_awaited_in_an_atomic_block() {
     );
     on_worker(|| {
         let fake = fake::start();
-        assert!(crate::Server::try_lock(fake, std::time::Duration::ZERO), "a coroutine kept the server lock");
+        assert!(
+            crate::Server::try_lock(fake, std::time::Duration::ZERO),
+            "a coroutine kept the server lock"
+        );
         crate::Server::unlock(fake);
     });
 }

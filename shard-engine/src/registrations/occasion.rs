@@ -13,6 +13,8 @@ pub struct Occasion {
     input: Mutex<Option<Input>>,
     /// What the code may ask about its cause.
     pub origin: Option<Arc<dyn Origin>>,
+    /// See `depth`; counts on this shard, if it is more than that of the thread that creates the execution.
+    pub depth: u32,
 }
 
 impl Occasion {
@@ -21,6 +23,7 @@ impl Occasion {
         Occasion {
             input: Mutex::new(Some(input)),
             origin,
+            depth: 0,
         }
     }
 
@@ -30,6 +33,11 @@ impl Occasion {
             origin: Some(origin),
             ..Occasion::default()
         }
+    }
+
+    /// The same at a depth of events.
+    pub fn at_depth(self, depth: u32) -> Occasion {
+        Occasion { depth, ..self }
     }
 
     /// For the engine.

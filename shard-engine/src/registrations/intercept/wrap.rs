@@ -53,7 +53,7 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
         return end(call, link, ran);
     }
     if sync::interpreter_is_free() {
-        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), || call.run()));
+        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, || call.run()));
         return end(call, link, ran);
     }
     if may_block {
@@ -61,7 +61,7 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
     }
     let lent = call.lent();
     let done = sync::for_waiting(call.guard(), move || {
-        let ran = lent.with(|call| with_handlers(call.guard(), link.as_ref(), || call.run()));
+        let ran = lent.with(|call| with_handlers(call.guard(), link.as_ref(), false, || call.run()));
         (link, ran)
     });
     match done {
@@ -77,10 +77,14 @@ fn run_tied<R>(link: Option<&Link>, run: impl FnOnce() -> R) -> R {
 }
 
 /// The command, then its handlers: on a thread that has the interpreter, and keeps it.
-fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, run: impl FnOnce() -> R) -> R {
+fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, may_block: bool, run: impl FnOnce() -> R) -> R {
     let ran = run_tied(link, run);
     let _here = PythonHere::enter(true);
-    due::run(guard);
+    if may_block {
+        due::run(guard);
+    } else {
+        due::run_waiting(guard);
+    }
     ran
 }
 
@@ -146,7 +150,7 @@ fn run_parked(
     let own = client.writing(|writer| {
         let mut run = || writer.run_parked(guard, args, user);
         let ran = if python {
-            with_handlers(guard, link.as_ref(), run)
+            with_handlers(guard, link.as_ref(), true, run)
         } else {
             run_tied(link.as_ref(), &mut run)
         };

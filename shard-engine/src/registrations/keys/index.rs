@@ -262,22 +262,3 @@ pub fn wanted() -> Wanted {
 pub fn find(event: &[u8], key: &[u8], beside: bool) -> Option<Vec<Arc<Entry>>> {
     INDEX.read().find(event, key, beside)
 }
-
-/// Registrations that may fire for this key, whatever the event; `None` if there are none. For those that have to know
-/// before the command runs.
-pub fn matching(key: &[u8]) -> Option<Vec<Arc<Entry>>> {
-    let index = INDEX.read();
-    if index.count == 0 {
-        return None;
-    }
-    let lists = index.lists(key).into_iter().flatten();
-    let found: Vec<_> = lists.filter(|entry| entry.is_for(key)).cloned().collect();
-    (!found.is_empty()).then_some(found)
-}
-
-/// Some registration fits the question; asked with the key's name only.
-pub fn any(key: &[u8], fits: impl Fn(&Entry) -> bool) -> bool {
-    let index = INDEX.read();
-    let mut lists = index.lists(key).into_iter().flatten();
-    lists.any(|entry| entry.is_for(key) && fits(entry))
-}

@@ -36,8 +36,6 @@ use crate::redis::{
     notify::{self, Classes, Start, Told},
 };
 
-pub use self::index::matching;
-
 /// What stream registrations do with an event: its name, the key, the number of the database.
 pub type StreamListener = fn(&ServerLock, &[u8], &[u8], i32);
 
