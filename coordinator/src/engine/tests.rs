@@ -1,11 +1,12 @@
 //! Whole engines in one process, joined by a transport that a test can break: epochs, losses, aborts, lists.
 
 mod fired;
+mod waiting;
 
 use std::{
     any::Any,
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -36,6 +37,9 @@ struct FakeHost {
     active: Mutex<u64>,
     activated: parking_lot::Condvar,
     registered: Mutex<HashMap<String, Arc<Plan>>>,
+    idle_limit_ms: AtomicU64,
+    /// The stage that postpones its records, and how many at most.
+    later: Mutex<Option<(usize, usize, Arc<waiting::Later>)>>,
 }
 
 #[derive(Default)]
@@ -156,14 +160,23 @@ impl Host for FakeHost {
             value: self.number as i64,
             gate: self.gate.clone(),
         };
-        let runner = |stage: &Stage| {
+        let later = self.later.lock().clone();
+        let runner = |(number, stage): (usize, &Stage)| {
             let slot = matches!(stage.output, Output::Shuffle { .. }).then_some(ROUTED_SLOT);
-            Box::new(PassOn {
+            let inner = PassOn {
                 slot,
                 ..PassOn::default()
-            }) as Box<dyn StageRunner>
+            };
+            match &later {
+                Some((its, bound, later)) if *its == number => Box::new(waiting::Postponing {
+                    later: later.clone(),
+                    inner,
+                    bound: *bound,
+                }) as Box<dyn StageRunner>,
+                _ => Box::new(inner),
+            }
         };
-        let runners = request.stages.iter().map(runner).collect();
+        let runners = request.stages.iter().enumerate().map(runner).collect();
         if let Some(fired) = request.fired {
             let input = Input::Batch(fired.input.clone());
             return Ok(Job { input, runners });
@@ -179,7 +192,7 @@ impl Host for FakeHost {
     }
 
     fn idle_limit_ms(&self) -> u64 {
-        5000
+        self.idle_limit_ms.load(Ordering::Relaxed)
     }
 
     fn max_executions(&self) -> i64 {
@@ -304,6 +317,8 @@ fn cluster(size: usize, records: usize) -> Cluster {
             active: Mutex::new(0),
             activated: parking_lot::Condvar::new(),
             registered: Mutex::default(),
+            idle_limit_ms: AtomicU64::new(5000),
+            later: Mutex::default(),
         });
         let engine = Engine::start(host.clone(), 2).unwrap();
         engine.set_topology(topology(number, size, 0));
