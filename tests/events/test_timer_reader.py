@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from persisting import follow, rewrite
+from persisting import follow_busy, rewrite
 from registrations import OK, register
 from replies import flat_map, is_error, wait_until
 from wire import Error, Wire
@@ -222,7 +222,7 @@ def test_a_replica_fires_nothing(fresh):
     step = "lambda x: (log('a firing'), execute('incr', 'n'))"
     with Wire(master.port) as wire, Wire(replica.port) as other:
         register(wire, every(step=step))
-        follow(replica, master)
+        follow_busy(replica, master)
         expect_running(wire)
         assert len(timers(other)) == 1
         assert "a firing" not in replica.log()

@@ -4,7 +4,7 @@ import contextlib
 import time
 
 import pytest
-from persisting import follow, rewrite, wait_following
+from persisting import follow, follow_busy, rewrite
 from registrations import OK, register
 from replies import is_error, wait_until
 from wire import Error, Simple, Wire
@@ -374,11 +374,10 @@ def test_replicas_hold_timers_and_run_them_when_they_are_masters(fresh):
     master, replica = fresh(server_args=DEBUG), fresh(server_args=DEBUG)
     with Wire(master.port) as wire, Wire(replica.port) as other:
         ticking(wire, "early", "a")
-        follow(replica, master)
+        follow_busy(replica, master)
         ticking(wire, "late", "b")
         script(wire, "def bad():\n    execute('incr', 'bad')\n    1 / 0\nregisterTE(0, bad, 'bad-te')")
         wait_until(lambda: count(wire, "bad") == 1, "the bad one running")
-        wait_following(replica, master)
         wait_until(lambda: other.ok("EXISTS", "early", "late", "bad-te") == 3, "the keys on the replica")
         reply = other.call("RG.PYEXECUTE", "registerTE(1, lambda: 1, 'new')")
         assert is_error(reply, "READONLY"), reply

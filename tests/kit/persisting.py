@@ -120,5 +120,15 @@ def wait_following(replica, master):
     wait_until(caught_up, f"{replica} following {master}", SAVE_S)
 
 
+def follow_busy(replica, master):
+    """The same for a master that never stops writing: returns when the link is up."""
+    replica.command("REPLICAOF", "127.0.0.1", master.port)
+
+    def is_up():
+        return info(replica, "replication").get("master_link_status") == "up"
+
+    wait_until(is_up, f"{replica} following {master}", SAVE_S)
+
+
 def is_readonly(reply):
     return isinstance(reply, Error) and reply.text.startswith("READONLY ")

@@ -80,12 +80,6 @@ impl Call {
         }
     }
 
-    /// The server takes this command as another server's: its master's, or that of a node whose slots come here. Such
-    /// clients are obeyed without questions, so ordinary ones never have the mark.
-    pub fn comes_from_a_server(&self) -> bool {
-        self.context_flags().replicated
-    }
-
     /// Sends this command on as it came. For commands that came over replication or from the AOF; while that is loaded
     /// the server sends nothing.
     pub fn replicate_verbatim(&self) {

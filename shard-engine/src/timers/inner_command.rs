@@ -52,7 +52,7 @@ fn send(guard: &ServerLock, args: &[&[u8]]) {
 }
 
 fn inner_timer(call: &mut Call) {
-    if call.sender() == Sender::Client && !call.comes_from_a_server() {
+    if call.sender() == Sender::Client {
         return call.reply().error(
             "ERR RG.INNERTIMER is for replication and the AOF only; timers are made by registerTE() and removed with \
              their keys",
