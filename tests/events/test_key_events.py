@@ -166,3 +166,13 @@ def test_evicted(fresh, mode):
         assert triggered == success >= 10 and failed == aborted == 0
         wait_until(lambda: server.log().count("EVICTED k") >= 10, "the handlers' lines")
         assert " empty None" in server.log()
+
+
+def test_events_of_modules_types(wire):
+    """The module's own timers are keys of a module type."""
+    register(wire, f"GB().foreach({NOTE}).register('te*', mode='sync', keyTypes=['module', 'empty'])")
+    wire.ok("RG.PYEXECUTE", "registerTE(100, lambda: None, 'te1')")
+    wire.ok("COPY", "te1", "te2")
+    wire.ok("DEL", "te1")
+    settled(wire)
+    assert "del:te1:empty" in listed(wire)

@@ -18,6 +18,61 @@ def note(wire, prefix="k*", mode="sync", handler=NOTE, **options):
 
 
 @MODE
+def test_k1_between_the_commands_of_a_transaction(wire, mode):
+    note(wire, mode=mode, handler="lambda x: execute('rpush', 'ev', x['key'])", eventTypes=["set"])
+    wire.ok("MULTI")
+    for command in (("SET", "k1", "1"), ("LRANGE", "ev", "0", "-1"), ("SET", "k2", "1")):
+        assert wire.ok(*command) == Simple("QUEUED")
+    assert wire.ok("EXEC") == [OK, [b"k1"] if mode == "sync" else [], OK]
+    settled(wire)
+    assert sorted(listed(wire, "ev")) == ["k1", "k2"]
+    script = "redis.call('set', 'k3', '1'); return redis.call('llen', 'ev')"
+    assert wire.ok("EVAL", script, "1", "k3") == (3 if mode == "sync" else 2)
+    settled(wire)
+    assert wire.ok("RG.PYEXECUTE", "execute('set', 'k4', execute('llen', 'ev'))") == OK
+    settled(wire)
+    assert (wire.ok("GET", "k4"), wire.ok("LLEN", "ev")) == (b"3", 4)
+
+
+def test_sync_handlers_run_before_the_reply_and_the_next_command(wire):
+    """Also where many commands come at once."""
+    note(wire, "*", handler="lambda x: execute('incr', 'n:' + x['value'])", eventTypes=["set"])
+    for number in range(200):
+        wire.send("SET", f"k{number}", "v")
+        wire.send("GET", "n:v")
+    assert [wire.read() for _ in range(400)][1::2] == [b"%d" % (i + 1) for i in range(200)]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_handlers_that_are_coroutines(wire, mode):
+    register(
+        wire,
+        f"""
+import asyncio
+async def later(x):
+    await asyncio.sleep(0.02)
+    execute('rpush', 'seen', x['key'])
+    return x['key']
+GB().map(later).register('k*', mode={mode!r}, eventTypes=['set'])
+""",
+    )
+    for number in range(5):
+        wire.ok("SET", f"k{number}", "1")
+    settled(wire)
+    assert sorted(listed(wire)) == [f"k{number}" for number in range(5)]
+    assert counters(wire) == (5, 5, 0, 0)
+    kept = sorted(pair(wire.ok("RG.GETRESULTS", one))[0][0] for one in executions_of(wire))
+    assert kept == [b"k%d" % number for number in range(5)]
+    if mode == "sync":
+        wire.ok("MULTI")
+        wire.ok("SET", "k9", "1")
+        assert wire.ok("EXEC") == [OK]
+        settled(wire)
+        assert counters(wire) == (6, 5, 1, 0)
+        assert data(wire)["lastError"] == b"Creating async record is not allowed"
+
+
+@MODE
 def test_k2_prefixes(wire, mode):
     for prefix in ("pre", "p?e*", ""):
         note(wire, prefix, mode=mode, handler=f"lambda x: execute('rpush', 'seen', {prefix!r} + '>' + x['key'])")

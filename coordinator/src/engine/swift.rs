@@ -123,8 +123,9 @@ impl Swift {
         let mut inner = self.inner.lock();
         let mut gone = None;
         while let Some(count) = Some(inner.ended.len()).filter(|count| *count > 0) {
-            let full = keep > 0 && count as i64 >= keep;
-            if !full && !(max > 0 && self.all.load(Ordering::Relaxed) >= max) {
+            let its_own = keep > 0 && count as i64 >= keep;
+            let of_all = max > 0 && self.all.load(Ordering::Relaxed) >= max;
+            if !its_own && !of_all {
                 break;
             }
             gone = inner.ended.pop_front();
