@@ -218,7 +218,7 @@ def test_a_registration_survives_a_restart(fresh):
 
 
 def test_a_replica_fires_nothing(fresh):
-    master, replica = fresh(), fresh()
+    master, replica = fresh(server_args=("--repl-diskless-sync-delay", "0")), fresh()
     step = "lambda x: (log('a firing'), execute('incr', 'n'))"
     with Wire(master.port) as wire, Wire(replica.port) as other:
         register(wire, every(step=step))

@@ -16,6 +16,8 @@ AOF = ("--appendonly", "yes", "--appendfsync", "always")
 WITH_PREAMBLE = (*AOF, "--aof-use-rdb-preamble", "yes")
 COMMANDS_ONLY = (*AOF, "--aof-use-rdb-preamble", "no")
 DEBUG = ("--enable-debug-command", "yes")
+# Replicas get their data without waiting for others.
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
 TYPE = Simple("rg_timeev")
 # Longer than the timers of these tests would need to run once more.
 STILL_S = 1.4
@@ -342,7 +344,7 @@ def test_a_timer_survives_a_restart(fresh, way, rewritten):
     with Wire(server.port) as wire:
         script(
             wire,
-            "c = 40\ndef f():\n    execute('set', 'seen', c + 2)\n    execute('incr', 'tick')\nregisterTE(1, f, 'te')",
+            "c = 40\ndef f():\n    execute('set', 'seen', c + 2)\n    execute('incr', 'tick')\nregisterTE(0, f, 'te')",
         )
         wire.ok("PEXPIRE", "te", 10**9)
         wait_until(lambda: count(wire) >= 1, "the first run")
@@ -356,7 +358,7 @@ def test_a_timer_survives_a_restart(fresh, way, rewritten):
         expect_running(wire, more=1)
         assert wire.ok("GET", "seen") == b"42"
         wire.ok("DEL", "te")
-        expect_still(wire)
+        expect_still(wire, during=0.3)
 
 
 def test_debug_reload(fresh):
@@ -371,7 +373,7 @@ def test_debug_reload(fresh):
 
 
 def test_replicas_hold_timers_and_run_them_when_they_are_masters(fresh):
-    master, replica = fresh(server_args=DEBUG), fresh(server_args=DEBUG)
+    master, replica = fresh(server_args=AT_ONCE), fresh()
     with Wire(master.port) as wire, Wire(replica.port) as other:
         ticking(wire, "early", "a")
         follow_busy(replica, master)
@@ -397,7 +399,7 @@ def test_replicas_hold_timers_and_run_them_when_they_are_masters(fresh):
 
 
 def test_a_master_that_becomes_a_replica_rests(fresh):
-    first, second = fresh(), fresh()
+    first, second = fresh(), fresh(server_args=AT_ONCE)
     with Wire(first.port) as wire:
         script(wire, "def f():\n    log('a run')\nregisterTE(0, f)")
         wait_until(lambda: "a run" in first.log(), "the first run")
