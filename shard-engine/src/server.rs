@@ -48,6 +48,8 @@ impl Server for RedisServer {
         let guard = lock::try_lock()?;
         let _here = PythonHere::enter(true);
         let user = identity::current();
+        let origin = current_origin();
+        let _issuing = intercept::issuing(origin.as_deref());
         let flags = Flags {
             user: user.as_deref(),
             ..Flags::from_script()

@@ -41,6 +41,24 @@ def wires(cluster):
     tidy(cluster.servers)
 
 
+@pytest.fixture(scope="session")
+def replicated():
+    """Three masters with a replica each. Tests must leave the roles as they were."""
+    with localcluster.LocalCluster(masters=3, replicas=1) as cluster:
+        cluster.wait_mesh()
+        wait_group(cluster.servers)
+        yield cluster
+        no_crash(cluster.servers)
+
+
+@pytest.fixture
+def six(replicated):
+    """The cluster of six nodes, without registrations."""
+    clear(replicated.servers)
+    yield replicated
+    clear(replicated.servers)
+
+
 @pytest.fixture
 def fresh():
     """Starts servers of the test's own: fresh(*module_args, server_args=()) gives a server."""

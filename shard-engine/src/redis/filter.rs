@@ -13,8 +13,8 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    ffi::{api, guarded, string_bytes},
-    lock::ServerLock,
+    ffi::{api, catch, string_bytes},
+    lock::{self, ServerLock},
     wrapper::Front,
 };
 
@@ -92,6 +92,12 @@ impl Drop for Unseen {
     }
 }
 
+/// For what a judge does seldom: with the lock, which its caller holds. Elsewhere this waits for ever.
+pub fn in_callback<R>(work: impl FnOnce(&ServerLock) -> R) -> R {
+    let _callback = lock::enter_callback();
+    work(&lock::lock())
+}
+
 extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
     // Only the first command: those that it runs itself (a script) are looked at.
     if PASS.replace(false) {
@@ -111,7 +117,7 @@ extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
     if Front::of(command.pointer(0)).is_some() {
         return;
     }
-    let Some(front) = guarded("the command filter", || judge(&command)).flatten() else {
+    let Some(front) = catch("the command filter", || judge(&command)).flatten() else {
         return;
     };
     if let Some(name) = front.retained() {

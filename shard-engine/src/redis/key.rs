@@ -124,6 +124,8 @@ impl Drop for StringReply {
 
 /// Gives `f` the bytes of a string of database 0, by its name; `None` if there is no such key, or it is no string.
 pub fn with_string_of<T>(_guard: &ServerLock, name: &[u8], f: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    // No hook has a part in it.
+    let _unseen = filter::unseen();
     // SAFETY: the lock is held and the context alive; "b" takes a pointer and a length.
     let reply = notify::silently(|| unsafe {
         let reply = api!(RedisModule_Call)(

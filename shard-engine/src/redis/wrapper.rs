@@ -29,6 +29,7 @@ use super::{
     log, replicate,
     reply::ReplyWriter,
     value::Reply,
+    version::at_least,
 };
 
 /// What the command behind does, as far as the server's checks go.
@@ -180,6 +181,15 @@ enum Check {
     Nobody,
 }
 
+/// The form of replies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// As the client speaks.
+    AsClient,
+    /// As functions know them.
+    Resp2,
+}
+
 impl Wrapped {
     /// The server lock, which is held while the command runs.
     pub fn guard(&self) -> &ServerLock {
@@ -221,6 +231,19 @@ impl Wrapped {
 
     /// Runs the command as it came, with the rights of its caller; `None` if the server gave no reply.
     pub fn run(&self) -> Option<Ran> {
+        self.run_speaking(Speech::AsClient)
+    }
+
+    /// The same for code, which knows RESP2 only. The error is a text for scripts.
+    pub fn run_for_code(&self) -> Result<Reply, String> {
+        let ran = self.run_speaking(Speech::Resp2).ok_or(FAILED)?;
+        match ran.to_client() {
+            Reply::Error(text) => Err(text),
+            reply => Ok(reply),
+        }
+    }
+
+    fn run_speaking(&self, speech: Speech) -> Option<Ran> {
         let rest = if self.argc > 1 {
             // SAFETY: the vector has `argc` strings.
             unsafe { slice::from_raw_parts_mut(self.argv.add(1), self.argc - 1) }
@@ -231,7 +254,7 @@ impl Wrapped {
         let name = unsafe { api!(RedisModule_StringPtrLen)(*self.argv, null_mut()) };
         let check = self.check();
         // SAFETY: context and strings are alive while the command runs, and the lock is held.
-        unsafe { run_in(self.ctx, name, rest, check, self.denies_writes()) }
+        unsafe { run_in(self.ctx, name, rest, (check, self.denies_writes(), speech)) }
     }
 
     /// Answers with what a run gave.
@@ -274,12 +297,15 @@ impl Wrapped {
             .ok()
             .and_then(|reply| reply.text().map(str::to_owned))
             .unwrap_or_default();
-        let reason = if told.contains("channel") {
-            "access at least one of the channels"
-        } else if told.contains("key") && !told.contains("permissions to run") {
-            "access at least one of the keys"
-        } else {
-            "run this command or subcommand"
+        // 7.0 has other words than later servers, which tell administrators more than clients.
+        let newer = at_least(7, 2);
+        let reason = match () {
+            () if told.contains("permissions to run") && newer => &told,
+            () if told.contains("permissions to run") => "run this command or subcommand",
+            () if told.contains("channel") && newer => "No permissions to access a channel",
+            () if told.contains("channel") => "access at least one of the channels",
+            () if newer => "No permissions to access a key",
+            () => "access at least one of the keys",
         };
         no_permission(reason, &self.name())
     }
@@ -346,13 +372,14 @@ impl Wrapped {
 }
 
 /// See `Wrapped::lent`.
+#[derive(Clone, Copy)]
 pub struct Lent(*const Wrapped);
 
 // SAFETY: the lender waits until the borrower is done, so only one thread uses it at a time.
 unsafe impl Send for Lent {}
 
 impl Lent {
-    /// Works with the command; only inside of `lock::Loan::run`.
+    /// Works with the command; only while the lender runs it, on the thread that acts as the holder of the lock.
     pub fn with<R>(self, work: impl FnOnce(&Wrapped) -> R) -> R {
         // SAFETY: the lender's command is alive as long as its lock is lent.
         work(unsafe { &*self.0 })
@@ -462,14 +489,17 @@ unsafe fn run_in(
     ctx: *mut raw::RedisModuleCtx,
     name: *const std::ffi::c_char,
     rest: &mut [*mut raw::RedisModuleString],
-    check: Check,
-    denies_writes: bool,
+    (check, denies_writes, speech): (Check, bool, Speech),
 ) -> Option<Ran> {
-    let format = match (check, denies_writes) {
-        (Check::Caller, false) => c"!C0Ev",
-        (Check::Caller, true) => c"!C0WEv",
-        (Check::Nobody, false) => c"!0Ev",
-        (Check::Nobody, true) => c"!0WEv",
+    let format = match (check, denies_writes, speech) {
+        (Check::Caller, false, Speech::AsClient) => c"!C0Ev",
+        (Check::Caller, true, Speech::AsClient) => c"!C0WEv",
+        (Check::Nobody, false, Speech::AsClient) => c"!0Ev",
+        (Check::Nobody, true, Speech::AsClient) => c"!0WEv",
+        (Check::Caller, false, Speech::Resp2) => c"!CEv",
+        (Check::Caller, true, Speech::Resp2) => c"!CWEv",
+        (Check::Nobody, false, Speech::Resp2) => c"!Ev",
+        (Check::Nobody, true, Speech::Resp2) => c"!WEv",
     };
     let _nested = call::nested();
     let _unseen = filter::unseen();
@@ -484,7 +514,7 @@ unsafe fn run_in(
     if check == Check::Caller && matches!(judge_error(&text), Fault::NoUser) {
         drop(_nested);
         // SAFETY: as above.
-        return unsafe { run_in(ctx, name, rest, Check::Nobody, denies_writes) };
+        return unsafe { run_in(ctx, name, rest, (Check::Nobody, denies_writes, speech)) };
     }
     // SAFETY: the caller says so.
     let name = unsafe { lossy(name) }.to_lowercase();
@@ -516,16 +546,9 @@ impl ReplyWriter {
         let user = user.map(|user| unsafe { ContextUser::set_in(guard, self.ctx(), user) });
         let user = user.transpose().map_err(|e| e.to_string())?;
         let check = if user.is_some() { Check::Caller } else { Check::Nobody };
+        let how = (check, replicate::is_paused(guard), Speech::AsClient);
         // SAFETY: the context is that of a parked client, the lock is held, the strings are alive.
-        let ran = unsafe {
-            run_in(
-                self.ctx(),
-                name.as_ptr(),
-                &mut pointers,
-                check,
-                replicate::is_paused(guard),
-            )
-        };
+        let ran = unsafe { run_in(self.ctx(), name.as_ptr(), &mut pointers, how) };
         ran.ok_or_else(|| FAILED.to_owned())
     }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use super::super::limits;
 use crate::redis::{
     call::{Flags, Reply, call},
+    filter,
     lock::ServerLock,
     wrapper::CHECKED,
 };
@@ -46,14 +47,14 @@ pub fn transaction_runs() {
     }
 }
 
-/// What holds now.
+/// What holds now. In the command filter, where the lock is held.
 #[inline]
-pub fn now(guard: &ServerLock) -> Access {
+pub fn now() -> Access {
     match KNOWN.load(Ordering::Acquire) {
         1 => Access::Open,
         2 => Access::Granted,
         3 => Access::Restricted,
-        _ => look(guard),
+        _ => filter::in_callback(look),
     }
 }
 

@@ -7,13 +7,14 @@ use std::{cell::RefCell, sync::Arc};
 
 use oxigears_coordinator::{codec::Cursor, execution::Outcome, registry::RegisterMode};
 use oxigears_python_api::{self as python, Invoked, Origin, Reply};
+use parking_lot::Mutex;
 
 use super::{
     super::{
         Active,
         activation::Activation,
         active::Code,
-        limits,
+        due, limits,
         occasion::Occasion,
         registrations,
         stats::End,
@@ -31,7 +32,7 @@ use crate::{
         call::{self, Flags},
         lock,
         reply::ReplyWriter,
-        wrapper::Wrapped,
+        wrapper::{Lent, Wrapped},
     },
     server::PythonHere,
 };
@@ -71,6 +72,17 @@ struct Original {
     caller: Option<Arc<str>>,
     /// The client's database.
     database: i32,
+    /// The command itself, as long as the server runs it: while a hook of mode `sync` has not returned.
+    live: Mutex<Option<Lent>>,
+}
+
+/// While it lives, the command can be run where its client is.
+struct Live<'a>(&'a Original);
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        *self.0.live.lock() = None;
+    }
 }
 
 /// What code of a hook may do about its cause.
@@ -108,6 +120,11 @@ impl Original {
     fn hook(&self, from: usize, args: &[Vec<u8>]) -> Option<usize> {
         let taken = self.entry.taken.as_ref()?;
         (from..self.chain.len()).find(|&at| self.chain[at].takes(&taken.facts, args))
+    }
+
+    fn live(&self, call: &Wrapped) -> Live<'_> {
+        *self.live.lock() = Some(call.lent());
+        Live(self)
     }
 
     fn origin(self: &Arc<Self>, at: usize, before: &[Arc<str>], may_postpone: bool) -> Arc<dyn Origin> {
@@ -152,6 +169,8 @@ impl Original {
             database: self.database,
             ..Flags::from_script()
         };
+        // On the thread that holds the lock it can only be there while that runs the command.
+        let live = (*self.live.lock()).filter(|_| lock::is_held() && args == self.args);
         let arg = |at: usize| args[at].as_slice();
         let taken = self.entry.taken.as_ref();
         let link = taken.filter(|taken| links::wanted(taken, args.len(), arg).any);
@@ -159,8 +178,14 @@ impl Original {
         let link = link.map(|_| Link::new(args.to_vec(), false));
         let reply = {
             let _tied = link.as_ref().map(Link::enter);
-            call::call_patiently(args, flags).map_err(|e| e.to_string())
+            match live {
+                Some(live) => live.with(Wrapped::run_for_code),
+                None => call::call_patiently(args, flags).map_err(|e| e.to_string()),
+            }
         };
+        if live.is_some() && !call::in_nested_call() {
+            due::run(&lock::lock());
+        }
         match link.and_then(|link| link.instead()) {
             Some(record) => Ok(links::instead_to_reply(&record)),
             None => reply,
@@ -207,6 +232,7 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
         chain,
         caller: None,
         database: call.database(),
+        live: Mutex::new(None),
     };
     let Some(at) = original.hook(0, &original.args) else {
         return false;
@@ -285,6 +311,7 @@ fn run_sync(
     origin: Arc<dyn Origin>,
 ) {
     if sync::interpreter_is_free() {
+        let _live = original.live(call);
         return match sync::run(&active, &code, &original.args, Some(origin)) {
             Invoked::Done(outcome) => answer(call.reply(), &outcome),
             rest => {
@@ -293,8 +320,8 @@ fn run_sync(
             }
         };
     }
-    let original = original.clone();
     if call.flags().may_block() {
+        let original = original.clone();
         let client = BlockedClient::block(call, None);
         return sync::for_parked(client, move |client| {
             let ran = python::with_server_locked(|| sync::run(&active, &code, &original.args, Some(origin)));
@@ -302,6 +329,8 @@ fn run_sync(
         });
     }
     let stats = active.clone();
+    let _live = original.live(call);
+    let original = original.clone();
     let work = move || sync::done(sync::run(&active, &code, &original.args, Some(origin)));
     match sync::for_waiting(call.guard(), work) {
         Some(outcome) => answer(call.reply(), &outcome),
