@@ -13,14 +13,14 @@ import traceback as traceback
 import types as types
 import weakref as weakref
 from asyncio import Future as Future
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager
 from threading import Thread as Thread
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import redisgears as redisgears
 import rg as rg
-from redisgears import PyExecutionSession
+from redisgears import PyExecutionSession, PyFuture
 
 __version__: str
 
@@ -40,11 +40,10 @@ _RegisterMode = Literal["async", "async_local", "sync"]
 _Level = Literal["debug", "verbose", "notice", "warning"]
 _Function = Callable[[Any], Any]
 
-class GearsFuture(Awaitable[list[Any]]):
-    """What `run()` returns: awaiting it gives `[results, errors]`."""
+class GearsFuture(Future[Any]):
+    """A future of the shared event loop. What `run()` returns gives `[results, errors]` when a coroutine awaits it."""
 
     executionId: str | None
-    def __await__(self) -> Generator[Any, None, list[Any]]: ...
 
 class GearsSession:
     """`with GearsSession(s):` sets the session of this thread for the block, then sets it to None."""
@@ -304,16 +303,26 @@ def flat_error(msg: object, /) -> NoReturn:
 def call_next(*args: Any) -> Any: ...
 def get_command() -> list[str | bytearray]: ...
 def override_reply(x: Any, /) -> None: ...
-def gearsFuture() -> Any: ...
-def isAsyncAllow() -> bool:
-    """True in a step that may go on asynchronously."""
+def gearsFuture() -> PyFuture:
+    """Postpones the record at hand: return it from the step, and complete it later from anywhere."""
 
-def createFuture() -> GearsFuture: ...
-def setFutureResults(f: Any, v: Any) -> None: ...
-def setFutureException(f: Any, e: Any) -> None: ...
+def isAsyncAllow() -> bool:
+    """True in a step that may return a coroutine or a `gearsFuture()`; False in MULTI, Lua and coroutines."""
+
+def createFuture() -> GearsFuture:
+    """A future to be awaited in a coroutine and completed by `setFutureResults` or `setFutureException`."""
+
+def setFutureResults(f: Future[Any], v: Any) -> None:
+    """Completes a future; may be called by any thread."""
+
+def setFutureException(f: Future[Any], e: Any) -> None:
+    """Fails a future; may be called by any thread. What is no exception becomes one."""
+
 def runCoroutine(
-    cr: Coroutine[Any, Any, Any], f: Any = None, delay: float = 0, s: PyExecutionSession | None = None
-) -> None: ...
+    cr: Coroutine[Any, Any, Any], f: PyFuture | None = None, delay: float = 0, s: PyExecutionSession | None = None
+) -> None:
+    """Runs a coroutine on the shared event loop after `delay` seconds; `f` gets its value or its exception."""
+
 def registerTE(seconds: int, callback: Callable[[], Any], /, key: str | bytes | None = None) -> bool:
     """Calls `callback()` on this shard, `seconds` after each end, with the server lock held; on masters only.
 

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from oxigears import GearsBuilder, GearsFuture
+from oxigears import GearsBuilder
 
 class GearsError(Exception):
     """Misuse of the interface, or the error reply of a command; prints as `gears.error`."""
@@ -20,7 +20,14 @@ class PyExecutionSession:
 class PyAtomic(AbstractContextManager[Any]):
     """What `atomicCtx()` returns."""
 
-PyFuture = GearsFuture
+class PyFuture:
+    """A record that a step has postponed: what `gearsFuture()` returns."""
+
+    def continueRun(self, value: Any, /) -> None:
+        """The record goes on with this value; may be called by any thread, once."""
+    def continueFailed(self, error: Any, /) -> None:
+        """The record becomes an error with the text of this value."""
+
 PyFlatExecution = GearsBuilder
 gearsCtx = GearsBuilder
 
@@ -29,7 +36,7 @@ def callNext(*args: Any) -> Any: ...
 def getCommand() -> list[str | bytearray]: ...
 def overrideReply(x: Any, /) -> None: ...
 def atomicCtx() -> PyAtomic: ...
-def gearsFutureCtx() -> Any: ...
+def gearsFutureCtx() -> PyFuture: ...
 def getMyHashTag() -> str: ...
 def registerTimeEvent(seconds: int, callback: Any, key: str | None = None, /) -> bool: ...
 def log(msg: str, /, *, level: str = "notice") -> None: ...
