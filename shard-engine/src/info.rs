@@ -99,6 +99,8 @@ fn write_events(out: &mut InfoWriter) {
 fn write_main(out: &mut InfoWriter) {
     let engine = &module().engine;
     out.field_u64("nexecutions", engine.executions() as u64);
+    // Some of their records were postponed and have not come back.
+    out.field_u64("nexecutions_pending", engine.pending() as u64);
     let registered = registrations().activation.table().read().state().registration_count();
     out.field_u64("nregistrations", registered as u64);
     out.field_str("oxigears_version", env!("CARGO_PKG_VERSION"));

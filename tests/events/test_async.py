@@ -284,6 +284,7 @@ def test_clients_are_parked(wire, server, mode):
     for client in clients:
         client.send("RG.TRIGGER", "park")
     wait_until(lambda: len(parked(wire)) == 12, "all parking")
+    assert b"rg_nexecutions_pending:12\r\n" in wire.ok("INFO", "rg")
     # More than there are worker threads, and none is held.
     assert run(wire, "PR.run(src)") == (["1"], [])
     assert trigger(wire, "wake", "go") == [12]
@@ -291,6 +292,7 @@ def test_clients_are_parked(wire, server, mode):
         assert client.read() == [b"go"]
         client.close()
     assert by_trigger(wire, "park").counters == (12, 12, 0, 0)
+    assert b"rg_nexecutions_pending:0\r\n" in wire.ok("INFO", "rg")
 
 
 def test_a_trigger_picks_by_context(wire):
@@ -450,6 +452,20 @@ async def f(x):
 PR.map(f).run(src)
 """
             assert run(user, program) == (["(None, 'refused')"], [])
+            # A callback has no other rights than who gave it to the loop.
+            program = """
+async def f(x):
+    said = createFuture()
+    def note():
+        try:
+            said.set_result(execute('get', 'b'))
+        except Exception as e:
+            said.set_result('refused')
+    asyncio.get_running_loop().call_later(0.01, note)
+    return await said
+PR.map(f).run(src)
+"""
+            assert run(user, program) == (["refused"], [])
     finally:
         wire.ok("ACL", "DELUSER", "coro")
 
@@ -547,6 +563,16 @@ def test_who_blocks_the_loop_is_named_and_stopped(wire, other_wire, server):
     assert other_wire.read() == Error("ERR the execution was aborted")
     wait_until(lambda: says("has let the event loop go"), "the end of it")
     assert run(wire, "async def f(x):\n    await asyncio.sleep(0.01)\n    return x\nPR.map(f).run(src)") == (["1"], [])
+
+
+def test_a_callback_that_blocks_the_loop_is_named(wire, server):
+    before = len(server.log())
+    program = """async def f(x):
+    asyncio.get_running_loop().call_soon(lambda: time.sleep(1.5))
+    await asyncio.sleep(0.01)
+PR.map(f).run(src)"""
+    wire.ok("RG.PYEXECUTE", HEAD.replace("VALUES", "[1]") + program, "ID", "naps")
+    wait_until(lambda: "coroutine of session naps has let the event loop go" in server.log()[before:], "the lines")
 
 
 def test_a_thousand_records_wait_at_most(wire):

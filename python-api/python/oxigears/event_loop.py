@@ -1,14 +1,45 @@
 """The event loop that all sessions share, as the engine starts it. Scripts reach it through `oxigears.futures`."""
 
 import asyncio
+import contextvars
+import functools
+import types
 import weakref
 
 import _oxigears
 
+# The driver of the coroutine to which running code belongs. Tasks and callbacks that it makes inherit it.
+_DRIVER = contextvars.ContextVar("oxigears_driver", default=None)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Callbacks of scripts have the session and the rights of the coroutine that asked for them."""
+
+    def call_soon(self, callback, *args, context=None):
+        if type(callback) in _FUNCTIONS:
+            callback, args = _belonging(callback, args, context)
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(self, when, callback, *args, context=None):
+        if type(callback) in _FUNCTIONS:
+            callback, args = _belonging(callback, args, context)
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        if type(callback) in _FUNCTIONS:
+            callback, args = _belonging(callback, args, context)
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+def _belonging(callback, args, context):
+    driver = _DRIVER.get() if context is None else context.get(_DRIVER)
+    return (callback, args) if driver is None else (driver.call, (callback, *args))
+
 
 def create(descriptor):
     """A loop that does what the engine asks for whenever the descriptor can be read."""
-    loop = asyncio.SelectorEventLoop()
+    loop = _Loop()
     loop.set_task_factory(_task)
     loop.set_exception_handler(_on_exception)
     loop.add_reader(descriptor, _oxigears.drain)
@@ -30,7 +61,9 @@ def start(loop, driver, delay):
     if delay > 0:
         loop.call_later(delay, start, loop, driver, 0)
         return None
-    return weakref.ref(asyncio.Task(driver, loop=loop))
+    context = contextvars.Context()
+    context.run(_DRIVER.set, driver)
+    return weakref.ref(asyncio.Task(driver, loop=loop, context=context))
 
 
 def set_result(future, value):

@@ -248,6 +248,19 @@ impl Driver {
         self.step(py, |inner| throw(inner, args))
     }
 
+    /// `f(*args)`, as the coroutine would call it: for callbacks that it has given to the event loop.
+    #[pyo3(signature = (f, *args))]
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        f: &Bound<'py, PyAny>,
+        args: Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = self.situation.enter();
+        let _watched = watch::enter(py, &self.situation);
+        f.call1(args)
+    }
+
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let closed = {
             let _inside = self.situation.enter();
