@@ -45,6 +45,9 @@ impl Server for RedisServer {
     }
 
     fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
+        if let Some(outcome) = transaction::execute(args) {
+            return Some(outcome);
+        }
         let guard = lock::try_lock()?;
         let _here = PythonHere::enter(true);
         let user = identity::current();

@@ -10,6 +10,7 @@ import fleet
 import key_events
 import measure
 import report
+import streams
 import targets
 import triggers
 from cases import CASES, ROUND_TRIP
@@ -17,7 +18,7 @@ from cases import NAMES as BATCH
 from ways import GEARS, WAYS, WrongAnswer
 
 # Cases that measure themselves.
-WHOLE = {**triggers.CASES, **key_events.CASES}
+WHOLE = {**triggers.CASES, **key_events.CASES, **streams.CASES}
 NAMES = [*BATCH, *WHOLE]
 UNITS = {"k": 1_000, "m": 1_000_000}
 # Fewer rounds where each takes long: (up to this many keys, rounds).

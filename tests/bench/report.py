@@ -2,6 +2,7 @@
 
 import key_events
 import machine
+import streams
 import trigger_report
 from cases import ROUND_TRIP
 from measure import IDLE
@@ -171,6 +172,7 @@ def render(results, targets):
     parts += [round_trip_text(result) for result in results if result["case"] == ROUND_TRIP]
     parts += trigger_report.render(results)
     parts += key_events.render(results)
+    parts += streams.render(results)
     if pinged:
         parts += ["PING on every shard each millisecond from a process of its own; the worst shard:"]
         parts += [ping_table(pinged)]

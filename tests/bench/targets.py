@@ -1,6 +1,7 @@
 """The performance targets of the project, next to what was measured."""
 
 import key_events
+import streams
 import trigger_report
 from cases import ROUND_TRIP
 from machine import MIB
@@ -31,6 +32,8 @@ def check(results):
             rows += trigger_report.CHECKS[result["case"]](result)
         elif result["case"] in key_events.CHECKS:
             rows += key_events.CHECKS[result["case"]](result)
+        elif result["case"] in streams.CHECKS:
+            rows += streams.CHECKS[result["case"]](result)
         elif GEARS in result["ways"]:
             rows += CHECKS.get(result["case"], lambda _: [])(result)
         rows += ping(result)

@@ -33,7 +33,8 @@ impl Hold {
         let place = (consumer.group.clone(), key.clone());
         let mut holders = HOLDERS.lock();
         let is_new = holders.get_or_insert_default().insert(place.clone());
-        is_new.then_some(Hold { place })
+        // Not made at once: dropping it would give back what another one has.
+        is_new.then(|| Hold { place })
     }
 }
 
@@ -300,29 +301,37 @@ pub fn settle(
     let writes = matches!(fate, Fate::Acknowledge | Fate::Bury(_));
     // A replica must not write; the new master runs the entries again.
     let can_write = is_master() && !cluster::is_replica(guard);
-    if writes && can_write {
-        match write(guard, consumer, key, &batch, &fate) {
+    let (last, mut gone) = (batch.entries.last, false);
+    let ended = match &fate {
+        _ if writes && can_write => match write(guard, consumer, key, &batch, &fate) {
+            Ok(()) => Ended::Acknowledged,
             Err(Trouble::Paused) => return Settled::Later(batch, verdict),
-            Err(Trouble::Failed(text)) => log::warning(&format!(
-                "registration {} can not acknowledge entries of {}: {text}",
-                consumer.registration.id,
-                String::from_utf8_lossy(key)
-            )),
-            Ok(()) | Err(Trouble::Gone) => {}
-        }
-    }
-    count(consumer, &batch, &verdict, ns);
-    let (last, mut batch) = (batch.entries.last, *batch);
-    let ended = match fate {
-        Fate::Acknowledge | Fate::Bury(_) if can_write => Ended::Acknowledged,
+            Err(Trouble::Failed(text)) => {
+                log::warning(&format!(
+                    "registration {} can not acknowledge entries of {}, they run again: {text}",
+                    consumer.registration.id,
+                    String::from_utf8_lossy(key)
+                ));
+                Ended::Failed(last)
+            }
+            Err(Trouble::Gone) => {
+                gone = true;
+                Ended::Dropped
+            }
+        },
         Fate::Again => Ended::Failed(last),
         _ => Ended::Dropped,
     };
+    count(consumer, &batch, &verdict, ns);
+    let mut batch = *batch;
     if matches!(ended, Ended::Acknowledged) {
         batch.standing.last = last;
         batch.standing.entries_read = passed(&batch);
     }
-    let next = consumer.with(key, batch.number, |flow, rules| flow.ended(ended, rules, wall_ms()));
+    let mut next = consumer.with(key, batch.number, |flow, rules| flow.ended(ended, rules, wall_ms()));
+    if gone && next.is_some() {
+        next = found_anew(guard, consumer, key);
+    }
     if let Verdict::Failure(text) | Verdict::FailureAfterWrites(text) = &verdict {
         stop(consumer, text);
     }
@@ -332,6 +341,16 @@ pub fn settle(
         Next::Wait
     };
     Settled::Done(next, batch.hold, batch.standing)
+}
+
+/// The stream or the group went away while a batch was under way; what is there now begins anew.
+fn found_anew(guard: &ServerLock, consumer: &Consumer, key: &Key) -> Option<Next> {
+    consumer.forget(key);
+    let is_there = group::is_stream(guard, key);
+    if !is_there {
+        return None;
+    }
+    consumer.found(key, wall_ms()).map(|(_, next)| next)
 }
 
 fn passed(batch: &Batch) -> Option<u64> {

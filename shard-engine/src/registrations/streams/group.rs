@@ -107,7 +107,8 @@ pub fn standing(guard: &ServerLock, key: &[u8], group: &[u8]) -> Result<Standing
     found.map_or_else(|| create(guard, key, group), Ok)
 }
 
-fn is_stream(guard: &ServerLock, key: &[u8]) -> bool {
+/// There is a stream of this name.
+pub fn is_stream(guard: &ServerLock, key: &[u8]) -> bool {
     Key::open(guard, key).is_some_and(|key| key.kind() == Kind::Stream)
 }
 
@@ -363,7 +364,14 @@ pub fn bury(
             tries.as_bytes(),
         ];
         args.extend(more);
-        run(guard, &args)?;
+        // Trouble with that stream must not look like trouble with this one.
+        run(guard, &args).map_err(|trouble| match trouble {
+            Trouble::Gone => Trouble::Failed(format!(
+                "{} can not take dead letters",
+                String::from_utf8_lossy(dead_letter)
+            )),
+            other => other,
+        })?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use crate::{
         context::server_flags,
         lock::{self, ServerLock},
     },
+    server::PythonHere,
 };
 
 struct Transaction {
@@ -77,6 +78,8 @@ pub fn run(guard: &ServerLock, user: Option<&str>, steps: impl FnOnce() -> Optio
         ..Flags::default()
     };
     let mut first = None;
+    // What they make due belongs to the transaction, too.
+    let _here = PythonHere::enter(true);
     for args in writes {
         if let Err(e) = call(guard, &args, flags) {
             let name = String::from_utf8_lossy(&args[0]).into_owned();
