@@ -402,3 +402,18 @@ def test_sync_handlers_may_destroy_what_fired_them(wire, command):
     assert wire.ok("DBSIZE") == 0
     triggered, success, failed, aborted = counters(wire)
     assert triggered == success >= 1 and failed == aborted == 0
+
+
+def test_hooks_do_not_take_over_the_reading_of_records(wire):
+    register(
+        wire,
+        f"""
+GB('CommandReader').map(lambda x: 'hooked').register(hook='get', mode='sync')
+GB().foreach(lambda x: execute('rpush', 'seen', x['value'])).register('k*', mode='sync', eventTypes=['set', 'hset'])
+GB().foreach({NOTE}).register('b*', mode='async_local', eventTypes=['set'])
+""",
+    )
+    wire.ok("SET", "k1", "own")
+    assert wire.ok("GET", "k1") == b"hooked"
+    wait_list(wire, ["own"])
+    assert wire.ok("RG.PYEXECUTE", "GB().map(lambda x: x['value']).run('k1')")[0] == [b"own"]
