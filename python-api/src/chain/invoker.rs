@@ -44,6 +44,10 @@ pub struct Invoker {
     /// Keeps what the decoder points to.
     _kept: Arc<Kept>,
     /// Hold no Python objects while they are here.
+    #[allow(
+        clippy::vec_box,
+        reason = "triggers that call each other have a chain each, not on the stack"
+    )]
     idle: Mutex<Vec<Box<Chain>>>,
 }
 
@@ -89,8 +93,8 @@ impl Invoker {
 
     /// Runs the steps with the record `[args...]`. Takes the GIL, unless this thread has it.
     pub fn call(&self, args: &[Vec<u8>], origin: Option<Arc<dyn Origin>>) -> Invoked {
-        // SAFETY: the GIL is held.
         self.run(origin, |py, chain, exit| {
+            // SAFETY: the GIL is held.
             match unsafe { record(args) } {
                 Ok(record) => chain.push_one(py, Item::plain(record), exit),
                 Err(Raised) => exit.error(take_error_text(py)),
@@ -172,7 +176,7 @@ impl Invoker {
         origin: Option<Arc<dyn Origin>>,
     ) -> Box<Continuation> {
         let rest = Rest {
-            chain: *chain,
+            chain,
             batch,
             bytes: exit.bytes,
             records: exit.records,

@@ -54,8 +54,6 @@ pub fn compile(
     functions: &Functions,
     ctx: ExecContext,
 ) -> Result<Vec<Box<dyn StageRunner>>, String> {
-    // Code that gets the results as objects has told where they are to stay.
-    let wants_objects = functions.kept().is_some();
     let kept = functions.kept().cloned().unwrap_or_default();
     let mut runners: Vec<Box<dyn StageRunner>> = Vec::with_capacity(stages.len());
     for (number, stage) in stages.iter().enumerate() {
@@ -71,7 +69,6 @@ pub fn compile(
             &ctx,
             &kept,
             is_result(stages, number),
-            wants_objects,
         )?;
         runners.push(Box::new(runner::Runner::new(state)));
     }

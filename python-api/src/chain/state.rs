@@ -83,7 +83,7 @@ impl Exit for ToSink<'_> {
 
 /// What a call leaves that can not go on before records come back.
 pub(super) struct Rest {
-    pub(super) chain: Chain,
+    pub(super) chain: Box<Chain>,
     /// Records that it has not taken.
     pub(super) batch: Batch,
     /// Results so far.
@@ -136,8 +136,9 @@ impl State {
         ctx: &ExecContext,
         kept: &Arc<Kept>,
         is_result: bool,
-        wants_objects: bool,
     ) -> Result<State, String> {
+        // Code that gets the results as objects has told where they are to stay.
+        let wants_objects = functions.kept().is_some();
         let chain = Chain::new(build::steps(&stage.locals, functions)?, ctx.profile);
         let out = Out::new(stage.output, ctx, kept.clone(), wants_objects);
         let native = match generator {
@@ -185,8 +186,8 @@ impl State {
         rest: Rest,
     ) -> Result<State, String> {
         let kept = Arc::new(Kept::default());
-        let mut state = State::new(stage, false, None, functions, ctx, &kept, true, false)?;
-        state.chain = rest.chain;
+        let mut state = State::new(stage, false, None, functions, ctx, &kept, true)?;
+        state.chain = *rest.chain;
         state.native = NativeInput::None;
         state.batch = rest.batch;
         state.out.adopt(rest.bytes, rest.records);

@@ -135,10 +135,10 @@ impl Driver {
 
     /// It will not run any more.
     fn let_go(&self) {
-        match self.target.lock().take() {
-            Some(Target::Record(ticket)) => ticket.settle(Err(NEVER_CONTINUED.to_owned())),
-            // The object has a ticket of its own, which says the same when nobody holds it any more.
-            Some(_) | None => {}
+        // An object has a ticket of its own, which says the same when nobody holds it any more.
+        let target = self.target.lock().take();
+        if let Some(Target::Record(ticket)) = target {
+            ticket.settle(Err(NEVER_CONTINUED.to_owned()));
         }
     }
 }

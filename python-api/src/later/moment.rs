@@ -93,8 +93,8 @@ impl Moment {
     /// The GIL is held.
     #[inline]
     pub(crate) unsafe fn called(&self, result: Result<Obj, Raised>) -> Called {
-        // SAFETY: the GIL is held; the value is alive.
         match result {
+            // SAFETY: the GIL is held; the value is alive.
             Ok(value) if !unsafe { is_coroutine(&value) } && !self.made.load(Relaxed) => Called::Value(value),
             // SAFETY: as for this function.
             other => unsafe { self.called_unusually(other) },
