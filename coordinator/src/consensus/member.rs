@@ -412,7 +412,7 @@ impl<D: Disk> Member<D> {
     }
 
     /// This node is its group's only voter, and the group is the cluster's as far as it knows.
-    fn decides_alone(&self) -> bool {
+    pub(super) fn decides_alone(&self) -> bool {
         let Part::In(group) = &self.part else { return false };
         group.is_sole_voter() && (self.is_most(group) || !self.hold)
     }

@@ -12,9 +12,10 @@ use super::{
     ClusterNode, ClusterView, ProposeError,
     disk::FileDisk,
     member::{Member, Output},
+    simulation::disk::SimDisk,
 };
 use crate::{
-    message::RegistryMessage,
+    message::{GroupHello, GroupId, RegistryMessage},
     plan::{Mode, Plan, Reader},
     registry::{Command, EventSource, NewRegistration, RegisterMode, Registry, SessionChange},
     topology::NodeId,
@@ -431,4 +432,71 @@ fn an_operator_recovers_from_the_loss_of_most_logs() {
     net.run(6000);
     net.create("c", "two");
     net.check_all(&["one", "two"]);
+}
+
+/// Node `a` in a group of which it is the only voter.
+fn sole_voter(disk: &SimDisk) -> Member<SimDisk> {
+    let mut member = Member::open(NodeId::new("a"), 1, Arc::default(), disk.clone(), 1000);
+    member.set_view(view(&[("a", true)]));
+    for now_ms in (1050..4000).step_by(50) {
+        member.tick(now_ms);
+        member.flush();
+    }
+    assert_eq!(member.status().role, "leader");
+    member
+}
+
+/// Masters, and whether they have slots.
+fn view(nodes: &[(&str, bool)]) -> ClusterView {
+    let node = |(id, has_slots): &(&str, bool)| ClusterNode {
+        id: NodeId::new(id),
+        master: true,
+        has_slots: *has_slots,
+        failed: false,
+    };
+    ClusterView {
+        nodes: nodes.iter().map(node).collect(),
+        slot_zero: Some(NodeId::new("a")),
+    }
+}
+
+#[test]
+fn the_only_voter_that_loses_its_log_founds_the_group_anew() {
+    let disk = SimDisk::new(1);
+    let mut member = sole_voter(&disk);
+    let group = member.status().group.unwrap();
+    disk.fail_syncs(1);
+    member.propose(1, create("one", 1), 4000);
+    for now_ms in (4000..8000).step_by(50) {
+        member.tick(now_ms);
+        member.flush();
+    }
+    let anew = member.status().group.unwrap();
+    assert_eq!((&group[..4], &anew[..4]), ("0000", "0001"));
+}
+
+#[test]
+fn the_only_voter_speaks_for_the_cluster_unless_its_group_is_small_and_there_is_another_one() {
+    let mut member = sole_voter(&SimDisk::new(1));
+    assert!(member.decides_alone());
+    let of_three = view(&[("a", true), ("b", true), ("c", true)]);
+    member.set_view(of_three);
+    assert!(member.decides_alone(), "it knows of no other group");
+    let hello = GroupHello {
+        group: Some(GroupId(7)),
+        raft_id: 5,
+        leader: None,
+        term: 1,
+        commit: 5,
+        applied: 5,
+        wants_answer: false,
+    };
+    let b = NodeId::new("b");
+    member.on_peer(&b, true);
+    member.on_message(&b, RegistryMessage::Hello(hello));
+    member.tick(4050);
+    assert!(!member.decides_alone(), "the other group may be the cluster's");
+    member.set_view(view(&[("a", true), ("b", false), ("c", false)]));
+    member.tick(4100);
+    assert!(member.decides_alone(), "most masters with slots are in its group");
 }

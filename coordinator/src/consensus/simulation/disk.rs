@@ -92,6 +92,8 @@ struct State {
     capacity: Option<usize>,
     /// Syncs that will fail.
     failing_syncs: u32,
+    /// Syncs that failed.
+    failed_syncs: u32,
     syncs: u64,
 }
 
@@ -180,6 +182,7 @@ impl State {
         if self.failing_syncs > 0 {
             // As the kernel does: reported once, then the pages count as written though they are not.
             self.failing_syncs -= 1;
+            self.failed_syncs += 1;
             return Err(io::Error::from_raw_os_error(IO_ERROR));
         }
         changes.iter().for_each(|change| change.make(&mut file.durable));
@@ -244,6 +247,7 @@ impl SimDisk {
             stopped: false,
             capacity: None,
             failing_syncs: 0,
+            failed_syncs: 0,
             syncs: 0,
         })))
     }
@@ -310,6 +314,11 @@ impl SimDisk {
     /// The next syncs fail.
     pub fn fail_syncs(&self, count: u32) {
         self.0.lock().failing_syncs = count;
+    }
+
+    /// Syncs that failed since the last call.
+    pub fn take_failed_syncs(&self) -> u32 {
+        std::mem::take(&mut self.0.lock().failed_syncs)
     }
 
     /// All is gone.
@@ -410,6 +419,7 @@ impl Disk for SimDisk {
             let changes = std::mem::take(&mut state.unsynced_names);
             if state.failing_syncs > 0 {
                 state.failing_syncs -= 1;
+                state.failed_syncs += 1;
                 return Err(io::Error::from_raw_os_error(IO_ERROR));
             }
             changes.iter().for_each(|change| change.make(&mut state.durable_names));

@@ -163,10 +163,10 @@ impl Run {
             return;
         }
         let leader = (0..self.world.nodes.len()).find(|p| self.world.nodes[*p].leads());
-        if !self.may_lose(place) || self.world.nodes[place].member.is_none() || leader == Some(place) {
+        if !self.world.may_lose(place) || self.world.nodes[place].member.is_none() || leader == Some(place) {
             return;
         }
-        self.lost.insert(self.world.nodes[place].status.raft_id);
+        self.world.lost.insert(self.world.nodes[place].status.raft_id);
         self.world.crash(place, Crash::Kill);
         if self.world.rng.random() {
             self.world.note(|| format!("n{place}: its disk is wiped"));
@@ -197,25 +197,9 @@ impl Run {
         }
     }
 
-    /// Whether the group lives on if this node never comes back under its number.
-    fn may_lose(&self, place: Place) -> bool {
-        let Some(group) = self.world.nodes[place].status.group.clone() else {
-            return false;
-        };
-        let Some(sets) = self.world.voter_sets(&group) else {
-            return false;
-        };
-        let mut lost = self.lost.clone();
-        lost.insert(self.world.nodes[place].status.raft_id);
-        !sets.is_empty()
-            && sets
-                .iter()
-                .all(|voters| voters.len() >= 3 && voters.intersection(&lost).count() * 2 < voters.len())
-    }
-
     fn disk(&mut self) {
         let place = self.any();
-        let may_lose = self.may_lose(place);
+        let may_lose = self.world.may_lose(place);
         let id = self.world.nodes[place].status.raft_id;
         let kind = self.world.rng.random_range(0..5);
         let disk = self.world.nodes[place].disk.clone();
@@ -232,19 +216,18 @@ impl Run {
                 self.world.nodes[place].sync_ms = sync_ms;
             }
             2 if may_lose => {
-                self.lost.insert(id);
                 self.world.note(|| format!("n{place}: a sync will fail"));
-                disk.fail_syncs(1);
+                self.world.nodes[place].sync_fails = true;
             }
             3 if may_lose && self.world.nodes[place].member.is_some() => {
-                self.lost.insert(id);
+                self.world.lost.insert(id);
                 self.world.crash(place, Crash::Kill);
                 self.world.note(|| format!("n{place}: its disk is wiped"));
                 disk.wipe();
                 self.world.timer(100, Timer::Start(place));
             }
             4 if may_lose && self.world.nodes[place].member.is_some() => {
-                self.lost.insert(id);
+                self.world.lost.insert(id);
                 self.world.crash(place, Crash::Kill);
                 self.flip(place);
                 self.world.timer(100, Timer::Start(place));
@@ -344,10 +327,10 @@ impl Run {
                 .any(|m| m.voter && m.node == self.world.nodes[place].id)
         });
         // Like operators do: slots are moved away first.
-        if self.world.nodes[place].dead || slots || rest < 4 || (voter && !self.may_lose(place)) {
+        if self.world.nodes[place].dead || slots || rest < 4 || (voter && !self.world.may_lose(place)) {
             return;
         }
-        self.lost.insert(self.world.nodes[place].status.raft_id);
+        self.world.lost.insert(self.world.nodes[place].status.raft_id);
         self.world.note(|| format!("n{place} is removed"));
         self.world.crash(place, Crash::Kill);
         self.world.nodes[place].dead = true;

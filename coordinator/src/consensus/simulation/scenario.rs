@@ -68,8 +68,6 @@ pub(super) struct Run {
     numbers: u64,
     /// Ids of registrations that were asked for.
     asked: Vec<Arc<str>>,
-    /// Numbers of voters whose disk is lost or that are gone for good.
-    pub lost: BTreeSet<u64>,
     /// Clusters that have met or will: parts of `world.nodes`.
     pub merged: bool,
     /// Groups that were there when they met.
@@ -98,7 +96,6 @@ impl Run {
             plan: plan(),
             numbers: 0,
             asked: Vec::new(),
-            lost: BTreeSet::new(),
             merged: trouble != Trouble::Merge,
             met: BTreeSet::new(),
         };
@@ -267,6 +264,7 @@ impl Run {
         for place in 0..self.world.nodes.len() {
             let node = &mut self.world.nodes[place];
             node.disk.set_capacity(None);
+            node.sync_fails = false;
             node.disk.fail_syncs(0);
             node.disk.never_stop();
             node.sync_ms = 1;

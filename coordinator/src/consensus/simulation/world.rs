@@ -50,6 +50,8 @@ pub(super) struct Node {
     /// What one sync takes.
     pub sync_ms: u64,
     pub disk_full_until_ms: u64,
+    /// One of its next syncs fails, once the group could do without its log.
+    pub sync_fails: bool,
     pub belief: Belief,
     /// The state that it held alone.
     pub alone: Arc<Registry>,
@@ -98,6 +100,8 @@ pub(super) struct World {
     pub now_ms: u64,
     pub nodes: Vec<Node>,
     pub ids: Vec<NodeId>,
+    /// Numbers of voters whose disk is lost or that are gone for good.
+    pub lost: BTreeSet<u64>,
     pub net: Net,
     pub history: History,
     timers: BTreeMap<(u64, u64), Timer>,
@@ -119,6 +123,7 @@ impl World {
             now_ms: 1000,
             nodes: Vec::new(),
             ids: Vec::new(),
+            lost: BTreeSet::new(),
             net: Net::default(),
             history: History::default(),
             timers: BTreeMap::new(),
@@ -201,6 +206,7 @@ impl World {
             dead: false,
             sync_ms: 1,
             disk_full_until_ms: 0,
+            sync_fails: false,
             belief,
             alone: Arc::default(),
             status: RegistryStatus::default(),
@@ -230,8 +236,10 @@ impl World {
         let (id, alone, disk, life) = (node.id.clone(), node.alone.clone(), node.disk.clone(), node.life);
         (node.view, node.paused, node.busy_until_ms) = (None, false, 0);
         node.inbox.clear();
-        node.member = Some(Member::open(id, seed, alone, disk, now_ms));
+        self.let_sync_fail(place);
+        self.nodes[place].member = Some(Member::open(id, seed, alone, disk, now_ms));
         self.note(|| format!("n{place} starts"));
+        self.see_sync(place);
         self.after_work(place, 0);
         self.timer(1, Timer::Tick(place, life));
         self.push_view(place);
@@ -411,10 +419,16 @@ impl World {
             let Some(mut member) = node.member.take() else { return };
             let syncs = node.disk.syncs();
             let inputs: Vec<Input> = node.inbox.drain(..batch.min(node.inbox.len())).collect();
+            self.let_sync_fail(place);
             for input in inputs {
                 self.input(place, &mut member, input);
             }
+            // What is written now may change the voters, and is sent before it is written.
+            self.see_sync(place);
+            self.see_voters(place, &member);
+            self.let_sync_fail(place);
             member.flush();
+            self.see_sync(place);
             self.nodes[place].member = Some(member);
             self.after_work(place, syncs);
         }
@@ -565,6 +579,45 @@ impl World {
         if before.group != status.group {
             self.watch_foreign(place);
         }
+    }
+
+    /// Who votes by the log that the node is about to write; asked only if that may fail.
+    fn see_voters(&mut self, place: Place, member: &Member<SimDisk>) {
+        let node = &mut self.nodes[place];
+        if node.sync_fails && node.status.group.is_some() && member.status().group == node.status.group {
+            (node.quorums, node.changing) = (member.quorums(), member.has_change_in_log());
+        }
+    }
+
+    /// Lets the node's next sync fail if that was asked for and the group can do without its log now.
+    fn let_sync_fail(&self, place: Place) {
+        let node = &self.nodes[place];
+        node.disk.fail_syncs(u32::from(node.sync_fails && self.may_lose(place)));
+    }
+
+    /// Notes whether the sync that was to fail has failed.
+    fn see_sync(&mut self, place: Place) {
+        let node = &mut self.nodes[place];
+        if node.disk.take_failed_syncs() > 0 {
+            node.sync_fails = false;
+            self.lost.insert(node.status.raft_id);
+        }
+    }
+
+    /// Whether the group lives on if this node never comes back under its number.
+    pub fn may_lose(&self, place: Place) -> bool {
+        let Some(group) = &self.nodes[place].status.group else {
+            return false;
+        };
+        let Some(sets) = self.voter_sets(group) else {
+            return false;
+        };
+        let mut lost = self.lost.clone();
+        lost.insert(self.nodes[place].status.raft_id);
+        !sets.is_empty()
+            && sets
+                .iter()
+                .all(|voters| voters.len() >= 3 && voters.intersection(&lost).count() * 2 < voters.len())
     }
 
     /// The sets of voters that nodes of the group have last known; `None` while they may be changing.
