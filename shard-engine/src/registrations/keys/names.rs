@@ -8,7 +8,10 @@ use parking_lot::RwLock;
 
 use super::super::limits;
 
-static NAMES: LazyLock<RwLock<HashMap<Box<[u8]>, Arc<str>>>> = LazyLock::new(RwLock::default);
+/// By the server's own spelling.
+type Names = HashMap<Box<[u8]>, Arc<str>>;
+
+static NAMES: LazyLock<RwLock<Names>> = LazyLock::new(RwLock::default);
 
 /// The name in lower case, as text.
 pub fn of(event: &[u8]) -> Arc<str> {
