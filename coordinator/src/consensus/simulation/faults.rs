@@ -283,7 +283,10 @@ impl Run {
         if old == new || !self.world.alive(new) || !has(old) || has(new) || !self.sees_most_masters(new) {
             return;
         }
-        let zero = belief.slot_zero.is_some_and(|(_, owner)| owner == old);
+        // A replica knows what its master has, even if it has not heard of that in other ways.
+        let zero = [old, new]
+            .into_iter()
+            .any(|place| nodes[place].belief.slot_zero.is_some_and(|(_, owner)| owner == old));
         self.world.version += 1;
         let version = self.world.version;
         let role = |slots| Role {

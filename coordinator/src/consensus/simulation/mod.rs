@@ -141,8 +141,9 @@ fn fixed() {
 /// Runs that failed once: changes acknowledged by a small group that was founded while slot 0 moved, a replica that
 /// founded a second group when it took over, one that did so because it alone called its master failed, a change that
 /// was blamed on a leader of an earlier term, a full disk at the end of a run with one server, disks that were lost
-/// while the voters were changing, a sync that failed with a change of the voters that was sent already.
-const FAILED_ONCE: [(u64, Trouble); 8] = [
+/// while the voters were changing, a sync that failed with a change of the voters that was sent already,
+/// slot 0 left to a master whose slots had been taken over.
+const FAILED_ONCE: [(u64, Trouble); 9] = [
     (20639, Trouble::Everything),
     (20791, Trouble::Everything),
     (21229, Trouble::Membership),
@@ -151,6 +152,7 @@ const FAILED_ONCE: [(u64, Trouble); 8] = [
     (4263, Trouble::Everything),
     (83, Trouble::Damage),
     (50417, Trouble::Everything),
+    (1155, Trouble::Membership),
 ];
 
 #[test]
