@@ -14,8 +14,8 @@ use redis_module::raw;
 
 use super::{
     ffi::{api, catch, string_bytes},
+    front::Front,
     lock::{self, ServerLock},
-    wrapper::Front,
 };
 
 /// A command that passes.

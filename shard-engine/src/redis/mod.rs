@@ -10,7 +10,7 @@
 //! * `notify`: events of keys
 //! * `data_type`: values of our own under keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
-//! * `filter`, `wrapper`: taking over commands of clients
+//! * `filter`, `front`, `wrapper`, `refusal`: taking over commands of clients
 //! * `later`, `event_loop`: when the command at hand is over; the turns of the main thread
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
@@ -29,6 +29,7 @@ mod event_loop;
 pub mod events;
 mod ffi;
 pub mod filter;
+pub mod front;
 pub mod info;
 pub mod key;
 pub mod keyspace;
@@ -38,6 +39,7 @@ pub mod lock;
 pub mod log;
 pub mod notify;
 pub mod records;
+mod refusal;
 pub mod register;
 pub mod replicate;
 pub mod reply;

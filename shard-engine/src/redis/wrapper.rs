@@ -5,14 +5,10 @@
 //! by the flags of the command that it sees: hence one command for each kind of command behind.
 
 use std::{
-    ffi::CStr,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::{NonNull, null_mut},
     slice,
-    sync::{
-        OnceLock,
-        atomic::{AtomicPtr, Ordering},
-    },
+    sync::OnceLock,
 };
 
 use redis_module::raw;
@@ -21,96 +17,21 @@ use super::{
     blocked::Client,
     call::{self, CallError, ContextUser},
     call_reply::CallReply,
-    command_info::{CommandSpec, set_docs},
     context::Flags,
     ffi::{OwnedString, api, c_string, lossy, panic_text, string_bytes},
     filter,
+    front::{self, Front, TYPED},
     lock::{self, ServerLock},
-    log, replicate,
+    log,
+    refusal::{Fault, for_client, judge_error, no_permission},
+    replicate,
     reply::ReplyWriter,
     value::Reply,
     version::at_least,
 };
 
-/// What the command behind does, as far as the server's checks go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Writes nothing itself.
-    Read = 0,
-    /// Writes, but needs no more memory.
-    Write = 1,
-    /// Writes, and is refused when memory is full.
-    Grow = 2,
-}
-
-/// One of the internal commands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Front {
-    /// What stands behind.
-    pub kind: Kind,
-    /// The server does not ask whether the caller may run the internal command. Only where every client has proved who
-    /// it is, because it does not ask for that either.
-    pub free: bool,
-}
-
-/// Names and flags, in the order of `Front::number`.
-const COMMANDS: [(&CStr, &CStr); 6] = [
-    (c"rg.innerhook.read", c"readonly getkeys-api"),
-    (c"rg.innerhook", c"write getkeys-api"),
-    (c"rg.innerhook.grow", c"write deny-oom getkeys-api"),
-    (c"rg.innerhook.free.read", c"readonly getkeys-api no-auth"),
-    (c"rg.innerhook.free", c"write getkeys-api no-auth"),
-    (c"rg.innerhook.free.grow", c"write deny-oom getkeys-api no-auth"),
-];
-
-/// Those that are asked for; for looking whether a user may run them.
-pub const CHECKED: [&str; 3] = ["rg.innerhook.read", "rg.innerhook", "rg.innerhook.grow"];
-
-/// The strings that the filter puts in front. Set at load, never freed.
-static NAMES: [AtomicPtr<raw::RedisModuleString>; 6] = [const { AtomicPtr::new(null_mut()) }; 6];
-
-const TYPED: &str = "ERR RG.INNERHOOK is internal: it stands for commands that registrations take over, and can not be \
-                     called; send the command itself";
-
 /// The server gave no reply.
 const FAILED: &str = "ERR error happened running the command";
-
-impl Front {
-    const ALL: [Front; 6] = {
-        let kinds = [Kind::Read, Kind::Write, Kind::Grow];
-        let mut all = [Front {
-            kind: Kind::Read,
-            free: false,
-        }; 6];
-        let mut i = 0;
-        while i < 6 {
-            all[i] = Front {
-                kind: kinds[i % 3],
-                free: i >= 3,
-            };
-            i += 1;
-        }
-        all
-    };
-
-    fn number(self) -> usize {
-        self.kind as usize + if self.free { 3 } else { 0 }
-    }
-
-    /// The internal command whose very string this is.
-    pub(super) fn of(name: *mut raw::RedisModuleString) -> Option<Front> {
-        let number = NAMES.iter().position(|known| known.load(Ordering::Relaxed) == name)?;
-        (!name.is_null()).then(|| Front::ALL[number])
-    }
-
-    /// Its string, with one reference more.
-    pub(super) fn retained(self) -> Option<*mut raw::RedisModuleString> {
-        let name = NonNull::new(NAMES[self.number()].load(Ordering::Relaxed))?;
-        // SAFETY: the string lives for ever; the lock is held, as in all of the filter.
-        unsafe { api!(RedisModule_RetainString)(null_mut(), name.as_ptr()) };
-        Some(name.as_ptr())
-    }
-}
 
 /// Runs a wrapped command.
 pub type Handler = fn(&mut Wrapped);
@@ -122,42 +43,7 @@ pub fn register(guard: &ServerLock, handler: Handler) -> Result<(), String> {
     if HANDLER.set(handler).is_err() {
         return Err("the internal commands are there already".into());
     }
-    for (place, (name, flags)) in NAMES.iter().zip(COMMANDS) {
-        // SAFETY: the context names this module, the texts are C strings, the callback lives as long as the module.
-        let outcome = unsafe {
-            api!(RedisModule_CreateCommand)(guard.ctx(), name.as_ptr(), Some(wrapped), flags.as_ptr(), 0, 0, 0)
-        };
-        if outcome != raw::REDISMODULE_OK as i32 {
-            return Err(format!("the server refused the command {}", name.to_string_lossy()));
-        }
-        let bytes = name.to_bytes().to_ascii_uppercase();
-        // SAFETY: pointer and length are those of a slice; the string belongs to no context.
-        let string = unsafe { api!(RedisModule_CreateString)(null_mut(), bytes.as_ptr().cast(), bytes.len()) };
-        place.store(string, Ordering::Relaxed);
-    }
-    DOCS.iter().for_each(|command| set_docs(guard, command));
-    Ok(())
-}
-
-/// What COMMAND DOCS shows of them.
-static DOCS: [CommandSpec; 6] = [
-    docs("rg.innerhook.read"),
-    docs("rg.innerhook"),
-    docs("rg.innerhook.grow"),
-    docs("rg.innerhook.free.read"),
-    docs("rg.innerhook.free"),
-    docs("rg.innerhook.free.grow"),
-];
-
-const fn docs(name: &'static str) -> CommandSpec {
-    CommandSpec {
-        name,
-        handler: |call| call.reply().error(TYPED),
-        summary: "Internal: stands in front of a command that a registration takes over.",
-        complexity: "That of the command behind and of the functions that it fires.",
-        since: "1.2.0",
-        args: &[],
-    }
+    front::create(guard, wrapped)
 }
 
 /// An intercepted command, while the server runs it.
@@ -427,58 +313,6 @@ impl Ran {
                 .unwrap_or_else(|| Reply::Error("ERR the reply of the command is nested too deeply".into())),
         }
     }
-}
-
-/// What an error of a run means.
-enum Fault {
-    /// The caller may not, for this reason.
-    Rights(String),
-    /// The caller is code without a user.
-    NoUser,
-    /// The command's own.
-    Own,
-}
-
-fn judge_error(text: &str) -> Fault {
-    let text = text.trim_start_matches('-').trim_end_matches(['\r', '\n']);
-    if let Some(reason) = text.strip_prefix("ERR acl verification failed, ") {
-        Fault::Rights(reason.trim_end_matches('.').to_owned())
-    } else if let Some(reason) = text.strip_prefix("NOPERM ") {
-        Fault::Rights(reason.to_owned())
-    } else if text.contains("cannot run as user, no user directly attached") {
-        Fault::NoUser
-    } else {
-        Fault::Own
-    }
-}
-
-/// What clients read when they may not run a command; Redis 7.0 has other words for modules.
-fn no_permission(reason: &str, command: &str) -> String {
-    let reason = if reason.contains("run this command or subcommand") {
-        format!("this user has no permissions to run the '{command}' command")
-    } else if reason.contains("access at least one of the keys") {
-        "this user has no permissions to access one of the keys used as arguments".to_owned()
-    } else if reason.contains("access at least one of the channels") {
-        "this user has no permissions to access one of the channels used as arguments".to_owned()
-    } else {
-        reason.to_owned()
-    };
-    format!("NOPERM {reason}")
-}
-
-/// What a client gets for an error that the server gives to modules only.
-fn for_client(text: &str, command: &str) -> Option<String> {
-    if let Fault::Rights(reason) = judge_error(text) {
-        return Some(no_permission(&reason, command));
-    }
-    let clear = if text.contains("was called while write is not allowed") {
-        "READONLY You can't write against a read only replica."
-    } else if text.contains("non local key in a cluster node") {
-        "TRYAGAIN the slot of the command's keys is on its way to another shard; try again"
-    } else {
-        return None;
-    };
-    Some(clear.to_owned())
 }
 
 /// Runs a command in a client's context.

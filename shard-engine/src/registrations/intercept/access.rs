@@ -13,8 +13,8 @@ use super::super::limits;
 use crate::redis::{
     call::{Flags, Reply, call},
     filter,
+    front::CHECKED,
     lock::ServerLock,
-    wrapper::CHECKED,
 };
 
 /// What is known of the users.

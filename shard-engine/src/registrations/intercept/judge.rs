@@ -16,8 +16,8 @@ use super::{
 };
 use crate::redis::{
     filter::{self, Passing},
+    front::Front,
     lock::ServerLock,
-    wrapper::Front,
 };
 
 /// Changed under the server lock only; the filter reads it under that lock too, so it never waits.

@@ -11,7 +11,7 @@ use super::{
     keyset::{KeySet, matches},
 };
 use crate::{
-    redis::{lock::ServerLock, wrapper::Kind},
+    redis::{front::Kind, lock::ServerLock},
     registrations::{Active, keys::queue},
 };
 
