@@ -19,7 +19,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 LOGS = REPO / "target" / "test-logs"
-REGISTRY_TESTS, REGISTRY_FAULTS = "tests/registry", "tests/registry/faults"
+REGISTRY_TESTS, REGISTRY_FAULTS, EVENT_TESTS = "tests/registry", "tests/registry/faults", "tests/events"
 SERVER_TESTS = ["tests", "--ignore=tests/tidy", "--ignore=tests/bench"]
 # Not a measure of speed: it only ends a part that hangs, so that the summary is still printed.
 PART_LIMIT_S = 60 * 60
@@ -87,9 +87,10 @@ def all_parts() -> list[Part]:
         Part("python-lint", python("ruff", "check"), "check"),
         pytest_part("tidy", ["tests/tidy"]),
         Part("cargo", cargo_test, "cargo"),
-        pytest_part("servers", [*SERVER_TESTS, f"--ignore={REGISTRY_TESTS}"]),
+        pytest_part("servers", [*SERVER_TESTS, f"--ignore={REGISTRY_TESTS}", f"--ignore={EVENT_TESTS}"]),
         pytest_part("registry", [REGISTRY_TESTS, f"--ignore={REGISTRY_FAULTS}"]),
         pytest_part("registry-faults", [REGISTRY_FAULTS]),
+        pytest_part("events", [EVENT_TESTS]),
         *matrix_parts(),
     ]
 

@@ -203,18 +203,18 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
 
 fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
     let (name, rest) = args.split_first().ok_or(CallError::Empty)?;
-    let shown = String::from_utf8_lossy(name.as_ref()).into_owned();
+    let shown = || String::from_utf8_lossy(name.as_ref()).into_owned();
     // The server has no command with NUL in its name.
     let Ok(command) = CString::new(name.as_ref()) else {
-        return Err(CallError::UnknownCommand(shown));
+        return Err(CallError::UnknownCommand(shown()));
     };
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
     let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
-    if strings.len() > 1 && server_flags(guard).cluster && crosses_slots(guard, name.as_ref(), &strings) {
-        return Err(CallError::CrossSlot(shown));
+    let server = server_flags(guard);
+    if strings.len() > 1 && server.cluster && crosses_slots(guard, name.as_ref(), &strings) {
+        return Err(CallError::CrossSlot(shown()));
     }
     let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
-    let server = server_flags(guard);
     // A server that evicts makes room between the commands of its clients only: there the limit would refuse functions
     // what it grants to clients.
     let flags = Flags {
@@ -224,7 +224,7 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     // The server ends itself if a write is replicated while writes are paused.
     let paused = flags.replicate && replicate::is_paused(guard);
     if paused && may_replicate(name.as_ref()) {
-        return Err(CallError::WritesPaused(shown));
+        return Err(CallError::WritesPaused(shown()));
     }
     let read_only = flags.respect_read_only && server.read_only;
     let format = format_of(flags, read_only || paused);
@@ -237,19 +237,19 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         api!(RedisModule_Call)(
             guard.ctx(),
             command.as_ptr(),
-            format.as_ptr(),
+            format.as_ptr().cast(),
             pointers.as_mut_ptr(),
             pointers.len(),
         )
     };
     let errno = errno();
     let Some(reply) = CallReply::adopt(reply) else {
-        return Err(refusal(errno, shown, flags));
+        return Err(refusal(errno, shown(), flags));
     };
     match reply.read() {
-        None => Err(CallError::TooDeep(shown)),
-        Some(Reply::Error(text)) => Err(match clear_error(text, shown.clone(), flags.user) {
-            CallError::ReadOnly if paused && !read_only => CallError::WritesPaused(shown),
+        None => Err(CallError::TooDeep(shown())),
+        Some(Reply::Error(text)) => Err(match clear_error(text, shown(), flags.user) {
+            CallError::ReadOnly if paused && !read_only => CallError::WritesPaused(shown()),
             error => error,
         }),
         Some(value) => Ok(value),
@@ -336,13 +336,15 @@ fn key_positions(guard: &ServerLock, mut args: Vec<*mut raw::RedisModuleString>)
     positions
 }
 
-/// Older servers know fewer modifiers and refuse formats with others.
-fn format_of(flags: Flags<'_>, deny_writes: bool) -> CString {
+/// Older servers know fewer modifiers and refuse formats with others. The rest of the array is NUL.
+fn format_of(flags: Flags<'_>, deny_writes: bool) -> [u8; 8] {
     let modern = at_least(7, 0);
-    let mut format = Vec::with_capacity(8);
+    let mut format = [0; 8];
+    let mut length = 0;
     let mut add = |wanted: bool, modifier: u8| {
         if wanted {
-            format.push(modifier);
+            format[length] = modifier;
+            length += 1;
         }
     };
     add(flags.replicate, b'!');
@@ -352,7 +354,7 @@ fn format_of(flags: Flags<'_>, deny_writes: bool) -> CString {
     add(deny_writes && modern, b'W');
     add(modern, b'E');
     add(true, b'v');
-    CString::new(format).unwrap_or_default()
+    format
 }
 
 /// The server refused without a reply (before 7.0): only the error number tells why.
@@ -390,6 +392,8 @@ fn clear_error(text: String, command: String, user: Option<&str>) -> CallError {
         }
     } else if text.contains("non local key in a cluster node") {
         CallError::OtherShard(command)
+    } else if text.contains("while the cluster is down") {
+        CallError::ClusterDown(command)
     } else if text.contains("was called while write is not allowed") {
         CallError::ReadOnly
     } else {

@@ -27,7 +27,7 @@ pub const CONSUMER: &[u8] = b"__gears_client__";
 pub enum Trouble {
     /// There is no such stream (any more), or not on this shard.
     Gone,
-    /// Writes are paused: later.
+    /// Writes are paused, or the cluster is down: later.
     Paused,
     /// The server refuses.
     Failed(String),
@@ -36,7 +36,7 @@ pub enum Trouble {
 impl From<CallError> for Trouble {
     fn from(error: CallError) -> Trouble {
         match error {
-            CallError::WritesPaused(_) => Trouble::Paused,
+            CallError::WritesPaused(_) | CallError::ClusterDown(_) => Trouble::Paused,
             CallError::OtherShard(_) => Trouble::Gone,
             CallError::Answered(text)
                 if text.starts_with("NOGROUP") || text.starts_with("WRONGTYPE") || text.contains("no such key") =>
