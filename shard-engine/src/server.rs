@@ -14,7 +14,7 @@ use oxigears_python_api::{
 };
 
 use crate::{
-    identity,
+    identity, mesh,
     module::module,
     redis::{
         call::{self, CallError, Flags},
@@ -76,9 +76,14 @@ impl Server for RedisServer {
     }
 
     fn hashtag(&self) -> Option<String> {
-        let topology = module().engine.topology();
+        let mut topology = module().engine.topology();
         if !topology.is_cluster() {
             return Some(slot_tag(0));
+        }
+        if topology.my_number().is_none() && registrations::is_master() {
+            // Promoted a moment ago: what the engine knows is from before.
+            mesh::refresh_topology_from_thread();
+            topology = module().engine.topology();
         }
         let shard = topology.my_number().map(|n| &topology.shards[n])?;
         let tag = shard.ranges.first().map(|&(first, _)| slot_tag(first))?;

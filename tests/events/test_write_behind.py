@@ -40,9 +40,7 @@ import json, random, sqlite3
 
 def to_stream(x):
     value = None if x['event'] == 'del' else x['value']
-    # In the slot of the key: on this shard, whatever moves.
-    tag = x['key'].split('{')[1].split('}')[0]
-    execute('XADD', 'changes:{%s}' % tag, '*', 'key', x['key'], 'value', json.dumps(value))
+    execute('XADD', 'changes:{%s}' % hashtag(), '*', 'key', x['key'], 'value', json.dumps(value))
 
 GB('KeysReader').foreach(to_stream).register(prefix='person:*', mode='sync', eventTypes=['hset', 'del'])
 

@@ -177,7 +177,7 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
             Step::Run(batch) => return start(consumer, key, batch),
             Step::Later(over) => {
                 thread::sleep(limits::STREAM_RETRY);
-                return go_on(consumer, key, Some(over));
+                return again(consumer, key, over);
             }
             Step::More(reading) => slices.run(|guard, deadline| {
                 let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
@@ -185,6 +185,12 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
             }),
         };
     }
+}
+
+/// Goes on in a task of its own: calls that nest could run out of stack.
+fn again(consumer: &Arc<Consumer>, key: &Key, over: Over) {
+    let (consumer, key) = (consumer.clone(), key.clone());
+    all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
 }
 
 fn after_look(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, look: Look) -> Step {
@@ -205,7 +211,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
         Err(why) => {
             let text = format!("ERR the functions of the registration can not be loaded on this shard: {why}");
             let verdict = Verdict::Failure(text);
-            return go_on(consumer, key, Some(Over { batch, verdict, ns: 0 }));
+            return again(consumer, key, Over { batch, verdict, ns: 0 });
         }
     };
     let records = RecordBatch {
