@@ -14,7 +14,9 @@ for folder in ("deploy", "tests/kit"):
         sys.path.insert(0, str(REPO / folder))
 
 # Their assertions then show what they compared.
-pytest.register_assert_rewrite("registrations", "replies", "scripts", "wire")
+pytest.register_assert_rewrite(
+    "breaking", "guarded", "ledger", "loops", "registrations", "replies", "scripts", "streams", "wire"
+)
 
 import localcluster
 import redis

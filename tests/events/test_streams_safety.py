@@ -271,6 +271,39 @@ def test_a_stream_that_is_deleted_under_way(wire):
     wait_length(wire, "s1", 0)
 
 
+@pytest.mark.parametrize(
+    "by", [("FLUSHALL",), ("FLUSHDB",), ("SWAPDB", "0", "7"), ("DEL", "s1"), ("XGROUP", "DESTROY")]
+)
+@pytest.mark.parametrize("again", ["in between", "afterwards"])
+def test_a_batch_whose_stream_or_group_is_lost_acknowledges_nothing(wire, by, again):
+    """What comes instead is run, once."""
+    wait = (
+        "def hold(x):\n"
+        "    import time\n"
+        "    if x['value']['f'] == 'first':\n"
+        "        execute('rpush', 'begun', x['id'])\n"
+        "        while not execute('exists', 'go'): time.sleep(0.005)\n"
+        "    execute('rpush', 'seen', x['id'])\n"
+    )
+    register(wire, wait + script("foreach(hold)", "s*", mode="async_local"))
+    wire.ok("XADD", "s1", "5-1", "f", "first")
+    wait_until(lambda: wire.ok("LLEN", "begun") == 1, "the first batch")
+    destroyed = by[0] == "XGROUP"
+    wire.ok(*by, *(("s1", only_group(wire, "s1")["name"]) if destroyed else ()))
+    if again == "in between":
+        add(wire, "s1", *(("5-2", "5-3") if destroyed else ("1-1", "5-1", "5-2")))
+    wire.ok("SET", "go", "1")
+    first = ["5-1"]
+    wait_until(lambda: seen(wire)[:1] == first, "the end of the first batch")
+    if again == "afterwards":
+        add(wire, "s1", *(("5-2", "5-3") if destroyed else ("1-1", "5-1", "5-2")))
+    rest = ["5-1", "5-2", "5-3"] if destroyed else ["1-1", "5-1", "5-2"]
+    wait_seen(wire, first + rest)
+    wait_length(wire, "s1", 0)
+    add(wire, "s1", "6-1")
+    wait_seen(wire, [*first, *rest, "6-1"])
+
+
 @MODE
 def test_a_stream_that_is_renamed_or_restored(wire, mode):
     register_stream(wire, NOTE, "s*", mode=mode, trimStream=False)

@@ -58,6 +58,7 @@ fn on_event(guard: &ServerLock, event: Event) {
             outgoing::now_replica();
             registrations::role_changed(false);
         }
+        Event::Replaced => registrations::dataset_replaced(guard),
         Event::ForkChildBorn => outgoing::child_born(guard),
         Event::ForkChildDied | Event::MasterLinkUp | Event::MasterLinkDown => {}
         event => {

@@ -1,4 +1,4 @@
-//! Events of the server: loads, changes of the role, forks, the link to the master.
+//! Events of the server: loads, emptied and swapped databases, changes of the role, forks, the link to the master.
 
 use std::ffi::c_void;
 
@@ -37,6 +37,8 @@ pub enum Event {
     SwapAborted,
     /// The new dataset has taken the place of the old one. Comes before `LoadEnded`.
     SwapCompleted,
+    /// All keys of database 0 are gone, or those of another one took their place.
+    Replaced,
     /// The server is a master from now on.
     NowMaster,
     /// The server is a replica from now on (or follows another master).
@@ -56,8 +58,10 @@ type Listener = fn(&ServerLock, Event);
 static LISTENERS: RwLock<Vec<Listener>> = RwLock::new(Vec::new());
 
 /// The events that are listened to, with the version of their data that we know.
-const SOURCES: [u64; 5] = [
+const SOURCES: [u64; 7] = [
     raw::REDISMODULE_EVENT_LOADING,
+    raw::REDISMODULE_EVENT_FLUSHDB,
+    raw::REDISMODULE_EVENT_SWAPDB,
     raw::REDISMODULE_EVENT_REPL_ASYNC_LOAD,
     raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
     raw::REDISMODULE_EVENT_FORK_CHILD,
@@ -89,8 +93,12 @@ pub fn subscribe(guard: &ServerLock, listener: Listener) -> Result<(), String> {
     Ok(())
 }
 
-extern "C" fn happened(_: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
+extern "C" fn happened(_: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, data: *mut c_void) {
     guarded("a server event", || {
+        // SAFETY: the server hands over the data of that event.
+        if !unsafe { is_of_database_0(event.id, data) } {
+            return;
+        }
         let Some(event) = translate(event.id, sub) else {
             return;
         };
@@ -102,8 +110,30 @@ extern "C" fn happened(_: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent
     });
 }
 
+/// It concerns the only database that functions see.
+///
+/// # Safety
+/// `data` is that of an event with this id, in the version that was asked for.
+unsafe fn is_of_database_0(id: u64, data: *mut c_void) -> bool {
+    match id {
+        raw::REDISMODULE_EVENT_FLUSHDB => {
+            let info = data.cast::<raw::RedisModuleFlushInfo>();
+            // SAFETY: see above. -1 stands for all databases.
+            unsafe { info.as_ref() }.is_none_or(|info| info.dbnum <= 0)
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            let info = data.cast::<raw::RedisModuleSwapDbInfo>();
+            // SAFETY: see above.
+            unsafe { info.as_ref() }.is_none_or(|info| info.dbnum_first == 0 || info.dbnum_second == 0)
+        }
+        _ => true,
+    }
+}
+
 fn translate(id: u64, sub: u64) -> Option<Event> {
     Some(match (id, sub) {
+        (raw::REDISMODULE_EVENT_FLUSHDB, raw::REDISMODULE_SUBEVENT_FLUSHDB_END) => Event::Replaced,
+        (raw::REDISMODULE_EVENT_SWAPDB, _) => Event::Replaced,
         (raw::REDISMODULE_EVENT_LOADING, sub) => match sub {
             raw::REDISMODULE_SUBEVENT_LOADING_RDB_START => Event::LoadStarted(LoadKind::Dump),
             raw::REDISMODULE_SUBEVENT_LOADING_AOF_START => Event::LoadStarted(LoadKind::AppendOnlyFile),

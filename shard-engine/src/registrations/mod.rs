@@ -169,6 +169,11 @@ pub fn status() -> RegistryStatus {
     status
 }
 
+/// All keys are gone, or others took their place.
+pub fn dataset_replaced(guard: &ServerLock) {
+    streams::replaced(guard);
+}
+
 /// A dataset is about to be loaded: what was held so far goes, unless a group decides.
 pub fn load_started() {
     let replaced = registrations().service.replace_alone(Registry::default());

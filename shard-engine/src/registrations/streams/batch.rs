@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use oxigears_coordinator::{plan::Reader, registry::FailurePolicy};
 use parking_lot::Mutex;
 
@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Who has a group on a stream now: batches of one stream in one group are run one after another, whatever registration
-/// they belong to.
-static HOLDERS: Mutex<Option<HashSet<(bytes::Bytes, Key)>>> = Mutex::new(None);
+/// they belong to. True: the stream of that name is another one by now.
+static HOLDERS: Mutex<Option<HashMap<(bytes::Bytes, Key), bool>>> = Mutex::new(None);
 
 /// The right to work on a stream in a group; given back when it is dropped.
 pub struct Hold {
@@ -32,9 +32,16 @@ impl Hold {
     fn take(consumer: &Consumer, key: &Key) -> Option<Hold> {
         let place = (consumer.group.clone(), key.clone());
         let mut holders = HOLDERS.lock();
-        let is_new = holders.get_or_insert_default().insert(place.clone());
+        let is_new = holders.get_or_insert_default().try_insert(place.clone(), false).is_ok();
         // Not made at once: dropping it would give back what another one has.
         is_new.then(|| Hold { place })
+    }
+
+    /// The stream went away, and maybe came back, since it was held, or since it was last asked here.
+    fn ask_lost(&self) -> bool {
+        let mut holders = HOLDERS.lock();
+        let lost = holders.as_mut().and_then(|holders| holders.get_mut(&self.place));
+        lost.is_some_and(std::mem::take)
     }
 }
 
@@ -42,6 +49,15 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(holders) = HOLDERS.lock().as_mut() {
             holders.remove(&self.place);
+        }
+    }
+}
+
+/// The stream of this name went away, or all of them: what is under way must not acknowledge or trim what comes instead.
+pub fn lost(key: Option<&[u8]>) {
+    if let Some(holders) = HOLDERS.lock().as_mut() {
+        for ((_, held), lost) in holders.iter_mut() {
+            *lost |= key.is_none_or(|key| **held == *key);
         }
     }
 }
@@ -101,7 +117,7 @@ pub fn wall_ms() -> u64 {
 const OLDEST_LAG_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
 /// Begins to read the batch that the flow wants; its flow is taken.
-pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<(Hold, Standing)>) -> Look {
+pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Kept>) -> Look {
     let Some((number, depth)) = consumer.number(key) else {
         return Look::Nothing(Next::Wait);
     };
@@ -121,7 +137,10 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<(H
         return later();
     }
     let (hold, known) = match hold {
-        Some((hold, standing)) => (hold, Some(standing)),
+        Some((hold, standing)) => {
+            let standing = standing.filter(|_| !hold.ask_lost());
+            (hold, standing)
+        }
         None => match Hold::take(consumer, key) {
             Some(hold) => (hold, None),
             None => return later(),
@@ -272,10 +291,13 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
     }))
 }
 
+/// What one batch leaves to the next one of its stream; where the group stands, if that is known.
+pub type Kept = (Hold, Option<Standing>);
+
 /// A batch that has been settled.
 pub enum Settled {
     /// What the flow wants next, and the group for it.
-    Done(Next, Hold, Standing),
+    Done(Next, Kept),
     /// Writes are paused: again in a moment.
     Later(Box<Batch>, Verdict),
 }
@@ -302,8 +324,12 @@ pub fn settle(
     // A replica must not write; the new master runs the entries again.
     let can_write = is_master() && !cluster::is_replica(guard);
     let (last, mut gone) = (batch.entries.last, false);
+    let written = || match batch.hold.ask_lost() {
+        true => Err(Trouble::Gone),
+        false => write(guard, consumer, key, &batch, &fate),
+    };
     let ended = match &fate {
-        _ if writes && can_write => match write(guard, consumer, key, &batch, &fate) {
+        _ if writes && can_write => match written() {
             Ok(()) => Ended::Acknowledged,
             Err(Trouble::Paused) => return Settled::Later(batch, verdict),
             Err(Trouble::Failed(text)) => {
@@ -323,12 +349,19 @@ pub fn settle(
         _ => Ended::Dropped,
     };
     count(consumer, &batch, &verdict, ns);
-    let mut batch = *batch;
+    let passed = passed(&batch);
+    let Batch {
+        hold,
+        number,
+        mut standing,
+        ..
+    } = *batch;
     if matches!(ended, Ended::Acknowledged) {
-        batch.standing.last = last;
-        batch.standing.entries_read = passed(&batch);
+        standing.last = last;
+        standing.entries_read = passed;
     }
-    let mut next = consumer.with(key, batch.number, |flow, rules| flow.ended(ended, rules, wall_ms()));
+    let standing = (!gone).then_some(standing);
+    let mut next = consumer.with(key, number, |flow, rules| flow.ended(ended, rules, wall_ms()));
     if gone && next.is_some() {
         next = found_anew(guard, consumer, key);
     }
@@ -340,7 +373,7 @@ pub fn settle(
     } else {
         Next::Wait
     };
-    Settled::Done(next, batch.hold, batch.standing)
+    Settled::Done(next, (hold, standing))
 }
 
 /// The stream or the group went away while a batch was under way; what is there now begins anew.

@@ -39,7 +39,10 @@ impl From<CallError> for Trouble {
             CallError::WritesPaused(_) | CallError::ClusterDown(_) => Trouble::Paused,
             CallError::OtherShard(_) => Trouble::Gone,
             CallError::Answered(text)
-                if text.starts_with("NOGROUP") || text.starts_with("WRONGTYPE") || text.contains("no such key") =>
+                if text.starts_with("NOGROUP")
+                    || text.starts_with("WRONGTYPE")
+                    || text.contains("no such key")
+                    || text.contains("requires the key to exist") =>
             {
                 Trouble::Gone
             }

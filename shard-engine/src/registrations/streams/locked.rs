@@ -7,10 +7,9 @@ use oxigears_python_api::{AtOnce, Continuation, Invoked, Invoker};
 
 use super::{
     super::{due, limits},
-    batch::{self, Batch, Hold, Look, Settled, Verdict},
+    batch::{self, Batch, Kept, Look, Settled, Verdict},
     consumer::{Consumer, Key},
     flow::Next,
-    group::Standing,
     running::{self, Place},
     transaction,
 };
@@ -62,12 +61,7 @@ impl due::Shot for Shot {
 }
 
 /// Looks at a stream whose flow is taken, and runs one batch; what is to be done next.
-pub fn one(
-    guard: &ServerLock,
-    consumer: &Arc<Consumer>,
-    key: &Key,
-    kept: Option<(Hold, Standing)>,
-) -> (Next, Option<(Hold, Standing)>) {
+pub fn one(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<Kept>) -> (Next, Option<Kept>) {
     let mut look = batch::begin(guard, consumer, key, kept);
     loop {
         match look {
@@ -78,12 +72,7 @@ pub fn one(
     }
 }
 
-fn run(
-    guard: &ServerLock,
-    consumer: &Arc<Consumer>,
-    key: &Key,
-    mut batch: Box<Batch>,
-) -> (Next, Option<(Hold, Standing)>) {
+fn run(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) -> (Next, Option<Kept>) {
     let start = Instant::now();
     let records = RecordBatch {
         bytes: std::mem::take(&mut batch.entries.bytes).into(),
@@ -99,7 +88,7 @@ fn run(
     };
     let ns = start.elapsed().as_nanos() as u64;
     match batch::settle(guard, consumer, key, batch, verdict, ns) {
-        Settled::Done(next, hold, standing) => (next, Some((hold, standing))),
+        Settled::Done(next, kept) => (next, Some(kept)),
         // Writes can not be paused while the lock is held; then the batch runs again.
         Settled::Later(..) => {
             consumer.forget(key);

@@ -166,9 +166,19 @@ pub fn role_changed(guard: &ServerLock, master: bool) {
     }
 }
 
+/// All keys of the database went away, or others took their place: FLUSHALL, SWAPDB. That raises no events of keys.
+pub fn replaced(guard: &ServerLock) {
+    batch::lost(None);
+    for consumer in all().list().iter().filter(|consumer| consumer.is_ok()) {
+        consumer.set_status(Status::Ok);
+        begin(guard, consumer);
+    }
+}
+
 /// A dataset is about to be loaded.
 pub fn load_started() {
     all().loading.store(true, Ordering::Release);
+    batch::lost(None);
     for consumer in all().list().iter().filter(|consumer| consumer.is_ok()) {
         consumer.set_status(Status::Ok);
     }
@@ -204,6 +214,7 @@ fn happened(guard: &ServerLock, event: &[u8], key: &[u8]) {
             for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
                 consumer.forget(key);
             }
+            batch::lost(Some(key));
         }
         b"restore" | b"rename_to" | b"copy_to" | b"move_to" => arrived(guard, key),
         _ => {}
@@ -232,6 +243,7 @@ fn arrived(guard: &ServerLock, key: &[u8]) {
     if Key::open(guard, key).is_none_or(|key| key.kind() != Kind::Stream) {
         return;
     }
+    batch::lost(Some(key));
     for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
         consumer.forget(key);
         if let Some((key, next)) = consumer.found(key, wall_ms()) {

@@ -21,10 +21,9 @@ use oxigears_python_api as python;
 use super::{
     super::{continuing, due, limits, occasion::Occasion, registrations},
     all,
-    batch::{self, Batch, Hold, Look, Settled, Verdict, wall_ms},
+    batch::{self, Batch, Kept, Look, Settled, Verdict, wall_ms},
     consumer::{Consumer, Key},
     flow::Next,
-    group::Standing,
     locked,
 };
 use crate::{
@@ -108,7 +107,7 @@ pub fn look(consumer: &Arc<Consumer>, key: &Key) {
 
 /// Runs batches under the lock until nothing is to be done now, with pauses for the server.
 fn run_locked(consumer: &Arc<Consumer>, key: &Key) {
-    let mut kept: Option<(Hold, Standing)> = None;
+    let mut kept: Option<Kept> = None;
     loop {
         let more = python::with_server_locked(|| {
             let (guard, start) = (lock::lock(), Instant::now());
@@ -129,6 +128,8 @@ fn run_locked(consumer: &Arc<Consumer>, key: &Key) {
         if !more {
             return;
         }
+        // Others may move the group in the pause.
+        kept = kept.map(|(hold, _)| (hold, None));
         thread::sleep(limits::STREAM_PAUSE);
     }
 }
@@ -154,9 +155,9 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
         let kept = match over {
             None => None,
             Some(Over { batch, verdict, ns }) => match batch::settle(guard, consumer, key, batch, verdict, ns) {
-                Settled::Done(Next::Look, hold, standing) if !consumer.is_locked() => Some((hold, standing)),
-                Settled::Done(next, hold, _) => {
-                    drop(hold);
+                Settled::Done(Next::Look, kept) if !consumer.is_locked() => Some(kept),
+                Settled::Done(next, kept) => {
+                    drop(kept);
                     act(guard, consumer, key, next, Place::Elsewhere);
                     return Step::Nothing;
                 }
