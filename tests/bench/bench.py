@@ -15,6 +15,7 @@ import targets
 import triggers
 from cases import CASES, ROUND_TRIP
 from cases import NAMES as BATCH
+from effort import Effort
 from ways import GEARS, WAYS, WrongAnswer
 
 # Cases that measure themselves.
@@ -56,11 +57,14 @@ def arguments():
     parser.add_argument("--sizes", type=sizes, default="10k,100k,1m", help="numbers of keys (10k,100k,1m)")
     parser.add_argument("--cases", type=some_of(NAMES), default=every_case, help=f"which cases ({every_case})")
     parser.add_argument("--ways", type=some_of(WAYS), default=every_way, help=f"{every_way}; no module without gears")
-    parser.add_argument("--pairs", type=int, help="timed rounds per case and size (9, 7 and 3, by size)")
+    parser.add_argument("--pairs", type=int, help="timed rounds (9, 7 and 3, by size; others have their own number)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the calls and entries of cases without sizes (1)")
     parser.add_argument("--json", type=Path, help="also write everything measured to this file")
     options = parser.parse_args()
     if options.pairs is not None and options.pairs < 1:
         parser.error("--pairs must be at least 1")
+    if not 0 < options.scale <= 1:
+        parser.error("--scale must be above 0 and at most 1")
     options.ways = [way for way in WAYS if way in options.ways]
     return options
 
@@ -74,6 +78,7 @@ def pairs_for(n, wanted):
 
 
 def measure_all(options, results):
+    effort = Effort(options.pairs, options.scale)
     for name in options.cases:
         if name == ROUND_TRIP:
             if GEARS in options.ways:
@@ -81,7 +86,7 @@ def measure_all(options, results):
             continue
         if name in WHOLE:
             if GEARS in options.ways:
-                results.append(WHOLE[name](say))
+                results.append(WHOLE[name](say, effort))
             continue
         for n in options.sizes:
             results.append(measure.measure_case(CASES[name], n, pairs_for(n, options.pairs), options.ways, say))

@@ -84,20 +84,21 @@ def handled(client):
     return over
 
 
-def one_round(way, fleet, script):
+def one_round(way, fleet, script, calls):
     client = fleet.clients[0]
     before = handled(client) if script else 0
     start = time.perf_counter()
-    rate = sets(fleet.ports[0], CALLS)
+    rate = sets(fleet.ports[0], calls)
     if not script:
         return {"rate": rate}
     events = handled(client) - before
-    if (events == CALLS) != (script != NO_MATCH):
-        raise WrongAnswer(f"{way}: {events} events for {CALLS} commands")
+    if (events == calls) != (script != NO_MATCH):
+        raise WrongAnswer(f"{way}: {events} events for {calls} commands")
     return {"rate": rate, "handled": events / (time.perf_counter() - start)}
 
 
-def measure(case, say):
+def measure(case, say, effort):
+    calls = effort.count(CALLS)
     scripts = {ALONE: None, **SCRIPTS[case]}
     rounds = {way: [] for way in scripts}
     with fleets.running(1, with_module=False) as alone:
@@ -110,10 +111,10 @@ def measure(case, say):
                 if script and fleet_of[way].clients[0].execute_command("RG.PYEXECUTE", script) != b"OK":
                     raise WrongAnswer(f"{way} can not be registered")
             for way in scripts:
-                sets(fleet_of[way].ports[0], WARM_UP)
-            for _ in range(ROUNDS):
+                sets(fleet_of[way].ports[0], effort.count(WARM_UP))
+            for _ in range(effort.rounds(ROUNDS)):
                 for way, script in scripts.items():
-                    rounds[way].append(one_round(way, fleet_of[way], script))
+                    rounds[way].append(one_round(way, fleet_of[way], script, calls))
                     say(f"{case}: {way} {rounds[way][-1]['rate']:.0f}/s")
             info = {way: fleet.clients[0].info() for way, fleet in fleet_of.items()}
             about = machine.describe(alone.clients[0])
@@ -137,7 +138,7 @@ def measure(case, say):
     }
 
 
-CASES = {case: lambda say, case=case: measure(case, say) for case in SCRIPTS}
+CASES = {case: lambda say, effort, case=case: measure(case, say, effort) for case in SCRIPTS}
 
 
 def render(results):

@@ -32,7 +32,7 @@ TARGETS = {
     "stream_run": {RUN: 400 * K},
 }
 RUN_BYTES = 64 * machine.MIB
-# One call of Lua adds this many, which takes less than the time after which a script counts as slow.
+# One call of Lua adds at most this many, which takes less than the time after which a script counts as slow.
 ADDED_AT_ONCE = 100_000
 ADD = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'field', 'value of some length') end"
 
@@ -41,36 +41,36 @@ def script(mode):
     return f"GB('StreamReader').foreach(lambda x: None).register('{STREAM}', batch={BATCH}, mode='{mode}')"
 
 
-def fill(client):
+def fill(client, entries):
     client.flushall()
-    for _ in range(ENTRIES // ADDED_AT_ONCE):
-        client.eval(ADD, 1, STREAM, ADDED_AT_ONCE)
+    for start in range(0, entries, ADDED_AT_ONCE):
+        client.eval(ADD, 1, STREAM, min(ADDED_AT_ONCE, entries - start))
 
 
-def timed(work):
+def per_second(entries, work):
     start = time.perf_counter()
     work()
-    return ENTRIES / (time.perf_counter() - start)
+    return entries / (time.perf_counter() - start)
 
 
-def xread(client):
+def xread(client, entries):
     """Reads all of it, as a consumer that keeps up would: COUNT 100, each time behind the last."""
     last, count = "0-0", 0
     while found := client.execute_command("XREAD", "COUNT", str(BATCH), "STREAMS", STREAM, last):
-        entries = found[0][1]
-        count, last = count + len(entries), entries[-1][0]
-    if count != ENTRIES:
+        page = found[0][1]
+        count, last = count + len(page), page[-1][0]
+    if count != entries:
         raise WrongAnswer(f"XREAD gave {count} entries")
 
 
-def run(client):
+def run(client, entries):
     text = f"GB('StreamReader').foreach(lambda x: None).count().run('{STREAM}')"
     found = client.execute_command("RG.PYEXECUTE", text)
-    if found != [[str(ENTRIES).encode()], []]:
+    if found != [[str(entries).encode()], []]:
         raise WrongAnswer(f"the run gave {found!r}")
 
 
-def wait_consumed(client):
+def wait_consumed(client, entries):
     deadline = time.monotonic() + WAIT_S
     while client.xlen(STREAM):
         if time.monotonic() > deadline:
@@ -78,7 +78,7 @@ def wait_consumed(client):
         time.sleep(POLL_S)
     (row,) = client.execute_command("RG.DUMPREGISTRATIONS")
     data = dict(zip(row[7][::2], row[7][1::2], strict=True))
-    if data[b"numFailures"] or data[b"numAborted"] or data[b"numSuccess"] < ENTRIES // BATCH:
+    if data[b"numFailures"] or data[b"numAborted"] or data[b"numSuccess"] < entries // BATCH:
         raise WrongAnswer(f"batches were lost: {data}")
 
 
@@ -92,60 +92,66 @@ def register(client, mode):
         raise WrongAnswer(f"{mode} can not be registered")
 
 
-def present(client, mode):
+def present(client, entries, mode):
     def consume():
         register(client, mode)
-        wait_consumed(client)
+        wait_consumed(client, entries)
 
-    rate = timed(consume)
+    found = per_second(entries, consume)
     unregister(client)
-    return rate
+    return found
 
 
-def live(client, port, mode):
+def live(client, port, entries, mode):
     """50 clients add with a pipeline of 16; the time ends when all is consumed."""
     program = shutil.which("redis-benchmark")
     if program is None:
         raise RuntimeError("redis-benchmark is missing: it comes with redis-tools")
     client.flushall()
     register(client, mode)
-    argv = [program, "-h", localcluster.HOST, "-p", str(port), "-c", "50", "-P", "16", "-n", str(ENTRIES), "-q"]
+    argv = [program, "-h", localcluster.HOST, "-p", str(port), "-c", "50", "-P", "16", "-n", str(entries), "-q"]
     argv += ["XADD", STREAM, "*", "field", "value of some length"]
 
     def add():
         subprocess.run(argv, capture_output=True, check=True, timeout=600)
-        wait_consumed(client)
+        wait_consumed(client, entries)
 
-    rate = timed(add)
+    found = per_second(entries, add)
     unregister(client)
-    return rate
+    return found
 
 
-def measure(case, say):
+def measure(case, say, effort):
+    entries = effort.count(ENTRIES, BATCH)
+    ways = (RUN,) if case == "stream_run" else MODES
+    rounds = {way: [] for way in (XREAD, *ways)}
+    grown = []
     with fleets.running(1, with_module=True) as fleet:
         client, port, server = fleet.clients[0], fleet.ports[0], fleet.servers[0]
-        ways = (RUN,) if case == "stream_run" else MODES
-        rounds = {way: [] for way in (XREAD, *ways)}
-        grown = []
-        for _ in range(ROUNDS):
-            fill(client)
-            rounds[XREAD].append(timed(lambda: xread(client)))
+        for _ in range(effort.rounds(ROUNDS)):
+            fill(client, entries)
+            rounds[XREAD].append(per_second(entries, lambda: xread(client, entries)))
             for way in ways:
                 if way == RUN:
                     machine.reset_peak(server.pid)
                     before = server.rss_bytes()
-                    rounds[way].append(timed(lambda: run(client)))
+                    rounds[way].append(per_second(entries, lambda: run(client, entries)))
                     grown.append(server.peak_rss_bytes() - before)
                 elif case == "stream_live":
-                    rounds[way].append(live(client, port, way))
+                    rounds[way].append(live(client, port, entries, way))
                 else:
-                    fill(client)
-                    rounds[way].append(present(client, way))
+                    fill(client, entries)
+                    rounds[way].append(present(client, entries, way))
                 say(f"{case}: {way} {rounds[way][-1] / K:.0f} k/s")
         about = machine.describe(client)
+    return summary(case, entries, rounds, grown, about)
+
+
+def summary(case, entries, rounds, grown, about):
     rival = rounds[XREAD]
     return {
         "case": case,
+        "entries": entries,
         "ways_of_consuming": {
             way: {
                 "rate": statistics.median(found),
@@ -159,17 +165,17 @@ def measure(case, say):
     }
 
 
-CASES = {case: lambda say, case=case: measure(case, say) for case in TARGETS}
+CASES = {case: lambda say, effort, case=case: measure(case, say, effort) for case in TARGETS}
 
 
 def render(results):
     """Parts of the report."""
     rows = [
-        [f"{result['case']}: {way}", f"{one['rate'] / K:.0f} k/s", f"{one['ratio']:.2f}"]
+        [f"{result['case']}: {way}", f"{result['entries']:,}", f"{one['rate'] / K:.0f} k/s", f"{one['ratio']:.2f}"]
         for result in results
         for way, one in result.get("ways_of_consuming", {}).items()
     ]
-    head = [f"{ENTRIES:,} entries, batch {BATCH}, medians", "rate", "of XREAD by a client"]
+    head = [f"streams, batch {BATCH}, medians", "entries", "rate", "of XREAD by a client"]
     return [table(head, rows)] if rows else []
 
 

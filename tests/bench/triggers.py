@@ -76,8 +76,9 @@ def expect_no_failures(client, name, at_least):
     raise WrongAnswer(f"{name} is not registered")
 
 
-def measure_triggers(say):
+def measure_triggers(say, effort):
     """On one server: EVALSHA and a sync trigger in turns, then async_local."""
+    rounds_wanted, calls = effort.rounds(ROUNDS), effort.count(CALLS)
     with fleets.running(1, with_module=True) as fleet:
         client, port = fleet.clients[0], fleet.ports[0]
         sha = client.script_load(LUA)
@@ -90,15 +91,15 @@ def measure_triggers(say):
         rounds = {way: [] for way in commands}
         pids = [fleet.servers[0].pid, os.getpid()]
         for way, command in commands.items():
-            benchmark(port, WARM_UP, *command, ARGUMENT)
+            benchmark(port, effort.count(WARM_UP), *command, ARGUMENT)
             say(f"trigger: {way} is warm")
         before = machine.Cpu.now(pids)
-        for _ in range(ROUNDS):
+        for _ in range(rounds_wanted):
             for way, command in commands.items():
-                rounds[way].append(benchmark(port, CALLS, *command, ARGUMENT))
+                rounds[way].append(benchmark(port, calls, *command, ARGUMENT))
                 say(f"trigger: {way} {rounds[way][-1]['rate']:.0f}/s")
         for mode in (SYNC, LOCAL):
-            expect_no_failures(client, f"bench-{mode}", ROUNDS * CALLS)
+            expect_no_failures(client, f"bench-{mode}", rounds_wanted * calls)
         pairs = list(zip(rounds[SYNC], rounds[EVALSHA], strict=True))
         result = {
             "case": "trigger",
@@ -112,18 +113,19 @@ def measure_triggers(say):
     return result
 
 
-def measure_async(say):
+def measure_async(say, effort):
     """Over three shards, asked on one of them."""
+    rounds_wanted, calls = effort.rounds(ROUNDS), effort.count(CALLS_CLUSTER)
     with fleets.running(3, with_module=True) as fleet:
         client, port = fleet.clients[0], fleet.ports[0]
         expect(client.execute_command("RG.PYEXECUTE", trigger_script(ASYNC)), b"OK", "registering")
         expect(client.execute_command("RG.TRIGGER", "bench-async", ARGUMENT), [ARGUMENT.encode()] * 3, ASYNC)
-        benchmark(port, WARM_UP, "RG.TRIGGER", "bench-async", ARGUMENT)
+        benchmark(port, effort.count(WARM_UP), "RG.TRIGGER", "bench-async", ARGUMENT)
         rounds = []
-        for _ in range(ROUNDS):
-            rounds.append(benchmark(port, CALLS_CLUSTER, "RG.TRIGGER", "bench-async", ARGUMENT))
+        for _ in range(rounds_wanted):
+            rounds.append(benchmark(port, calls, "RG.TRIGGER", "bench-async", ARGUMENT))
             say(f"trigger_async: {rounds[-1]['rate']:.0f}/s, median {rounds[-1]['p50']:.2f} ms")
-        expect_no_failures(client, "bench-async", ROUNDS * CALLS_CLUSTER)
+        expect_no_failures(client, "bench-async", rounds_wanted * calls)
         return {
             "case": "trigger_async",
             "ways_of_calling": {ASYNC: median_of(rounds)},
@@ -158,7 +160,7 @@ def fsync_ms(folder):
     return statistics.median(times)
 
 
-def measure_registering(say):
+def measure_registering(say, _effort):
     """One change after the other, asked on each of three shards in turn."""
     with fleets.running(3, with_module=True) as fleet:
         times = {"register": [], "upgrade": [], "unregister": []}
@@ -211,7 +213,7 @@ def disk_bytes(server):
     return dict(zip(reply[::2], reply[1::2], strict=True))[b"diskBytes"]
 
 
-def measure_many(say):
+def measure_many(say, _effort):
     """10,000 registrations of one script: made, restarted from the logs, sent to a node that lost its log."""
     script = f"""
 def make(name):
@@ -271,7 +273,7 @@ def cpu_ns(server):
     return found
 
 
-def measure_idle(say):
+def measure_idle(say, _effort):
     """Three shards with the module beside three plain nodes of the same server, all of them at rest."""
     with (
         localcluster.LocalCluster(masters=3) as own,
