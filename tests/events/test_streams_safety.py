@@ -356,38 +356,6 @@ def test_other_databases_are_not_read(wire):
 # --- many --------------------------------------------------------------------------------------------------------
 
 
-def fill(wire, key, start, count):
-    """Adds entries with the ids 1-start ... in big steps."""
-    add_one = "redis.call('XADD', KEYS[1], '1-' .. string.format('%d', i), 'n', i)"
-    text = f"for i = ARGV[1], ARGV[1] + ARGV[2] - 1 do {add_one} end"
-    for at in range(start, start + count, 5000):
-        wire.ok("EVAL", text, "1", key, at, min(5000, start + count - at))
-
-
-ORDER = (
-    "def check(x):\n"
-    "    global last\n"
-    "    n = int(x['value']['n'])\n"
-    "    if n != last + 1: execute('rpush', 'wrong', '%s after %s' % (n, last))\n"
-    "    last = n\n"
-    "last = 0\n"
-    "def note(n): execute('set', 'counted', last)\n"
-)
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("mode", ("sync", "async_local"))
-def test_a_hundred_thousand_entries_in_order(wire, mode):
-    fill(wire, "s1", 1, 50_000)
-    register(wire, ORDER + script("foreach(check).count().foreach(note)", "s*", mode=mode, batch=100))
-    fill(wire, "s1", 50_001, 50_000)
-    wait_until(lambda: wire.ok("GET", "counted") == b"100000", "all entries", 60)
-    assert wire.ok("LRANGE", "wrong", "0", "-1") == []
-    wait_length(wire, "s1", 0)
-    fields = data(wire)
-    assert fields["numFailures"] == 0 and fields["numTriggered"] == fields["numSuccess"]
-
-
 @pytest.mark.parametrize("mode", ("sync", "async_local"))
 def test_many_streams(wire, mode):
     streams = [f"s{i}" for i in range(200)]

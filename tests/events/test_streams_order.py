@@ -1,0 +1,46 @@
+"""Long streams keep their order and lose no entry, in every mode. Long variant: OXIGEARS_STREAM_ENTRIES=1000000."""
+
+import os
+
+import pytest
+from replies import wait_until
+from streams import data, register, script, status, wait_length
+
+ENTRIES = int(os.environ.get("OXIGEARS_STREAM_ENTRIES", "100000"))
+ADDED_AT_ONCE = 5000
+# Only guards against hanging.
+WAIT_S = 60 + ENTRIES / 1000
+
+# Each entry is the one behind the last: none is lost, none comes twice.
+ORDER = (
+    "def check(x):\n"
+    "    global last\n"
+    "    n = int(x['value']['n'])\n"
+    "    if n != last + 1: execute('rpush', 'wrong', '%s after %s' % (n, last))\n"
+    "    last = n\n"
+    "last = 0\n"
+    "def note(n): execute('set', 'counted', last)\n"
+)
+
+
+def fill(wire, key, first, last):
+    """Adds entries that are numbered so."""
+    text = "for i = ARGV[1], ARGV[2] do redis.call('XADD', KEYS[1], '1-' .. string.format('%d', i), 'n', i) end"
+    for at in range(first, last + 1, ADDED_AT_ONCE):
+        wire.ok("EVAL", text, "1", key, at, min(at + ADDED_AT_ONCE - 1, last))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ("sync", "async_local", "async"))
+def test_a_long_stream_in_order(wire, mode):
+    """Half of it is there before, the other half is added while it is consumed."""
+    half = ENTRIES // 2
+    fill(wire, "s1", 1, half)
+    register(wire, ORDER + script("foreach(check).count().foreach(note)", "s*", mode=mode, batch=100, duration=100))
+    fill(wire, "s1", half + 1, ENTRIES)
+    wait_until(lambda: wire.ok("GET", "counted") == b"%d" % ENTRIES, "all entries", WAIT_S)
+    wait_length(wire, "s1", 0)
+    assert wire.ok("LRANGE", "wrong", 0, -1) == []
+    fields = data(wire)
+    assert fields["numFailures"] == fields["numAborted"] == 0
+    assert fields["numTriggered"] == fields["numSuccess"] and status(wire) == "OK"
