@@ -8,10 +8,12 @@ from pathlib import Path
 
 import fleet
 import key_events
+import latency
 import measure
 import report
 import streams
 import targets
+import trigger_half
 import triggers
 from cases import CASES, ROUND_TRIP
 from cases import NAMES as BATCH
@@ -19,7 +21,7 @@ from effort import Effort
 from ways import GEARS, WAYS, WrongAnswer
 
 # Cases that measure themselves.
-WHOLE = {**triggers.CASES, **key_events.CASES, **streams.CASES}
+WHOLE = {**triggers.CASES, **trigger_half.CASES, **key_events.CASES, **streams.CASES, **latency.CASES}
 NAMES = [*BATCH, *WHOLE]
 UNITS = {"k": 1_000, "m": 1_000_000}
 # Fewer rounds where each takes long: (up to this many keys, rounds).

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 LEAST = 1000
+LEAST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -17,3 +18,6 @@ class Effort:
         """So many calls or entries. Trials with few of them say whether a case works, not how fast it is."""
         wanted = max(min(LEAST, usual), int(usual * self.scale))
         return -(-wanted // multiple_of) * multiple_of
+
+    def seconds(self, usual):
+        return max(min(LEAST_S, usual), usual * self.scale)

@@ -1,8 +1,10 @@
 """Turns results into aligned text tables: figures, and which targets are met."""
 
 import key_events
+import latency
 import machine
 import streams
+import trigger_half
 import trigger_report
 from cases import ROUND_TRIP
 from measure import IDLE
@@ -170,9 +172,8 @@ def render(results, targets):
             cpu_and_memory_table(cases),
         ]
     parts += [round_trip_text(result) for result in results if result["case"] == ROUND_TRIP]
-    parts += trigger_report.render(results)
-    parts += key_events.render(results)
-    parts += streams.render(results)
+    for module in (trigger_report, trigger_half, key_events, streams, latency):
+        parts += module.render(results)
     if pinged:
         parts += ["PING on every shard each millisecond from a process of its own; the worst shard:"]
         parts += [ping_table(pinged)]
