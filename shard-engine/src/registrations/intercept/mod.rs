@@ -16,6 +16,7 @@ mod hooks;
 mod judge;
 mod keyset;
 mod links;
+mod raised;
 mod table;
 mod wrap;
 

@@ -1,6 +1,6 @@
 //! From the active registrations to the commands that are to be taken over. Built anew with each change, never changed.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -9,6 +9,7 @@ use oxigears_coordinator::registry::{EventSource, RegisterMode};
 use super::{
     facts::{self, Commands, Facts},
     keyset::{KeySet, matches},
+    raised::may_raise,
 };
 use crate::{
     redis::{front::Kind, lock::ServerLock},
@@ -176,8 +177,10 @@ pub fn is_linked<'a>(active: &Active, facts: &Facts, count: usize, arg: impl Fn(
 struct Needs {
     hooks: HashMap<String, Vec<Hook>>,
     links: HashMap<String, Vec<Arc<Active>>>,
-    /// Keys whose writes matter.
+    /// Keys whose writes matter, whatever they raise.
     written: KeySet,
+    /// Keys whose writes matter if they can raise one of these events, which are in lower case and in order.
+    raising: BTreeMap<Vec<String>, KeySet>,
     /// Keys whose writes fire in the background.
     queued: KeySet,
     /// Keys whose reads matter too: they may be missed.
@@ -215,7 +218,11 @@ impl Needs {
                 if event_types.as_ref().is_none_or(misses) {
                     self.missed.add_pattern(prefix);
                 }
-                self.written.add_pattern(prefix);
+                let written = match event_types {
+                    None => &mut self.written,
+                    Some(types) => self.raising.entry(in_order(types)).or_default(),
+                };
+                written.add_pattern(prefix);
             }
             EventSource::Keys { prefix, .. } => self.queued.add_pattern(prefix),
             EventSource::Stream { prefix, .. } if is_sync => self.streams.add_pattern(prefix),
@@ -225,7 +232,8 @@ impl Needs {
 
     fn is_empty(&self) -> bool {
         let keys = [&self.written, &self.missed, &self.streams, &self.queued];
-        self.hooks.is_empty() && self.links.is_empty() && keys.iter().all(|keys| keys.is_empty())
+        let raising = self.raising.values();
+        self.hooks.is_empty() && self.links.is_empty() && keys.into_iter().chain(raising).all(KeySet::is_empty)
     }
 
     fn names(&self) -> impl Iterator<Item = &String> {
@@ -233,10 +241,13 @@ impl Needs {
     }
 
     fn table(mut self, commands: &Commands) -> Table {
-        let mut for_xadd = self.written.clone();
-        self.streams.add_to(&mut for_xadd);
-        let (written, missed, queued) = (Arc::new(self.written), Arc::new(self.missed), Arc::new(self.queued));
-        let for_xadd = Arc::new(for_xadd);
+        let (missed, queued) = (Arc::new(self.missed), Arc::new(self.queued));
+        let mut written = Written {
+            all: self.written,
+            raising: self.raising,
+            streams: self.streams,
+            made: HashMap::new(),
+        };
         let mut by_name: HashMap<Box<[u8]>, Arc<Entry>> = HashMap::new();
         for (name, facts) in commands {
             let own_hooks = self.hooks.remove(name).unwrap_or_default();
@@ -244,11 +255,10 @@ impl Needs {
             let sync_keys = match name.as_str() {
                 // A handler within these would run before what they wait for, or not be seen by it.
                 _ if facts.blocks || facts.no_script || (facts.first <= 0 && !facts.movable) => None,
-                "xadd" => Some(&for_xadd),
-                _ if facts.writes => Some(&written),
-                _ => Some(&missed),
+                _ if facts.writes => Some(written.by(name)),
+                _ => Some(missed.clone()),
             };
-            let sync_keys = sync_keys.filter(|keys| !keys.is_empty()).cloned();
+            let sync_keys = sync_keys.filter(|keys| !keys.is_empty());
             let queues = facts.writes && !(facts.blocks || facts.no_script || queued.is_empty());
             let slow_keys = queues.then(|| queued.clone());
             let is_plain = own_hooks.is_empty() && links.is_empty() && sync_keys.is_none() && slow_keys.is_none();
@@ -281,6 +291,41 @@ impl Needs {
             by_name.insert(name.as_bytes().into(), Arc::new(entry));
         }
         Table { by_name }
+    }
+}
+
+fn in_order(types: &[String]) -> Vec<String> {
+    let mut types: Vec<String> = types.iter().map(|name| name.to_ascii_lowercase()).collect();
+    types.sort_unstable();
+    types.dedup();
+    types
+}
+
+/// Keys whose writes matter, for each command: the same set for all commands that differ in nothing.
+struct Written {
+    all: KeySet,
+    raising: BTreeMap<Vec<String>, KeySet>,
+    streams: KeySet,
+    made: HashMap<Vec<bool>, Arc<KeySet>>,
+}
+
+impl Written {
+    fn by(&mut self, command: &str) -> Arc<KeySet> {
+        let mut which: Vec<bool> = self.raising.keys().map(|events| may_raise(command, events)).collect();
+        which.push(command == "xadd");
+        let sets = self.raising.values().chain([&self.streams]);
+        let make = || {
+            let mut keys = self.all.clone();
+            let wanted = sets.zip(&which).filter(|(_, wanted)| **wanted);
+            wanted.for_each(|(set, _)| set.add_to(&mut keys));
+            Arc::new(keys)
+        };
+        if let Some(known) = self.made.get(&which) {
+            return known.clone();
+        }
+        let keys = make();
+        self.made.insert(which, keys.clone());
+        keys
     }
 }
 
