@@ -29,6 +29,13 @@ impl CallReply {
         self.0.as_ptr()
     }
 
+    /// It is an error.
+    pub(super) fn is_error(&self) -> bool {
+        // SAFETY: the reply is ours and alive.
+        let kind = unsafe { api!(RedisModule_CallReplyType)(self.0.as_ptr()) };
+        kind as isize == raw::REDISMODULE_REPLY_ERROR
+    }
+
     /// The text of an error.
     pub(super) fn error(&self) -> Option<String> {
         // SAFETY: the reply is ours and alive.

@@ -22,7 +22,7 @@ use super::{
     filter,
     front::{self, Front, TYPED},
     lock::{self, ServerLock},
-    log,
+    log, plain_call,
     refusal::{Fault, for_client, judge_error, no_permission},
     replicate,
     reply::ReplyWriter,
@@ -304,6 +304,14 @@ enum Answer {
 unsafe impl Send for Ran {}
 
 impl Ran {
+    /// The command answered an error.
+    pub fn is_error(&self) -> bool {
+        match &self.0 {
+            Answer::Refused(_) => true,
+            Answer::Own(reply) => reply.is_error(),
+        }
+    }
+
     /// A copy, as it is to reach the client.
     pub fn to_client(&self) -> Reply {
         match &self.0 {
@@ -325,20 +333,20 @@ unsafe fn run_in(
     rest: &mut [*mut raw::RedisModuleString],
     (check, denies_writes, speech): (Check, bool, Speech),
 ) -> Option<Ran> {
-    let format = match (check, denies_writes, speech) {
-        (Check::Caller, false, Speech::AsClient) => c"!C0Ev",
-        (Check::Caller, true, Speech::AsClient) => c"!C0WEv",
-        (Check::Nobody, false, Speech::AsClient) => c"!0Ev",
-        (Check::Nobody, true, Speech::AsClient) => c"!0WEv",
-        (Check::Caller, false, Speech::Resp2) => c"!CEv",
-        (Check::Caller, true, Speech::Resp2) => c"!CWEv",
-        (Check::Nobody, false, Speech::Resp2) => c"!Ev",
-        (Check::Nobody, true, Speech::Resp2) => c"!WEv",
+    let how = match (check, denies_writes, speech) {
+        (Check::Caller, false, Speech::AsClient) => "!C0E",
+        (Check::Caller, true, Speech::AsClient) => "!C0WE",
+        (Check::Nobody, false, Speech::AsClient) => "!0E",
+        (Check::Nobody, true, Speech::AsClient) => "!0WE",
+        (Check::Caller, false, Speech::Resp2) => "!CE",
+        (Check::Caller, true, Speech::Resp2) => "!CWE",
+        (Check::Nobody, false, Speech::Resp2) => "!E",
+        (Check::Nobody, true, Speech::Resp2) => "!WE",
     };
     let _nested = call::nested();
     let _unseen = filter::unseen();
-    // SAFETY: the caller says so; "v" takes an array of strings and its length.
-    let reply = unsafe { api!(RedisModule_Call)(ctx, name, format.as_ptr(), rest.as_mut_ptr(), rest.len()) };
+    // SAFETY: the caller says so.
+    let reply = unsafe { plain_call::call(ctx, name, how, rest) };
     drop(_unseen);
     let reply = CallReply::adopt(reply)?;
     let Some(text) = reply.error() else {
