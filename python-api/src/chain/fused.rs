@@ -55,6 +55,8 @@ pub(super) struct Chain {
     /// Steps before this one get no more records: a limit behind them is satisfied.
     floor: usize,
     pub(super) closing: Option<Closing>,
+    /// Memory for what comes out of one call.
+    pub(super) scratch: Vec<u8>,
 }
 
 impl Chain {
@@ -67,6 +69,7 @@ impl Chain {
             profile,
             floor: 0,
             closing: None,
+            scratch: Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use oxigears_coordinator::{
     codec::RecordBatch,
     execution::Outcome,
@@ -31,6 +32,8 @@ use crate::{
     reaper,
 };
 
+/// Most bytes of a result that is copied to memory of its own size; what a chain keeps for its next call.
+const SCRATCH: usize = 4096;
 /// Chains that wait for their next call; more than one is in use only when triggers call each other.
 const IDLE_CHAINS: usize = 16;
 
@@ -148,20 +151,23 @@ impl Invoker {
             Ok(chain) => chain,
             Err(text) => {
                 exit.error(text);
-                return Invoked::Done(exit.into_outcome());
+                return Invoked::Done(exit.into_outcome().0);
             }
         };
         gil::attach(|py| {
+            exit.bytes = std::mem::take(&mut chain.scratch);
             let _visit = context::visit_steps(self.functions.session(), origin.clone(), &chain.moment);
             let batch = work(py, &mut chain, &mut exit);
             if chain.is_waiting() {
                 return Invoked::Continues(self.rest(chain, batch, exit, origin));
             }
+            let (outcome, scratch) = exit.into_outcome();
+            chain.scratch = scratch;
             let mut idle = self.idle.lock();
             if idle.len() < IDLE_CHAINS {
                 idle.push(chain);
             }
-            Invoked::Done(exit.into_outcome())
+            Invoked::Done(outcome)
         })
     }
 
@@ -285,17 +291,23 @@ impl Exit for ToOutcome<'_> {
 }
 
 impl ToOutcome<'_> {
-    fn into_outcome(self) -> Outcome {
+    /// And memory for the next call.
+    fn into_outcome(mut self) -> (Outcome, Vec<u8>) {
         let mut outcome = Outcome {
             results: Vec::new(),
             errors: self.errors,
         };
         if self.records > 0 {
+            let bytes = match self.bytes.len() {
+                ..=SCRATCH => Bytes::copy_from_slice(&self.bytes),
+                _ => std::mem::take(&mut self.bytes).into(),
+            };
             outcome.results.push(RecordBatch {
-                bytes: self.bytes.into(),
+                bytes,
                 records: self.records,
             });
         }
-        outcome
+        self.bytes.clear();
+        (outcome, self.bytes)
     }
 }

@@ -24,16 +24,23 @@ pub struct Wish {
     pub likely_string: bool,
 }
 
-/// Bytes that a record with a small value takes.
-pub fn room(name: &str, key: &[u8]) -> usize {
-    name.len() + key.len() + 64
-}
-
-/// Appends the record.
-pub fn put(guard: &ServerLock, out: &mut Vec<u8>, name: &str, key: &[u8], wish: Wish, scan: &mut ElementScan) {
+/// Appends the record. `known`: the string that the key holds, if that is at hand.
+pub fn put(
+    guard: &ServerLock,
+    out: &mut Vec<u8>,
+    name: &str,
+    key: &[u8],
+    wish: Wish,
+    known: Option<&[u8]>,
+    scan: &mut ElementScan,
+) {
     put_tagged(out, tag::KEY_EVENT, name.as_bytes());
     if !wish.read_value {
         return put_tagged(out, tag::KEY_NAME_RECORD, key);
+    }
+    if let Some(text) = known {
+        values::put_key_head(out, key, values::type_code(Kind::String, wish.all_types));
+        return put_tagged(out, tag::TEXT, text);
     }
     if wish.likely_string {
         let start = out.len();

@@ -93,7 +93,7 @@ impl std::fmt::Display for StreamId {
 /// The server embeds strings up to this length, or stores them as integers.
 const EMBEDDED_BYTES: usize = 44;
 
-/// The reply of GET.
+/// The reply of GET or MGET.
 struct StringReply(NonNull<raw::RedisModuleCallReply>);
 
 impl StringReply {
@@ -138,6 +138,43 @@ pub fn with_string_of<T>(_guard: &ServerLock, name: &[u8], f: impl FnOnce(&[u8])
         StringReply::adopt(reply)
     })?;
     Some(f(reply.bytes()))
+}
+
+/// Gives `f` number and bytes of the strings of database 0 with these names, in one command; nothing for others. Not in a
+/// cluster, where one command takes keys of one slot only.
+pub fn with_strings_of(_guard: &ServerLock, names: &[&[u8]], mut f: impl FnMut(usize, &[u8])) {
+    let strings: Vec<OwnedString> = names.iter().map(|name| OwnedString::new(name)).collect();
+    let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
+    let _unseen = filter::unseen();
+    // SAFETY: the lock is held and the context alive; "v" takes an array of strings, which are alive, and its length.
+    let reply = notify::silently(|| unsafe {
+        api!(RedisModule_Call)(
+            detached(),
+            c"MGET".as_ptr(),
+            c"v".as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+        )
+    });
+    // Owned, whatever it is.
+    let Some(all) = NonNull::new(reply).map(StringReply) else {
+        return;
+    };
+    for at in 0..names.len() {
+        // SAFETY: the reply is alive; an element that is none is null. Elements belong to the reply.
+        let text = unsafe {
+            let element = NonNull::new(api!(RedisModule_CallReplyArrayElement)(all.0.as_ptr(), at));
+            element.and_then(|element| {
+                let kind = api!(RedisModule_CallReplyType)(element.as_ptr());
+                let mut len = 0;
+                (kind == raw::REDISMODULE_REPLY_STRING as i32)
+                    .then(|| bytes_at(api!(RedisModule_CallReplyStringPtr)(element.as_ptr(), &mut len), len))
+            })
+        };
+        if let Some(text) = text {
+            f(at, text);
+        }
+    }
 }
 
 /// An open key; lives no longer than the lock is held.

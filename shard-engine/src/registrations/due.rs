@@ -20,7 +20,7 @@ use oxigears_coordinator::engine::panic_text;
 use oxigears_python_api as python;
 use parking_lot::Mutex;
 
-use super::{is_master, limits, sync};
+use super::{is_master, keys::fresh, limits, sync};
 use crate::redis::{
     call, later,
     lock::{self, ServerLock},
@@ -199,6 +199,7 @@ fn fire_all(guard: &ServerLock) {
     python::with_interpreter(|| {
         while let Some(shot) = pop() {
             let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
+            fresh::forget();
             if let Err(panic) = caught {
                 log::warning(&format!(
                     "a sync handler met an internal error: {}",

@@ -13,8 +13,10 @@ pub const INTERPRETER_WAIT_MOST: Duration = Duration::from_millis(1000);
 pub const INTERPRETER_LOOK: Duration = Duration::from_millis(1);
 /// Sync handlers whose events have been told, but that have not run yet: what one command or transaction may cause.
 pub const DUE_SHOTS: usize = 1_000_000;
-/// Names of events that are kept for the next one; the server has some eighty.
-pub const EVENT_NAMES: usize = 10_000;
+/// Names of events that are kept for ever; the server has some eighty.
+pub const EVENT_NAMES: usize = 1000;
+/// Longer ones are not kept.
+pub const EVENT_NAME_BYTES: usize = 256;
 /// Events of keys that wait for worker threads before writers are slowed down.
 pub const EVENTS_SLOW: usize = 100_000;
 /// So many fewer before they go on.
@@ -90,3 +92,11 @@ pub const STREAM_TIMER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub const TRANSACTION_COMMANDS: usize = 1_000_000;
 /// Their size.
 pub const TRANSACTION_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of a value that a SET has just written and that is kept for the handler that runs right after it.
+pub const FRESH_VALUE: usize = 4096;
+/// Bytes of a record that is copied to memory of its own size.
+pub const RECORD_KEPT: usize = 4096;
+/// Strings that a worker thread asks for in one command, for events of keys.
+pub const STRINGS_AT_ONCE: usize = 16;
+/// Their bytes, as far as that can be foreseen.
+pub const STRINGS_BYTES: usize = 64 * 1024;

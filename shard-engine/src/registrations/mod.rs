@@ -26,6 +26,7 @@ pub mod intercept;
 pub mod keys;
 pub mod limits;
 pub mod occasion;
+mod padded;
 mod prepared;
 pub mod spread;
 mod stats;

@@ -1,8 +1,13 @@
 //! What RG.DUMPREGISTRATIONS counts of a registration on this shard.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use parking_lot::Mutex;
+
+use super::padded::Padded;
 
 /// How an execution ended.
 pub enum End<'a> {
@@ -95,24 +100,29 @@ impl Counts {
     }
 }
 
-/// The counters of one registration. A lock of a few nanoseconds, so that the numbers always fit together.
+/// The counters of one registration. A lock of a few nanoseconds, so that the numbers of what is over always fit together.
 #[derive(Debug, Default)]
-pub struct Stats(Mutex<Counts>);
+pub struct Stats {
+    /// Apart from the others: those who trigger run on another thread than those who end, and neither is to wait for
+    /// the other's cache line.
+    triggered: Padded<AtomicU64>,
+    over: Padded<Mutex<Counts>>,
+}
 
 impl Stats {
     /// An execution is wanted.
     pub fn triggered(&self) {
-        self.0.lock().triggered += 1;
+        self.triggered.0.fetch_add(1, Ordering::AcqRel);
     }
 
     /// It is over, after so many nanoseconds of work.
     pub fn ended(&self, end: &End<'_>, ns: u64) {
-        self.0.lock().end(end, ns);
+        self.over.0.lock().end(end, ns);
     }
 
     /// The same for a batch of a stream, whose first entry came so many ms before.
     pub fn ended_with_lag(&self, end: &End<'_>, ns: u64, lag_ms: u64) {
-        let mut counts = self.0.lock();
+        let mut counts = self.over.0.lock();
         counts.end(end, ns);
         counts.last_lag_ms = lag_ms;
         counts.total_lag_ms = counts.total_lag_ms.saturating_add(lag_ms);
@@ -120,32 +130,34 @@ impl Stats {
 
     /// One that was wanted and run in one go.
     pub fn ran(&self, end: &End<'_>, ns: u64) {
-        let mut counts = self.0.lock();
-        counts.triggered += 1;
+        let mut counts = self.over.0.lock();
+        self.triggered();
         counts.end(end, ns);
     }
 
     /// So many were wanted, and not run because one was under way or the moment had passed.
     pub fn skipped(&self, count: u64) {
         if count > 0 {
-            let mut counts = self.0.lock();
-            counts.triggered += count;
+            let mut counts = self.over.0.lock();
+            self.triggered.0.fetch_add(count, Ordering::AcqRel);
             counts.aborted += count;
         }
     }
 
-    /// The numbers now.
+    /// The numbers now. What is over was wanted before, so that is looked at last.
     pub fn counts(&self) -> Counts {
-        self.0.lock().clone()
+        let counts = self.over.0.lock();
+        Counts {
+            triggered: self.triggered.0.load(Ordering::Acquire),
+            ..counts.clone()
+        }
     }
 
     /// From zero again; what is under way stays counted as requested.
     pub fn clear(&self) {
-        let mut counts = self.0.lock();
-        *counts = Counts {
-            triggered: counts.triggered.saturating_sub(counts.finished()),
-            ..Counts::default()
-        };
+        let mut counts = self.over.0.lock();
+        self.triggered.0.fetch_sub(counts.finished(), Ordering::AcqRel);
+        *counts = Counts::default();
     }
 }
 

@@ -5,7 +5,11 @@ use std::{sync::Arc, thread, time::Duration};
 use oxigears_python_api::{self as python, Reply};
 
 use super::{
-    super::{due, keys::queue, sync},
+    super::{
+        due,
+        keys::{fresh, queue},
+        sync,
+    },
     hooks, judge,
     links::{self, Link},
     table::Entry,
@@ -53,7 +57,13 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
         return end(call, link, ran);
     }
     if sync::interpreter_is_free() {
-        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, || call.run()));
+        let run = || {
+            let ran = call.run();
+            fresh::note(call, ran.as_ref());
+            ran
+        };
+        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, run));
+        fresh::forget();
         return end(call, link, ran);
     }
     if may_block {

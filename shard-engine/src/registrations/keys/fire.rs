@@ -14,6 +14,7 @@ use oxigears_python_api::{Continuation, Origin};
 use super::{
     index::Entry,
     link::{self, Tie},
+    names::Name,
     queue, spread, sync,
 };
 use crate::{
@@ -33,7 +34,7 @@ static TOO_DEEP: AtomicU64 = AtomicU64::new(0);
 /// An event that a registration handles.
 pub struct Event {
     /// Its name in lower case.
-    pub name: Arc<str>,
+    pub name: Name,
     /// The key.
     pub key: Box<[u8]>,
     /// See `depth`.
@@ -81,7 +82,7 @@ pub fn too_deep() -> u64 {
 }
 
 /// The event concerns the registration. In a notification.
-pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Arc<str>, told: &Told<'_>) {
+pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>) {
     let active = &entry.active;
     let depth = depth::of_event();
     // The limit is 1 at least.

@@ -11,6 +11,7 @@ use oxigears_coordinator::{
     registry::{EventSource, RegisterMode},
 };
 use parking_lot::RwLock;
+use smallvec::SmallVec;
 
 use super::{super::active::Active, link};
 use crate::redis::{key::Kind, notify};
@@ -145,6 +146,9 @@ struct Index {
 
 static INDEX: LazyLock<RwLock<Index>> = LazyLock::new(RwLock::default);
 
+/// Entries that an event concerns; mostly one, and that takes no memory.
+pub type Found = SmallVec<[Arc<Entry>; 2]>;
+
 /// What has to be subscribed to.
 pub struct Wanted {
     /// There are registrations.
@@ -182,8 +186,8 @@ impl Index {
         names.into_iter().any(|name| notify::BESIDE.contains(&&**name))
     }
 
-    fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Vec<Arc<Entry>>> {
-        let mut found: Vec<Arc<Entry>> = Vec::new();
+    fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Found> {
+        let mut found = Found::new();
         let mut lists = 0;
         for list in self.lists(key) {
             let before = found.len();
@@ -259,6 +263,6 @@ pub fn wanted() -> Wanted {
 
 /// Registrations that want this event of this key, in order; `None` if there are none. The command at hand and the type
 /// of the key are not looked at.
-pub fn find(event: &[u8], key: &[u8], beside: bool) -> Option<Vec<Arc<Entry>>> {
+pub fn find(event: &[u8], key: &[u8], beside: bool) -> Option<Found> {
     INDEX.read().find(event, key, beside)
 }

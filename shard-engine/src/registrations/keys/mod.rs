@@ -4,12 +4,13 @@
 //! * `fire`: one registration and one event; `sync`: handlers that run right after the command
 //! * `queue`, `worker`: events that wait for a worker thread of this shard, and what it does
 //! * `spread`: executions on all shards of a cluster
-//! * `record`: what scripts see of an event; `link`: the client's command that caused it
+//! * `record`: what scripts see of an event; `fresh`: a value that is at hand; `link`: the client's command that caused it
 //! * `names`: names of events, each kept once
 //!
 //! Runs nothing of the user's inside a notification of the server.
 
 pub mod fire;
+pub mod fresh;
 pub mod index;
 pub mod link;
 mod names;

@@ -17,22 +17,42 @@ use parking_lot::Mutex;
 use super::{fire::Event, index::Entry, worker};
 use crate::{
     redis::log,
-    registrations::{active::Active, limits, stats::End},
+    registrations::{active::Active, limits, padded::Padded, stats::End},
 };
 
 /// The events of one registration.
+///
+/// Writers and workers touch different cache lines for most events. `ready` is locked after `line`.
 #[derive(Default)]
 pub struct Queue {
-    pub(super) line: Mutex<Line>,
+    pub(super) line: Padded<Mutex<Line>>,
+    /// Those whose records have been read.
+    pub(super) ready: Padded<Mutex<ReadyLine>>,
     /// When an event began last, in ns of the engine's clock.
     pub(super) progress_ns: AtomicU64,
 }
 
 #[derive(Default)]
+pub(super) struct ReadyLine {
+    pub events: VecDeque<Ready>,
+    /// Events that were taken out and are still counted as waiting.
+    taken: usize,
+}
+
+impl ReadyLine {
+    /// The next one, and how many are to be counted off now: several at once.
+    pub fn pop(&mut self) -> Option<(Ready, usize)> {
+        let ready = self.events.pop_front()?;
+        self.taken += 1;
+        let count_now = self.taken >= COUNTED_AT_ONCE || self.events.is_empty();
+        let count = if count_now { std::mem::take(&mut self.taken) } else { 0 };
+        Some((ready, count))
+    }
+}
+
+#[derive(Default)]
 pub(super) struct Line {
     pub waiting: VecDeque<Event>,
-    /// Those whose records have been read.
-    pub ready: VecDeque<Ready>,
     /// Tasks that handle them, running or queued.
     pub workers: u32,
     /// A task looks whether they are held up.
@@ -44,6 +64,9 @@ pub(super) struct Ready {
     pub event: Event,
     pub record: Result<RecordBatch, String>,
 }
+
+/// See `ReadyLine::pop`.
+const COUNTED_AT_ONCE: usize = 16;
 
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -110,7 +133,7 @@ pub fn push(entry: &Arc<Entry>, event: Event) {
     if waiting > MOST_WAITING.load(Ordering::Relaxed) {
         MOST_WAITING.store(waiting, Ordering::Relaxed);
     }
-    let mut line = entry.active.core.events.line.lock();
+    let mut line = entry.active.core.events.line.0.lock();
     line.waiting.push_back(event);
     let idle = line.workers == 0;
     line.workers += u32::from(idle);
@@ -140,15 +163,18 @@ impl Queue {
     /// The same, with what `end` says.
     pub(super) fn give_up(&self, active: &Active, end: &End<'_>) {
         let (waiting, ready) = {
-            let mut line = self.line.lock();
-            (std::mem::take(&mut line.waiting), std::mem::take(&mut line.ready))
+            let mut line = self.line.0.lock();
+            let mut ready = self.ready.0.lock();
+            (std::mem::take(&mut line.waiting), std::mem::take(&mut ready.events))
         };
         let count = waiting.len() + ready.len();
         for _ in 0..count {
             active.core.stats.ended(end, 0);
         }
-        if count > 0 {
-            left(count);
+        // With nothing behind them, those that were taken out are counted off as well.
+        let taken = std::mem::take(&mut self.ready.0.lock().taken);
+        if count + taken > 0 {
+            left(count + taken);
         }
     }
 }

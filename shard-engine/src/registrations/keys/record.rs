@@ -2,13 +2,17 @@
 
 use std::cell::RefCell;
 
+use bytes::Bytes;
 use oxigears_coordinator::{
     codec::RecordBatch,
     plan::{KeysArgs, Reader},
     stage::{Source, SourceState},
 };
 
-use super::super::active::Active;
+use super::{
+    super::{active::Active, limits},
+    names::Name,
+};
 use crate::{
     identity,
     readers::event::{self, Wish},
@@ -18,24 +22,41 @@ use crate::{
     },
 };
 
+/// What a thread keeps from record to record.
+#[derive(Default)]
+struct Tools {
+    scan: Option<ElementScan>,
+    bytes: Vec<u8>,
+}
+
 thread_local! {
-    static SCAN: RefCell<Option<ElementScan>> = const { RefCell::new(None) };
+    static TOOLS: RefCell<Tools> = const { RefCell::new(Tools { scan: None, bytes: Vec::new() }) };
 }
 
 /// Reads the record, however long that takes. The error: the user who registered may not read the key.
-pub fn read(guard: &ServerLock, active: &Active, name: &str, key: &[u8], wish: Wish) -> Result<RecordBatch, String> {
+///
+/// `known`: the string that the key holds, if that is at hand.
+pub fn read(
+    guard: &ServerLock,
+    active: &Active,
+    (name, key): (&str, &[u8]),
+    wish: Wish,
+    known: Option<&[u8]>,
+) -> Result<RecordBatch, String> {
     if let Some(user) = &active.core.loaded.user {
         may_read(user, key)?;
     }
-    let mut bytes = Vec::with_capacity(event::room(name, key));
-    SCAN.with_borrow_mut(|scan| {
+    let bytes = TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
         let scan = scan.get_or_insert_with(ElementScan::new);
-        event::put(guard, &mut bytes, name, key, wish, scan);
+        bytes.clear();
+        event::put(guard, bytes, name, key, wish, known, scan);
+        match bytes.len() {
+            ..=limits::RECORD_KEPT => Bytes::copy_from_slice(bytes),
+            // A large one is not copied, and its memory not kept.
+            _ => std::mem::take(bytes).into(),
+        }
     });
-    Ok(RecordBatch {
-        bytes: bytes.into(),
-        records: 1,
-    })
+    Ok(RecordBatch { bytes, records: 1 })
 }
 
 fn may_read(user: &str, key: &[u8]) -> Result<(), String> {
@@ -53,7 +74,7 @@ pub struct EventInput {
     /// The registration.
     pub active: std::sync::Arc<Active>,
     /// Name of the event.
-    pub name: std::sync::Arc<str>,
+    pub name: Name,
     /// The key.
     pub key: Box<[u8]>,
     /// What to read.
@@ -68,7 +89,7 @@ impl Source for EventInput {
             return SourceState::End;
         }
         let guard = lock::lock();
-        match read(&guard, &self.active, &self.name, &self.key, self.wish) {
+        match read(&guard, &self.active, (&self.name, &self.key), self.wish, None) {
             Ok(batch) => SourceState::Batch(batch),
             Err(text) => SourceState::Error(text),
         }

@@ -8,6 +8,7 @@ use oxigears_python_api::Invoked;
 use super::{
     Quiet,
     fire::{self, Event},
+    fresh,
     index::Entry,
     record,
 };
@@ -49,7 +50,8 @@ impl SyncShot {
         let _identity = identity::enter(active.core.loaded.user.clone());
         let _depth = depth::enter(event.depth);
         let _quiet = Quiet::enter();
-        match record::read(guard, active, &event.name, &event.key, event.wish(&self.entry)) {
+        let (place, wish) = ((&*event.name, &*event.key), event.wish(&self.entry));
+        match fresh::with(&event.key, |known| record::read(guard, active, place, wish, known)) {
             Ok(batch) => {
                 let origin = event
                     .origin()

@@ -13,6 +13,8 @@ use std::{
 use oxigears_coordinator::execution::Outcome;
 use oxigears_python_api::{self as python, Invoked};
 
+use smallvec::SmallVec;
+
 use super::{
     fire::{self, Event},
     index::Entry,
@@ -23,7 +25,10 @@ use crate::{
     host::PythonInterrupt,
     identity,
     module::module,
-    redis::lock,
+    redis::{
+        key::with_strings_of,
+        lock::{self, ServerLock},
+    },
     registrations::{depth, is_master, limits, stats::End, sync::ABORTED},
 };
 
@@ -41,8 +46,8 @@ fn work(entry: &Arc<Entry>) {
             entry.active.core.events.give_up(&entry.active, &End::Refused(REPLICA));
         }
         if !fill(entry) {
-            let mut line = entry.active.core.events.line.lock();
-            if line.waiting.is_empty() && line.ready.is_empty() {
+            let mut line = entry.active.core.events.line.0.lock();
+            if line.waiting.is_empty() && entry.active.core.events.nothing_ready() {
                 line.workers -= 1;
                 return;
             }
@@ -60,11 +65,11 @@ fn work(entry: &Arc<Entry>) {
 /// Reads the records of events that wait, as many as fit into one hold of the lock; false if none is ready.
 fn fill(entry: &Entry) -> bool {
     let queue = &entry.active.core.events;
+    if !queue.nothing_ready() {
+        return true;
+    }
     let mut taken: Vec<Event> = {
-        let mut line = queue.line.lock();
-        if !line.ready.is_empty() {
-            return true;
-        }
+        let mut line = queue.line.0.lock();
         let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
         line.waiting.drain(..count).rev().collect()
     };
@@ -75,19 +80,72 @@ fn fill(entry: &Entry) -> bool {
     {
         let guard = lock::lock();
         let start = Instant::now();
-        while let Some(event) = taken.pop() {
-            let record = record::read(&guard, &entry.active, &event.name, &event.key, event.wish(entry));
-            ready.push(Ready { event, record });
-            if ready.len() % 16 == 0 && start.elapsed() >= limits::EVENTS_SLICE {
+        let mut reading = Reading::default();
+        while !taken.is_empty() {
+            reading.some(&guard, entry, &mut taken, &mut ready);
+            if start.elapsed() >= limits::EVENTS_SLICE {
                 break;
             }
         }
     }
-    let mut line = queue.line.lock();
-    line.ready.extend(ready);
+    let mut line = queue.line.0.lock();
+    queue.ready.0.lock().events.extend(ready);
     // What was not read goes back to its place; the last one taken is the first in line.
     taken.into_iter().for_each(|event| line.waiting.push_front(event));
     true
+}
+
+/// Reads records, several at once where that is possible.
+#[derive(Default)]
+struct Reading {
+    /// How many strings to ask for in one command: few while they are large.
+    at_once: usize,
+    /// The strings of some events, one after the other.
+    bytes: Vec<u8>,
+    /// Where each one is.
+    places: Vec<Option<(usize, usize)>>,
+}
+
+impl Reading {
+    /// Moves some events from the end of `taken` to `ready`, with their records.
+    fn some(&mut self, guard: &ServerLock, entry: &Entry, taken: &mut Vec<Event>, ready: &mut Vec<Ready>) {
+        let from = taken.len().saturating_sub(limits::STRINGS_AT_ONCE);
+        let count = taken.len() - from;
+        let strings = entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.likely_string);
+        let count = if strings { self.ask(guard, taken, count) } else { count };
+        for at in 0..count {
+            let Some(event) = taken.pop() else { return };
+            let place = self.places.get(at).copied().flatten();
+            let known = place.map(|(start, end)| &self.bytes[start..end]);
+            let record = record::read(
+                guard,
+                &entry.active,
+                (&event.name, &event.key),
+                event.wish(entry),
+                known.filter(|_| strings),
+            );
+            ready.push(Ready { event, record });
+        }
+    }
+
+    /// Asks for the strings of at most so many of the next events; gives how many.
+    fn ask(&mut self, guard: &ServerLock, taken: &[Event], most: usize) -> usize {
+        let count = most.min(self.at_once).max(1);
+        let names: SmallVec<[&[u8]; limits::STRINGS_AT_ONCE]> =
+            taken.iter().rev().take(count).map(|event| &*event.key).collect();
+        self.bytes.clear();
+        self.places.clear();
+        self.places.resize(count, None);
+        let mut largest = 1;
+        with_strings_of(guard, &names, |at, text| {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(text);
+            self.places[at] = Some((start, self.bytes.len()));
+            largest = largest.max(text.len());
+        });
+        self.at_once = (limits::STRINGS_BYTES / largest).clamp(1, limits::STRINGS_AT_ONCE);
+        count
+    }
 }
 
 /// Runs what is ready, with the GIL, until the turn is over.
@@ -152,17 +210,24 @@ fn run_ready(entry: &Arc<Entry>, begun: Instant) {
 
 impl queue::Queue {
     fn next_ready(&self) -> Option<Ready> {
-        let ready = self.line.lock().ready.pop_front()?;
-        queue::left(1);
+        let (ready, over) = self.ready.0.lock().pop()?;
+        if over > 0 {
+            queue::left(over);
+        }
         Some(ready)
+    }
+
+    fn nothing_ready(&self) -> bool {
+        self.ready.0.lock().events.is_empty()
     }
 }
 
 /// Sees to it that a task looks after the line while a thread is in it.
 fn want_spare(entry: &Arc<Entry>) {
     let threads = module().config.execution_threads() as u32;
-    let mut line = entry.active.core.events.line.lock();
-    if line.spare || line.workers >= threads || line.waiting.len() + line.ready.len() < 2 {
+    let events = &entry.active.core.events;
+    let mut line = events.line.0.lock();
+    if line.spare || line.workers >= threads || line.waiting.len() + events.ready.0.lock().events.len() < 2 {
         return;
     }
     line.spare = true;
@@ -175,8 +240,8 @@ fn look_after(entry: &Arc<Entry>) {
     let queue = &entry.active.core.events;
     for _ in 0..limits::EVENTS_LOOKS {
         {
-            let mut line = queue.line.lock();
-            if line.waiting.is_empty() && line.ready.is_empty() {
+            let mut line = queue.line.0.lock();
+            if line.waiting.is_empty() && queue.nothing_ready() {
                 line.spare = false;
                 return;
             }
