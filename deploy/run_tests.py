@@ -1,8 +1,9 @@
-"""Runs the parts of the test suite one after another and sums up their counts.
+"""Runs the parts of the test suite and sums up their counts.
 
-Every part's output is shown while it runs and kept in target/test-logs/. The failures are shown again at the end,
-and the last line is always `N passed, N failed`. A part that fails without a failed test, that skips a test or that
-runs none counts as a failure: a green line must mean that everything was tried.
+What compiles and checks comes first, one after another. Parts that talk to servers mostly wait: they run in two lanes,
+the longest first, and each one's output is shown when it is over. All output is kept in target/test-logs/. The failures
+are shown again at the end, and the last line is always `N passed, N failed`. A part that fails without a failed test,
+that skips a test or that runs none counts as a failure: a green line must mean that everything was tried.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -24,6 +26,10 @@ SERVER_TESTS = ["tests", "--ignore=tests/tidy", "--ignore=tests/bench"]
 # Not a measure of speed: it only ends a part that hangs, so that the summary is still printed.
 PART_LIMIT_S = 60 * 60
 SHOWN_LINES_PER_FAILURE = 25
+LANES = 2
+RUNNING: list[subprocess.Popen] = []
+# Parts that run side by side, the longest first; those that are not named come last.
+LONGEST_FIRST = ("registry-faults", "servers", "matrix", "events", "registry")
 
 CARGO_RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;", re.MULTILINE)
 CARGO_FAILED = re.compile(r"^test (.+) \.\.\. FAILED$", re.MULTILINE)
@@ -36,6 +42,7 @@ class Part:
     argv: list[str]
     kind: str  # "check" has no tests of its own, "cargo" and "pytest" are counted
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+    beside: bool = False  # it may run beside another one
 
     @property
     def log(self) -> Path:
@@ -59,7 +66,7 @@ def python(*args: str) -> list[str]:
 
 
 def pytest_part(name: str, args: list[str], env: dict[str, str] | None = None) -> Part:
-    part = Part(name, [], "pytest", env or {})
+    part = Part(name, [], "pytest", env or {}, beside=name != "tidy")
     part.argv = python("pytest", "-ra", "-o", "junit_family=xunit1", f"--junitxml={part.junit}", *args)
     return part
 
@@ -104,8 +111,9 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def execute(part: Part) -> tuple[int, str]:
-    """Runs the part with its output shown and logged; gives its exit code and its output."""
-    print(f"\n=== {part.name}: {' '.join(part.argv)}", flush=True)
+    """Runs the part, shows its output at once or when it is over, and logs it; gives its exit code and its output."""
+    title = f"\n=== {part.name}: {' '.join(part.argv)}"
+    print(f"{title} (begins)" if part.beside else title, flush=True)
     part.junit.unlink(missing_ok=True)
     process = subprocess.Popen(
         part.argv,
@@ -118,18 +126,23 @@ def execute(part: Part) -> tuple[int, str]:
         errors="replace",
         start_new_session=True,
     )
+    RUNNING.append(process)
     limit = threading.Timer(PART_LIMIT_S, end_group, [process])
     limit.start()
     try:
         with part.log.open("w") as log:
             for line in process.stdout:
                 log.write(line)
-                print(line, end="", flush=True)
+                if not part.beside:
+                    print(line, end="", flush=True)
         code = process.wait()
+        if part.beside:
+            print(f"{title}\n{part.log.read_text()}", flush=True)
     except BaseException:
         end_group(process)
         raise
     finally:
+        RUNNING.remove(process)
         limit.cancel()
     return code, part.log.read_text()
 
@@ -180,6 +193,27 @@ def run(part: Part) -> Outcome:
     return outcome
 
 
+def run_all(parts: list[Part]) -> list[Outcome]:
+    """Runs them; gives their outcomes in the same order."""
+
+    def rank(part: Part) -> int:
+        ranks = [at for at, name in enumerate(LONGEST_FIRST) if part.name.startswith(name)]
+        return min(ranks, default=len(LONGEST_FIRST))
+
+    outcomes = {part.name: run(part) for part in parts if not part.beside}
+    beside = sorted((part for part in parts if part.beside), key=rank)
+    lanes = ThreadPoolExecutor(LANES)
+    try:
+        outcomes |= {outcome.part.name: outcome for outcome in lanes.map(run, beside)}
+    except BaseException:
+        # Interrupted: their processes do not hear of it, and nothing else begins.
+        lanes.shutdown(wait=False, cancel_futures=True)
+        for process in list(RUNNING):
+            end_group(process)
+        raise
+    return [outcomes[part.name] for part in parts]
+
+
 def summarise(outcomes: list[Outcome]) -> int:
     for outcome in outcomes:
         for failure in outcome.failures:
@@ -205,7 +239,7 @@ def main() -> int:
             parser.error(f"no part called {unknown[0]}; there are {', '.join(part.name for part in parts)}")
         parts = [part for part in parts if part.name.startswith(tuple(args.parts))]
     LOGS.mkdir(parents=True, exist_ok=True)
-    return summarise([run(part) for part in parts])
+    return summarise(run_all(parts))
 
 
 if __name__ == "__main__":
