@@ -35,6 +35,10 @@ BUS_OFFSET = 10000
 MESH_OFFSET = 11000
 # Port, bus and mesh then all lie below the usual range of ports that the kernel gives to outgoing connections.
 FIRST_PORT, LAST_PORT = 11100, 21700
+# Runs side by side that restart their servers must not take each other's ports meanwhile: each one has the ports of one
+# remainder. Both offsets are multiples of the number of shares, so all three ports are in one share.
+PORT_SHARES = 8
+PORT_SHARE = os.environ.get("OXIGEARS_PORT_SHARE")
 START_TRIES = 8
 # Bounds for what must happen at some time. They are generous, since the machine may be busy.
 READY_S = 60.0
@@ -90,6 +94,8 @@ def free_port():
     """A port that is free together with those of the bus and the mesh, and not given out before."""
     for _ in range(2000):
         port = random.randrange(FIRST_PORT, LAST_PORT)
+        if PORT_SHARE is not None:
+            port += int(PORT_SHARE) % PORT_SHARES - port % PORT_SHARES
         trio = {port, port + BUS_OFFSET, port + MESH_OFFSET}
         with _lock:
             if trio & _reserved or not all(_is_free(one) for one in trio):

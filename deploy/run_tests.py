@@ -88,7 +88,7 @@ def matrix_parts() -> list[Part]:
 
 def all_parts() -> list[Part]:
     cargo_test = ["cargo", "test", "--release", "--workspace", "--locked", "--no-fail-fast"]
-    return [
+    parts = [
         Part("format", ["cargo", "fmt", "--all", "--check"], "check"),
         Part("python-format", python("ruff", "format", "--check"), "check"),
         Part("python-lint", python("ruff", "check"), "check"),
@@ -100,6 +100,9 @@ def all_parts() -> list[Part]:
         pytest_part("events", [EVENT_TESTS]),
         *matrix_parts(),
     ]
+    for share, part in enumerate(part for part in parts if part.beside):
+        part.env["OXIGEARS_PORT_SHARE"] = str(share)
+    return parts
 
 
 def end_group(process: subprocess.Popen) -> None:

@@ -89,6 +89,16 @@ def test_ports_leave_room_for_bus_and_mesh():
         localcluster._release_port(port)
 
 
+def test_shares_of_ports_have_nothing_in_common(monkeypatch):
+    offsets = (0, localcluster.BUS_OFFSET, localcluster.MESH_OFFSET)
+    for share in range(localcluster.PORT_SHARES):
+        monkeypatch.setattr(localcluster, "PORT_SHARE", str(share))
+        for _ in range(20):
+            port = localcluster.free_port()
+            localcluster._release_port(port)
+            assert {(port + offset) % localcluster.PORT_SHARES for offset in offsets} == {share}
+
+
 def test_passwords():
     server = start_server(server_args=["--requirepass", "a secret"])
     try:
