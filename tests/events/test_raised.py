@@ -23,8 +23,9 @@ RAISING = [
     (["SET k 1"], "PEXPIRE k 100000", "expire"),
     (["SET k 1"], "EXPIREAT k 9999999999", "expire"),
     (["SET k 1"], "PEXPIREAT k 9999999999999", "expire"),
-    (["SET k 1"], "EXPIRE k -1", "del"),
-    (["SET k 1"], "EXPIREAT k 1", "del"),
+    # Servers differ in the name for it.
+    (["SET k 1"], "EXPIRE k -1", "del expired"),
+    (["SET k 1"], "EXPIREAT k 1", "del expired"),
     (["SET k 1"], "GETSET k 2", "set"),
     (["HSET k f 1"], "HDEL k f", "hdel"),
     (["HSET k f 1"], "HDEL k f", "del"),
@@ -90,7 +91,8 @@ def run(wire, command):
 
 @pytest.mark.parametrize("made, command, event", RAISING, ids=[f"{c}-{e}" for _, c, e in RAISING])
 def test_the_handler_of_an_event_runs_within_each_command_that_raises_it(wire, made, command, event):
-    register(wire, f"GB().foreach({LOG}).register('k*', mode='sync', eventTypes=[{event!r}])")
+    events = event.split()
+    register(wire, f"GB().foreach({LOG}).register('k*', mode='sync', eventTypes={events!r})")
     for one in made:
         run(wire, one)
     settled(wire)
@@ -100,7 +102,7 @@ def test_the_handler_of_an_event_runs_within_each_command_that_raises_it(wire, m
     wire.ok("LRANGE", "log", "0", "-1")
     done, log = wire.ok("EXEC")
     assert not isinstance(done, Error)
-    assert set(log) == {event.encode()}
+    assert log and {one.decode() for one in log} <= set(events)
 
 
 @pytest.mark.parametrize("types, command, event", IN_ANY_CASE)

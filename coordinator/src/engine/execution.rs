@@ -106,6 +106,11 @@ impl Execution {
     }
 
     /// One that only shows what ran elsewhere has ended there.
+    pub(super) fn show_begin(&self) {
+        self.machine.lock().show_begin();
+    }
+
+    /// What it shows has ended.
     pub(super) fn show_end(self: &Arc<Self>, engine: &Arc<Engine>, phase: Phase, outcome: Outcome) {
         self.machine.lock().show_end(phase, outcome);
         self.over(engine);

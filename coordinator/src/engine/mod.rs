@@ -33,7 +33,7 @@ pub use self::{
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
     queries::{Gathered, question},
-    swift::Swift,
+    swift::{Swift, Waiting},
 };
 use self::{join::Arriving, lists::Lists, queries::Queries, swift::Swifts};
 use crate::{

@@ -1,10 +1,11 @@
 //! Executions that the host runs in one go, thousands a second: events of keys. They have ids, outcomes and places in
 //! the lists like others, but neither a machine nor a job; a full `Execution` is made of one only when somebody looks.
+//! Those that wait for their turn are kept by the host, which is asked for them (`Waiting`).
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -19,8 +20,19 @@ use crate::{
     plan::Plan,
 };
 
+/// Executions of one registration that wait for a thread. Its calls must not come back to the engine, but for `withdraw`.
+pub trait Waiting: Send + Sync {
+    /// Their numbers, oldest first.
+    fn numbers(&self) -> Vec<u64>;
+    /// The one with this number waits.
+    fn waits(&self, number: u64) -> bool;
+    /// It is not to run: counts it as aborted and calls `Swift::withdrawn`. False if it does not wait (any more).
+    fn withdraw(&self, number: u64) -> bool;
+}
+
 /// The executions of one registration that run and that have ended.
 pub struct Swift {
+    waiting: OnceLock<Weak<dyn Waiting>>,
     registration: Arc<str>,
     plan: Arc<Plan>,
     inner: Mutex<Inner>,
@@ -32,6 +44,15 @@ struct Inner {
     /// Oldest first.
     ended: VecDeque<Ended>,
     running: Vec<Running>,
+    /// Those that wait and that somebody looks at.
+    promised: Vec<(u64, Arc<Execution>)>,
+}
+
+impl Inner {
+    fn take_promised(&mut self, number: u64) -> Option<Arc<Execution>> {
+        let at = self.promised.iter().position(|(known, _)| *known == number)?;
+        Some(self.promised.swap_remove(at).1)
+    }
 }
 
 struct Ended {
@@ -71,14 +92,40 @@ fn phase_of(aborted: bool) -> Phase {
 }
 
 impl Swift {
-    /// One begins on this thread; it can be stopped.
+    /// Names who keeps those that wait; once.
+    pub fn set_waiting(&self, waiting: Weak<dyn Waiting>) {
+        // Only the first one counts.
+        let _ = self.waiting.set(waiting);
+    }
+
+    fn waiting(&self) -> Option<Arc<dyn Waiting>> {
+        self.waiting.get()?.upgrade()
+    }
+
+    /// One begins on this thread; it can be stopped. To be called before it stops to wait.
     pub fn begun(&self, number: u64, interrupt: Arc<dyn Interrupt>) {
-        self.inner.lock().running.push(Running {
+        let mut inner = self.inner.lock();
+        let shown = match inner.promised.is_empty() {
+            true => None,
+            false => inner.take_promised(number),
+        };
+        if let Some(execution) = &shown {
+            execution.show_begin();
+        }
+        inner.running.push(Running {
             number,
             interrupt,
-            shown: None,
+            shown,
             stopped: false,
         });
+    }
+
+    /// One that waited does not run. `keep`: `MaxExecutionsPerRegistration`.
+    pub fn withdrawn(&self, engine: &Arc<Engine>, number: u64, keep: i64) {
+        if let Some(execution) = self.inner.lock().take_promised(number) {
+            execution.show_end(engine, Phase::Aborted, Outcome::default());
+        }
+        self.keep(engine, number, Outcome::default(), 0, true, keep);
     }
 
     /// One that has begun is over. `keep`: `MaxExecutionsPerRegistration`. True if it was aborted: stopped on demand.
@@ -144,10 +191,19 @@ impl Swift {
     }
 
     fn list(&self, prefix: &crate::topology::NodeId, out: &mut Vec<Listed>) {
+        // First, so that none is missed that begins meanwhile; it is not to be listed twice either.
+        let waiting = self.waiting().map_or_else(Vec::new, |waiting| waiting.numbers());
         let inner = self.inner.lock();
+        let known = |number: u64| {
+            inner.running.iter().any(|running| running.number == number)
+                || inner.ended.iter().rev().any(|ended| ended.number == number)
+        };
+        // Those that began are the oldest ones, so the others need no look.
+        let began = waiting.iter().take_while(|number| known(**number)).count();
+        let waiting = waiting[began..].iter().map(|number| (*number, Phase::Created));
         let ended = inner.ended.iter().map(|ended| (ended.number, phase_of(ended.aborted)));
         let running = inner.running.iter().map(|running| (running.number, Phase::Running));
-        out.extend(ended.chain(running).map(|(number, phase)| Listed {
+        out.extend(ended.chain(running).chain(waiting).map(|(number, phase)| Listed {
             id: ExecutionId::new(prefix, number),
             status: phase.status(),
             registered: true,
@@ -155,13 +211,38 @@ impl Swift {
     }
 
     fn show(&self, engine: &Engine, id: &ExecutionId, number: u64) -> Option<Arc<Execution>> {
+        let waiting = self.waiting();
+        let waits = || waiting.as_ref().is_some_and(|waiting| waiting.waits(number));
+        let does_wait = waits();
+        let found = self.show_known(engine, id, number, does_wait);
+        if !does_wait || waits() {
+            return found;
+        }
+        // It has begun meanwhile, before or after it was promised.
+        self.inner.lock().take_promised(number);
+        self.show_known(engine, id, number, false)
+    }
+
+    fn show_known(&self, engine: &Engine, id: &ExecutionId, number: u64, waits: bool) -> Option<Arc<Execution>> {
         let mut inner = self.inner.lock();
         if let Some(running) = inner.running.iter_mut().find(|running| running.number == number) {
             let interrupt = running.interrupt.clone();
             let make = || self.execution(engine, id, interrupt, Phase::Running, Outcome::default());
             return Some(running.shown.get_or_insert_with(make).clone());
         }
-        let ended = inner.ended.iter().find(|ended| ended.number == number)?;
+        let Some(ended) = inner.ended.iter().find(|ended| ended.number == number) else {
+            if !waits {
+                return None;
+            }
+            let known = inner.promised.iter().find(|(known, _)| *known == number);
+            if let Some((_, execution)) = known {
+                return Some(execution.clone());
+            }
+            let interrupt = engine.host.new_interrupt();
+            let execution = self.execution(engine, id, interrupt, Phase::Created, Outcome::default());
+            inner.promised.push((number, execution.clone()));
+            return Some(execution);
+        };
         let (interrupt, phase) = (engine.host.new_interrupt(), phase_of(ended.aborted));
         let execution = self.execution(engine, id, interrupt, phase, ended.outcome.clone());
         execution.total_ns.store(ended.total_ns, Ordering::Relaxed);
@@ -205,6 +286,10 @@ impl Swift {
         Some(running.interrupt.clone())
     }
 
+    fn withdraw(&self, number: u64) -> bool {
+        self.waiting().is_some_and(|waiting| waiting.withdraw(number))
+    }
+
     fn forget(&self, number: u64) -> bool {
         let mut inner = self.inner.lock();
         let at = inner.ended.iter().position(|ended| ended.number == number);
@@ -228,6 +313,7 @@ impl Engine {
         let swift = Arc::new(Swift {
             registration,
             plan,
+            waiting: OnceLock::new(),
             inner: Mutex::default(),
             all: self.swifts.kept.clone(),
         });
@@ -270,12 +356,13 @@ impl Engine {
         let _ = self.swifts.all().iter().any(|swift| swift.forget(number));
     }
 
-    /// Stops one that runs; returns when it has ended. False if none runs with this id.
+    /// Stops one that runs, and returns when it has ended; or one that waits. False if there is none with this id.
     pub(super) fn abort_swift(&self, id: &ExecutionId) -> bool {
         let number = id.number();
         let all = self.swifts.all();
         let running = || all.iter().find_map(|swift| swift.interrupt(number));
-        let found = running().is_some();
+        // It may begin in between.
+        let found = running().is_some() || all.iter().any(|swift| swift.withdraw(number)) || running().is_some();
         while let Some(interrupt) = running() {
             interrupt.request();
             std::thread::sleep(std::time::Duration::from_millis(1));

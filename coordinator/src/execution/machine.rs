@@ -178,6 +178,11 @@ impl Machine {
         }
     }
 
+    /// What it shows runs from now on.
+    pub fn show_begin(&mut self) {
+        self.phase = Phase::Running;
+    }
+
     /// What it shows has ended.
     pub fn show_end(&mut self, phase: Phase, outcome: Outcome) {
         (self.phase, self.outcome) = (phase, outcome);

@@ -517,7 +517,7 @@ fn load(registration: &Registration) -> Loaded {
 fn abort_unstarted(removed: &[(Arc<Active>, bool)]) {
     for (active, _) in removed.iter().filter(|(_, abort)| *abort) {
         module().engine.abort_unstarted(&active.registration.id);
-        active.core.events.abort_waiting(active);
+        active.core.abort_waiting();
     }
 }
 

@@ -1,6 +1,9 @@
 //! A registration that is active on this shard, with its functions; and its session.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+};
 
 use bytes::Bytes;
 use oxigears_coordinator::{
@@ -120,17 +123,20 @@ impl Active {
     /// A registration that becomes active now.
     pub fn new(registration: Arc<Registration>, session: Arc<ActiveSession>, loaded: Loaded) -> Active {
         let swift = module().engine.swift(registration.id.clone(), loaded.plan.clone());
+        let core = Arc::new(Core {
+            swift,
+            events: Queue::default(),
+            loaded,
+            stats: Stats::default(),
+            idle_limit_ms: module().config.execution_max_idle_ms(),
+            turns: Turns::default(),
+        });
+        let weak: Weak<Core> = Arc::downgrade(&core);
+        core.swift.set_waiting(weak);
         Active {
             registration,
             session,
-            core: Arc::new(Core {
-                swift,
-                events: Queue::default(),
-                loaded,
-                stats: Stats::default(),
-                idle_limit_ms: module().config.execution_max_idle_ms(),
-                turns: Turns::default(),
-            }),
+            core,
         }
     }
 

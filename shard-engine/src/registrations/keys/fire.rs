@@ -37,6 +37,8 @@ pub struct Event {
     pub name: Name,
     /// The key.
     pub key: Box<[u8]>,
+    /// Number of its execution, if it waits for a worker.
+    pub number: u64,
     /// See `depth`.
     pub depth: u32,
     /// The key holds a string most likely.
@@ -96,6 +98,7 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
     let event = Event {
         name: name.clone(),
         key: told.key.into(),
+        number: 0,
         depth,
         likely_string: told.is_of_string(),
         tied: tied(entry),

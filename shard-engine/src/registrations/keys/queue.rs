@@ -11,13 +11,19 @@ use std::{
     },
 };
 
-use oxigears_coordinator::codec::RecordBatch;
+use oxigears_coordinator::{codec::RecordBatch, engine::Waiting};
 use parking_lot::Mutex;
 
 use super::{fire::Event, index::Entry, worker};
 use crate::{
+    module::module,
     redis::log,
-    registrations::{active::Active, limits, padded::Padded, stats::End},
+    registrations::{
+        active::{Active, Core},
+        limits,
+        padded::Padded,
+        stats::End,
+    },
 };
 
 /// The events of one registration.
@@ -40,8 +46,10 @@ pub(super) struct ReadyLine {
 }
 
 impl ReadyLine {
-    /// The next one, and how many are to be counted off now: several at once.
-    pub fn pop(&mut self) -> Option<(Ready, usize)> {
+    /// The next one, and how many are to be counted off now: several at once. `begins` is told its number before it stops
+    /// to wait.
+    pub fn pop(&mut self, begins: impl FnOnce(u64)) -> Option<(Ready, usize)> {
+        begins(self.events.front()?.event.number);
         let ready = self.events.pop_front()?;
         self.taken += 1;
         let count_now = self.taken >= COUNTED_AT_ONCE || self.events.is_empty();
@@ -124,7 +132,8 @@ pub(super) fn left(count: usize) {
 }
 
 /// An event waits from now on; it is counted as triggered already. Under the server lock.
-pub fn push(entry: &Arc<Entry>, event: Event) {
+pub fn push(entry: &Arc<Entry>, mut event: Event) {
+    event.number = module().engine.next_number();
     let waiting = WAITING.fetch_add(1, Ordering::AcqRel) + 1;
     if waiting > limits::EVENTS_MOST {
         left(1);
@@ -154,27 +163,77 @@ fn refuse(active: &Active) {
     }
 }
 
-impl Queue {
+impl Core {
     /// What waits does not run; it counts as aborted.
-    pub fn abort_waiting(&self, active: &Active) {
-        self.give_up(active, &End::Aborted);
+    pub fn abort_waiting(&self) {
+        self.give_up(&End::Aborted);
     }
 
     /// The same, with what `end` says.
-    pub(super) fn give_up(&self, active: &Active, end: &End<'_>) {
-        let (waiting, ready) = {
-            let mut line = self.line.0.lock();
-            let mut ready = self.ready.0.lock();
-            (std::mem::take(&mut line.waiting), std::mem::take(&mut ready.events))
+    pub(super) fn give_up(&self, end: &End<'_>) {
+        let (waiting, ready, taken) = {
+            let mut line = self.events.line.0.lock();
+            let mut ready = self.events.ready.0.lock();
+            // With nothing behind them, those that were taken out are counted off as well.
+            let taken = std::mem::take(&mut ready.taken);
+            (
+                std::mem::take(&mut line.waiting),
+                std::mem::take(&mut ready.events),
+                taken,
+            )
         };
         let count = waiting.len() + ready.len();
-        for _ in 0..count {
-            active.core.stats.ended(end, 0);
+        for event in ready.into_iter().map(|ready| ready.event).chain(waiting) {
+            self.gone(event.number, end);
         }
-        // With nothing behind them, those that were taken out are counted off as well.
-        let taken = std::mem::take(&mut self.ready.0.lock().taken);
         if count + taken > 0 {
             left(count + taken);
         }
+    }
+
+    /// An event does not run.
+    fn gone(&self, number: u64, end: &End<'_>) {
+        self.stats.ended(end, 0);
+        let keep = module().config.max_executions_per_registration();
+        self.swift.withdrawn(&module().engine, number, keep);
+    }
+}
+
+impl Waiting for Core {
+    fn numbers(&self) -> Vec<u64> {
+        let line = self.events.line.0.lock();
+        let ready = self.events.ready.0.lock();
+        let ready = ready.events.iter().map(|ready| ready.event.number);
+        ready.chain(line.waiting.iter().map(|event| event.number)).collect()
+    }
+
+    fn waits(&self, number: u64) -> bool {
+        let line = self.events.line.0.lock();
+        let ready = self.events.ready.0.lock();
+        ready.events.iter().any(|ready| ready.event.number == number)
+            || line.waiting.iter().any(|event| event.number == number)
+    }
+
+    fn withdraw(&self, number: u64) -> bool {
+        let found = {
+            let mut line = self.events.line.0.lock();
+            let mut ready = self.events.ready.0.lock();
+            let at = ready.events.iter().position(|ready| ready.event.number == number);
+            match at.and_then(|at| ready.events.remove(at)) {
+                Some(ready) => Some(ready.event),
+                None => {
+                    let at = line.waiting.iter().position(|event| event.number == number);
+                    at.and_then(|at| line.waiting.remove(at))
+                }
+            }
+        };
+        // Dropped without the locks: a client may wait for its end.
+        let is_found = found.is_some();
+        if is_found {
+            left(1);
+            self.gone(number, &End::Aborted);
+        }
+        drop(found);
+        is_found
     }
 }

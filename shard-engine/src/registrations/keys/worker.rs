@@ -29,7 +29,12 @@ use crate::{
         key::with_strings_of,
         lock::{self, ServerLock},
     },
-    registrations::{depth, is_master, limits, stats::End, sync::ABORTED},
+    registrations::{
+        active::{Active, Core},
+        depth, is_master, limits,
+        stats::End,
+        sync::ABORTED,
+    },
 };
 
 const REPLICA: &str = "ERR the server has become a replica, the event was not handled";
@@ -43,7 +48,7 @@ fn work(entry: &Arc<Entry>) {
     let begun = Instant::now();
     loop {
         if !is_master() {
-            entry.active.core.events.give_up(&entry.active, &End::Refused(REPLICA));
+            entry.active.core.give_up(&End::Refused(REPLICA));
         }
         if !fill(entry) {
             let mut line = entry.active.core.events.line.0.lock();
@@ -68,24 +73,22 @@ fn fill(entry: &Entry) -> bool {
     if !queue.nothing_ready() {
         return true;
     }
+    if queue.line.0.lock().waiting.is_empty() {
+        return false;
+    }
+    // Commands look at the lines under this lock, too: to them an event is always in one of them.
+    let guard = lock::lock();
     let mut taken: Vec<Event> = {
         let mut line = queue.line.0.lock();
         let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
         line.waiting.drain(..count).rev().collect()
     };
-    if taken.is_empty() {
-        return false;
-    }
     let mut ready = Vec::with_capacity(taken.len());
-    {
-        let guard = lock::lock();
-        let start = Instant::now();
-        let mut reading = Reading::default();
-        while !taken.is_empty() {
-            reading.some(&guard, entry, &mut taken, &mut ready);
-            if start.elapsed() >= limits::EVENTS_SLICE {
-                break;
-            }
+    let (start, mut reading) = (Instant::now(), Reading::default());
+    while !taken.is_empty() {
+        reading.some(&guard, entry, &mut taken, &mut ready);
+        if start.elapsed() >= limits::EVENTS_SLICE {
+            break;
         }
     }
     let mut line = queue.line.0.lock();
@@ -153,16 +156,15 @@ fn run_ready(entry: &Arc<Entry>, begun: Instant) {
     let active = &entry.active;
     let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
         // The code was there when the event was taken; it does not go.
-        return active.core.events.give_up(active, &End::Aborted);
+        return active.core.give_up(&End::Aborted);
     };
     let _identity = identity::enter(active.core.loaded.user.clone());
     let (engine, keep) = (&module().engine, module().config.max_executions_per_registration());
     let mut interrupt = PythonInterrupt::new();
-    while let Some(Ready { event, record }) = active.core.events.next_ready() {
+    while let Some(Ready { event, record }) = next_ready(active, &interrupt) {
         let start_ns = engine.now_ns();
         active.core.events.progress_ns.store(start_ns, Ordering::Relaxed);
-        let number = engine.next_number();
-        active.core.swift.begun(number, interrupt.clone());
+        let number = event.number;
         let ran = {
             let _depth = depth::enter(event.depth);
             match record {
@@ -208,15 +210,21 @@ fn run_ready(entry: &Arc<Entry>, begun: Instant) {
     }
 }
 
-impl queue::Queue {
-    fn next_ready(&self) -> Option<Ready> {
-        let (ready, over) = self.ready.0.lock().pop()?;
-        if over > 0 {
-            queue::left(over);
-        }
-        Some(ready)
+/// Takes the next event, whose execution begins.
+fn next_ready(active: &Active, interrupt: &Arc<PythonInterrupt>) -> Option<Ready> {
+    let Core { events, swift, .. } = &*active.core;
+    let (ready, over) = events
+        .ready
+        .0
+        .lock()
+        .pop(|number| swift.begun(number, interrupt.clone()))?;
+    if over > 0 {
+        queue::left(over);
     }
+    Some(ready)
+}
 
+impl queue::Queue {
     fn nothing_ready(&self) -> bool {
         self.ready.0.lock().events.is_empty()
     }
