@@ -54,3 +54,25 @@ GB().foreach(hold).register('k*', mode='async_local', eventTypes=['set'], readVa
     after = numbers(wire)
     assert after["rg_events_waiting"] == 0 and after["rg_events_refused"] == refused
     assert SLOW <= after["rg_events_waiting_most"] <= SLOW + 1000
+
+
+def test_a_run_that_holds_the_interpreter_in_long_calls_does_not_starve_events(server, wire):
+    """Between two such calls many events are handled, not one."""
+    register(wire, "GB().foreach(lambda x: None).register('k*', mode='async_local', eventTypes=['set'])")
+    calls, events = 12, 2000
+    with Wire(server.port) as other:
+        other.send(
+            "RG.PYEXECUTE",
+            "def hog(x):\n"
+            "    execute('incr', 'hogs')\n"
+            "    return sum(range(6_000_000))\n"
+            f"GB('PythonReader').map(hog).count().run(lambda: iter(range({calls})))",
+        )
+        wait_until(lambda: int(wire.ok("GET", "hogs") or 0) >= 1, "the first call")
+        for number in range(events):
+            wire.send("SET", f"k{number}", "1")
+        assert all(wire.read() == Simple("OK") for _ in range(events))
+        other.read(timeout=60)
+    assert counters(wire)[1] >= 20 * calls
+    settled(wire)
+    assert counters(wire) == (events, events, 0, 0)

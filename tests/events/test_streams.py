@@ -29,6 +29,7 @@ from wire import Error, Simple
 
 MODES = ("sync", "async_local", "async")
 MODE = pytest.mark.parametrize("mode", MODES)
+GROUP = pytest.mark.parametrize("group", [{}, {"sharedGroup": True}, {"group": "team"}], ids=["own", "shared", "named"])
 LOCAL = pytest.mark.parametrize("mode", ("async_local", "async"))
 SHOW = "foreach(lambda x: execute('rpush', 'seen', repr(x)))"
 IDS = "accumulate(lambda a, x: (a or []) + [x['id']]).foreach(lambda l: execute('rpush', 'seen', ' '.join(l)))"
@@ -56,21 +57,34 @@ def test_s2_entries_from_before(wire, mode):
     wait_counters(wire, (3, 3, 0, 0))
 
 
+@GROUP
 @MODE
-def test_s3_full_batches(wire, mode):
-    register_stream(wire, IDS, "s*", mode=mode, batch=3)
+def test_s3_full_batches(wire, mode, group):
+    register_stream(wire, IDS, "s*", mode=mode, batch=3, **group)
     add(wire, "s1", *(f"1-{i}" for i in range(1, 8)))
     wait_seen(wire, ["1-1 1-2 1-3", "1-4 1-5 1-6"])
     wait_length(wire, "s1", 1)
     wait_counters(wire, (3, 3, 0, 0))
 
 
+@GROUP
 @MODE
-def test_s4_duration(wire, mode):
-    register_stream(wire, IDS, "s*", mode=mode, batch=3, duration=100)
+def test_s4_duration(wire, mode, group):
+    register_stream(wire, IDS, "s*", mode=mode, batch=3, duration=100, **group)
     add(wire, "s1", *(f"1-{i}" for i in range(1, 6)))
     wait_seen(wire, ["1-1 1-2 1-3", "1-4 1-5"])
     wait_length(wire, "s1", 0)
+
+
+@GROUP
+@MODE
+def test_a_first_entry_alone_waits_for_its_time(wire, mode, group):
+    """The registration looks for what is pending first, and that look must not lose count."""
+    register_stream(wire, IDS, "s*", mode=mode, batch=3, duration=100, **group)
+    for one in ("1-1", "1-2"):
+        add(wire, "s1", one)
+        wait_length(wire, "s1", 0)
+    wait_seen(wire, ["1-1", "1-2"])
 
 
 @MODE

@@ -57,13 +57,13 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
         return end(call, link, ran);
     }
     if sync::interpreter_is_free() {
+        let _fresh = fresh::Scope;
         let run = || {
             let ran = call.run();
             fresh::note(call, ran.as_ref());
             ran
         };
         let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, run));
-        fresh::forget();
         return end(call, link, ran);
     }
     if may_block {

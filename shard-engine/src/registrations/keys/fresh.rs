@@ -38,6 +38,15 @@ impl Fresh {
     }
 }
 
+/// The command that is under way: with it all ends, also when a panic passes.
+pub struct Scope;
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        forget();
+    }
+}
+
 /// A handler has run: it may have changed the key.
 #[inline]
 pub fn forget() {

@@ -59,7 +59,7 @@ fn work(entry: &Arc<Entry>) {
             continue;
         }
         want_spare(entry);
-        python::with_interpreter(|| run_ready(entry, begun));
+        python::with_interpreter(|| run_ready(entry));
         if begun.elapsed() >= limits::EVENTS_TURN {
             // Others wait for the thread.
             return submit(entry.clone());
@@ -151,8 +151,9 @@ impl Reading {
     }
 }
 
-/// Runs what is ready, with the GIL, until the turn is over.
-fn run_ready(entry: &Arc<Entry>, begun: Instant) {
+/// Runs what is ready, with the GIL, until the turn is over: from now on, because the wait for the GIL may have been long.
+fn run_ready(entry: &Arc<Entry>) {
+    let begun = Instant::now();
     let active = &entry.active;
     let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
         // The code was there when the event was taken; it does not go.

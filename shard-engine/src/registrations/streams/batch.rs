@@ -72,6 +72,8 @@ pub struct Reading {
     entries: Entries,
     /// They are what the group had pending.
     pending: bool,
+    /// New ones were looked for.
+    new: bool,
 }
 
 /// A batch that is to be run.
@@ -167,6 +169,7 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
             standing,
             entries: Entries::default(),
             pending: false,
+            new: consumer.has_own_group,
         })),
         Err(trouble) => in_trouble(consumer, key, number, trouble),
     }
@@ -256,6 +259,7 @@ fn take_in_turn(guard: &ServerLock, consumer: &Consumer, key: &Key, reading: &mu
     }
     if entries.count == 0 && !again && wanted.new {
         group::take(guard, key, &consumer.group, false, wanted.count, entries)?;
+        reading.new = true;
     }
     entries.more = group::has_entries_behind(guard, key, reading.standing.last.max(entries.last));
     Ok(())
@@ -266,6 +270,7 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
         read: reading.entries.count,
         more: reading.entries.more,
         taken: !consumer.has_own_group,
+        new: reading.new,
     };
     let judged = consumer.with(key, reading.number, |flow, rules| {
         let run = flow.looked(found, rules, wall_ms());

@@ -51,6 +51,8 @@ pub struct Found {
     pub more: bool,
     /// They were taken out of a group, so they can not be left for later.
     pub taken: bool,
+    /// New ones were looked for: with none read, none waits. Else only what the group had pending was, or is, read.
+    pub new: bool,
 }
 
 /// How a batch ended.
@@ -158,7 +160,7 @@ impl Flow {
     /// The stream was looked at, as wanted. True: what was read is a batch to be run, which ends with `ended`. False: the
     /// flow is free again, see `next`.
     pub fn looked(&mut self, found: Found, rules: &Rules, now_ms: u64) -> bool {
-        let Found { read, more, taken } = found;
+        let Found { read, more, taken, new } = found;
         self.fresh = false;
         self.is_set = false;
         let again = self.failed.is_some_and(|failed| failed.due);
@@ -177,10 +179,12 @@ impl Flow {
         }
         if read == 0 || (read < rules.batch && !may_be_small) {
             self.taken = false;
-            self.waiting = read;
+            if new {
+                self.waiting = read;
+            }
             return false;
         }
-        if !again {
+        if !again && new {
             // Entries of which nobody told: the group was moved.
             self.behind |= more && self.waiting <= read;
             self.waiting = if more { self.waiting.saturating_sub(read) } else { 0 };
@@ -277,6 +281,16 @@ mod tests {
             read,
             more,
             taken: false,
+            new: true,
+        }
+    }
+
+    /// In a group with other members.
+    fn taken(read: u64, more: bool, new: bool) -> Found {
+        Found {
+            taken: true,
+            new,
+            ..found(read, more)
         }
     }
 
@@ -314,6 +328,43 @@ mod tests {
         assert_eq!(flow.next(&rules, 1), Next::Wait);
         flow.added(&rules, 1);
         assert_eq!(flow.added(&rules, 1), Next::Look);
+    }
+
+    #[test]
+    fn what_waits_stays_counted_while_only_pending_entries_are_looked_for() {
+        let rules = rules(3, 100);
+        let mut flow = Flow::new(false);
+        assert_eq!(flow.added(&rules, 1), Next::Look);
+        assert!(!flow.wanted(&rules).new);
+        assert!(!flow.looked(taken(0, true, false), &rules, 1));
+        let Next::Ring(..) = flow.next(&rules, 1) else {
+            panic!("no timer")
+        };
+        assert_eq!(flow.added(&rules, 2), Next::Wait);
+        assert_eq!(flow.added(&rules, 3), Next::Look);
+        assert!(flow.wanted(&rules).new);
+        assert!(flow.looked(taken(3, false, true), &rules, 3));
+        assert_eq!(flow.added(&rules, 4), Next::Wait);
+        assert_eq!(
+            flow.ended(Ended::Acknowledged, &rules, 4),
+            Next::Ring(2, 100),
+            "one waits"
+        );
+    }
+
+    #[test]
+    fn pending_entries_are_none_of_those_that_wait() {
+        let rules = rules(2, 0);
+        let mut flow = Flow::new(false);
+        assert_eq!(flow.added(&rules, 1), Next::Look);
+        assert!(flow.looked(taken(5, true, false), &rules, 1));
+        assert_eq!(
+            flow.ended(Ended::Acknowledged, &rules, 1),
+            Next::Wait,
+            "one waits for another"
+        );
+        assert_eq!(flow.added(&rules, 2), Next::Look);
+        assert!(flow.wanted(&rules).new);
     }
 
     #[test]
