@@ -216,7 +216,7 @@ def test_a_set_in_another_database_is_not_taken_for_one_here(wire):
     assert wire.ok("GET", "k") == b"here"
 
 
-@pytest.mark.parametrize("size", [3, 40_000])
+@pytest.mark.parametrize("size", [3, 40_000, 70_000])
 def test_many_waiting_events_read_values_of_all_kinds(wire, size):
     """Strings are asked for several at once; what is none of them, is large or is gone is read alone."""
     register(

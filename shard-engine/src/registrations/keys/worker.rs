@@ -101,7 +101,8 @@ fn fill(entry: &Entry) -> bool {
 /// Reads records, several at once where that is possible.
 #[derive(Default)]
 struct Reading {
-    /// How many strings to ask for in one command: few while they are large.
+    /// How many strings to ask for in one command: few while they are large, and a very large one is read by itself, with
+    /// no copy in between. 0: not known yet.
     at_once: usize,
     /// The strings of some events, one after the other.
     bytes: Vec<u8>,
@@ -115,7 +116,12 @@ impl Reading {
         let from = taken.len().saturating_sub(limits::STRINGS_AT_ONCE);
         let count = taken.len() - from;
         let strings = entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.likely_string);
-        let count = if strings { self.ask(guard, taken, count) } else { count };
+        let (alone, strings) = (strings && self.at_once == 1, strings && self.at_once != 1);
+        let count = match (alone, strings) {
+            (true, _) => 1,
+            (_, true) => self.ask(guard, taken, count),
+            _ => count,
+        };
         for at in 0..count {
             let Some(event) = taken.pop() else { return };
             let place = self.places.get(at).copied().flatten();
@@ -127,6 +133,9 @@ impl Reading {
                 event.wish(entry),
                 known.filter(|_| strings),
             );
+            if alone {
+                self.adapt(record.as_ref().map_or(1, |record| record.bytes.len()));
+            }
             ready.push(Ready { event, record });
         }
     }
@@ -146,8 +155,12 @@ impl Reading {
             self.places[at] = Some((start, self.bytes.len()));
             largest = largest.max(text.len());
         });
-        self.at_once = (limits::STRINGS_BYTES / largest).clamp(1, limits::STRINGS_AT_ONCE);
+        self.adapt(largest);
         count
+    }
+
+    fn adapt(&mut self, largest: usize) {
+        self.at_once = (limits::STRINGS_BYTES / largest).clamp(1, limits::STRINGS_AT_ONCE);
     }
 }
 
