@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from firing import NOTE, counters, listed, settled, wait_list
+from firing import NOTE, counters, listed, rows, settled, wait_list
 from persisting import follow, wait_following
 from registrations import MODES, register
 from replies import wait_until
@@ -94,6 +94,8 @@ def test_effects_come_after_their_cause(fresh, mode):
     server.start()
     with Wire(server.port) as wire:
         assert sorted(wire.ok("KEYS", "*")) == before
+        # Its functions are loaded by another thread.
+        wait_until(lambda: rows(wire), "the registration")
         assert counters(wire) == (0, 0, 0, 0), "loading fires nothing"
 
 
