@@ -270,6 +270,7 @@ def wake(args):
     return n
 GB('CommandReader').map(park).register(trigger='park', mode=%r)
 GB('CommandReader').map(wake).register(trigger='wake', mode='sync', convertToStr=False)
+GB('CommandReader').map(lambda x: len(waiting)).register(trigger='parked', mode='sync', convertToStr=False)
 """
 
 
@@ -283,7 +284,9 @@ def test_clients_are_parked(wire, server, mode):
     clients = [Wire(server.port) for _ in range(12)]
     for client in clients:
         client.send("RG.TRIGGER", "park")
-    wait_until(lambda: len(parked(wire)) == 12, "all parking")
+    # An execution runs before its coroutine does.
+    wait_until(lambda: trigger(wire, "parked") == [12], "all parking")
+    assert len(parked(wire)) == 12
     assert b"rg_nexecutions_pending:12\r\n" in wire.ok("INFO", "rg")
     # More than there are worker threads, and none is held.
     assert run(wire, "PR.run(src)") == (["1"], [])
@@ -501,6 +504,7 @@ GB('KeysReader').map(f).register('k*', mode={mode!r}, eventTypes=['set'])
 
 ENDLESS = """import asyncio
 async def f(x):
+    execute('incr', 'begun')
     try:
         await asyncio.sleep(1000)
     except asyncio.CancelledError:
@@ -514,7 +518,7 @@ GB('CommandReader').flatmap(lambda x: ['a', 'b']).map(f).register(trigger='t', m
 def test_an_abort_cancels_what_waits(wire, other_wire, mode):
     register(wire, ENDLESS % mode)
     other_wire.send("RG.TRIGGER", "t")
-    wait_until(lambda: len(parked(wire)) == 1, "it waiting")
+    wait_until(lambda: wire.ok("GET", "begun") == b"2", "both coroutines waiting")
     ((_, execution, *_),) = parked(wire)
     assert wire.ok("RG.ABORTEXECUTION", execution) == OK
     assert other_wire.read() == Error("ERR the execution was aborted")
@@ -525,18 +529,18 @@ def test_an_abort_cancels_what_waits(wire, other_wire, mode):
 def test_unregistering_while_records_wait(wire, other_wire):
     register(wire, PARKING % "async_local")
     other_wire.send("RG.TRIGGER", "park")
-    wait_until(lambda: len(parked(wire)) == 1, "it waiting")
+    wait_until(lambda: trigger(wire, "parked") == [1], "it waiting")
     wire.ok("RG.UNREGISTER", by_trigger(wire, "park").id)
     assert trigger(wire, "wake", "still there") == [1]
     assert other_wire.read() == [b"still there"]
-    assert len(dump(wire)) == 1
+    assert len(dump(wire)) == 2
 
 
 def test_a_client_that_leaves_while_it_waits(wire, server):
     register(wire, PARKING % "sync")
     with Wire(server.port) as client:
         client.send("RG.TRIGGER", "park")
-        wait_until(lambda: len(parked(wire)) == 1, "it waiting")
+        wait_until(lambda: trigger(wire, "parked") == [1], "it waiting")
     assert trigger(wire, "wake", "nobody") == [1]
     wait_until(lambda: by_trigger(wire, "park").counters == (1, 1, 0, 0), "the end")
     leave_nothing([server])
