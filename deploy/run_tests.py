@@ -1,9 +1,10 @@
 """Runs the parts of the test suite and sums up their counts.
 
-What compiles and checks comes first, one after another. Parts that talk to servers mostly wait: they run in two lanes,
-the longest first, and each one's output is shown when it is over. All output is kept in target/test-logs/. The failures
-are shown again at the end, and the last line is always `N passed, N failed`. A part that fails without a failed test,
-that skips a test or that runs none counts as a failure: a green line must mean that everything was tried.
+What compiles and checks comes first, one after another. Then those that talk to servers: the tests of the registry,
+which mostly wait, beside all others; each one's output is shown when it is over. All output is kept in
+target/test-logs/. The failures are shown again at the end, and the last line is always `N passed, N failed`. A part
+that fails without a failed test, that skips a test or that runs none counts as a failure: a green line must mean that
+everything was tried.
 """
 
 import argparse
@@ -26,10 +27,8 @@ SERVER_TESTS = ["tests", "--ignore=tests/tidy", "--ignore=tests/bench"]
 # Not a measure of speed: it only ends a part that hangs, so that the summary is still printed.
 PART_LIMIT_S = 60 * 60
 SHOWN_LINES_PER_FAILURE = 25
-LANES = 2
 RUNNING: list[subprocess.Popen] = []
-# Parts that run side by side, the longest first; those that are not named come last.
-LONGEST_FIRST = ("registry-faults", "servers", "matrix", "events", "registry")
+INTERRUPTED = threading.Event()
 
 CARGO_RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;", re.MULTILINE)
 CARGO_FAILED = re.compile(r"^test (.+) \.\.\. FAILED$", re.MULTILINE)
@@ -199,22 +198,25 @@ def run(part: Part) -> Outcome:
 def run_all(parts: list[Part]) -> list[Outcome]:
     """Runs them; gives their outcomes in the same order."""
 
-    def rank(part: Part) -> int:
-        ranks = [at for at, name in enumerate(LONGEST_FIRST) if part.name.startswith(name)]
-        return min(ranks, default=len(LONGEST_FIRST))
+    def one_after_another(lane: list[Part]) -> list[Outcome]:
+        return [run(part) for part in lane if not INTERRUPTED.is_set()]
 
-    outcomes = {part.name: run(part) for part in parts if not part.beside}
-    beside = sorted((part for part in parts if part.beside), key=rank)
-    lanes = ThreadPoolExecutor(LANES)
+    outcomes = one_after_another([part for part in parts if not part.beside])
+    lanes = [[], []]
+    for part in parts:
+        if part.beside:
+            lanes[part.name.startswith("registry")].append(part)
+    threads = ThreadPoolExecutor(len(lanes))
     try:
-        outcomes |= {outcome.part.name: outcome for outcome in lanes.map(run, beside)}
+        for lane in threads.map(one_after_another, lanes):
+            outcomes += lane
     except BaseException:
-        # Interrupted: their processes do not hear of it, and nothing else begins.
-        lanes.shutdown(wait=False, cancel_futures=True)
+        # Their processes do not hear of it, and nothing else is to begin.
+        INTERRUPTED.set()
         for process in list(RUNNING):
             end_group(process)
         raise
-    return [outcomes[part.name] for part in parts]
+    return sorted(outcomes, key=lambda outcome: parts.index(outcome.part))
 
 
 def summarise(outcomes: list[Outcome]) -> int:
