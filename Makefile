@@ -36,7 +36,7 @@ test: ## Install what is missing, build, run every test; PARTS="cargo servers" r
 	@$(ENV) cargo build --release --locked
 	@$(ENV) $(PYTHON) deploy/run_tests.py $(PARTS)
 
-test-matrix: ## The batch tests on Redis 8.2 and Valkey 9.1
+test-matrix: ## The tests marked `matrix`, on Redis 8.2 and Valkey 9.1
 	@deploy/setup.sh test
 	@$(ENV) cargo build --release --locked
 	@$(PYTHON) deploy/run_tests.py matrix
