@@ -26,7 +26,8 @@ pub(crate) enum Place {
     Coroutine,
 }
 
-struct Context {
+/// What a thread's code belongs to. Lives in a box, which calls into steps use again and again.
+pub(crate) struct Context {
     place: Place,
     session: Option<Arc<Session>>,
     /// What fired it.
@@ -57,54 +58,86 @@ impl Context {
 }
 
 thread_local! {
-    static CONTEXT: RefCell<Context> = const { RefCell::new(Context::OUTSIDE) };
+    /// `None`: outside.
+    static CONTEXT: RefCell<Option<Box<Context>>> = const { RefCell::new(None) };
 }
 
-/// Sets the context of a thread until it goes.
-pub(crate) struct Entered(Option<Context>);
+fn look<R>(at: impl FnOnce(&Context) -> R) -> R {
+    CONTEXT.with_borrow(|context| at(context.as_deref().unwrap_or(&Context::OUTSIDE)))
+}
+
+fn change<R>(by: impl FnOnce(&mut Context) -> R) -> R {
+    CONTEXT.with_borrow_mut(|context| by(context.get_or_insert_with(|| Box::new(Context::OUTSIDE))))
+}
+
+/// Sets the context of a thread until it goes; what was before.
+pub(crate) struct Entered(Option<Option<Box<Context>>>);
 
 /// Python code of `session` starts to run on this thread.
 pub(crate) fn enter(place: Place, session: &Arc<Session>) -> Entered {
-    begin(Context {
+    begin(Box::new(Context {
         place,
         session: Some(session.clone()),
         registered: true,
         ..Context::OUTSIDE
-    })
+    }))
 }
 
-fn begin(context: Context) -> Entered {
-    Entered(Some(CONTEXT.with(|c| c.replace(context))))
+fn begin(context: Box<Context>) -> Entered {
+    Entered(Some(CONTEXT.replace(Some(context))))
 }
 
 /// A call into code of a session, perhaps from other code on the same thread. The order of the fields counts.
 pub(crate) struct Visit {
-    _block: lock::Outside,
-    _entered: Entered,
+    block: lock::Outside,
+    entered: Entered,
 }
 
 /// Like `enter`, for code that may run inside of other Python code: that one's atomic block is not the visitor's.
 pub(crate) fn visit(place: Place, session: &Arc<Session>) -> Visit {
     Visit {
-        _block: lock::outside(),
-        _entered: enter(place, session),
+        block: lock::outside(),
+        entered: enter(place, session),
     }
 }
 
-/// Like `visit`, for the steps of a chain.
-pub(crate) fn visit_steps(session: &Arc<Session>, origin: Option<Arc<dyn Origin>>, moment: &Arc<Moment>) -> Visit {
+/// Like `visit`, for the steps of a chain. `kept`: what such a visit has given back, of the same session and moment.
+pub(crate) fn visit_steps(
+    kept: Option<Box<Context>>,
+    session: &Arc<Session>,
+    origin: Option<Arc<dyn Origin>>,
+    moment: &Arc<Moment>,
+) -> Visit {
     moment.allow(origin.as_ref().is_none_or(|origin| origin.may_postpone()));
-    let context = Context {
-        place: Place::Step,
-        session: Some(session.clone()),
-        origin,
-        moment: Some(moment.clone()),
-        registered: true,
-        ..Context::OUTSIDE
-    };
+    let mut context = kept.unwrap_or_else(|| {
+        Box::new(Context {
+            place: Place::Step,
+            session: Some(session.clone()),
+            moment: Some(moment.clone()),
+            registered: true,
+            ..Context::OUTSIDE
+        })
+    });
+    context.origin = origin;
     Visit {
-        _block: lock::outside(),
-        _entered: begin(context),
+        block: lock::outside(),
+        entered: begin(context),
+    }
+}
+
+impl Visit {
+    /// Ends the visit of steps. Gives what can be kept for the next one.
+    pub(crate) fn leave(self, session: &Arc<Session>) -> Option<Box<Context>> {
+        let Visit { block, mut entered } = self;
+        drop(block);
+        let mut context = entered.leave()?;
+        context.origin = None;
+        // The code may have changed it.
+        let is_as_before = context.session.as_ref().is_some_and(|its| Arc::ptr_eq(its, session))
+            && context.registered
+            && context.request.is_none()
+            && context.registrations.is_empty();
+        is_as_before.then_some(context)
     }
 }
 
@@ -123,15 +156,21 @@ pub(crate) fn visit_coroutine(
         ..Context::OUTSIDE
     };
     Visit {
-        _block: lock::outside(),
-        _entered: begin(context),
+        block: lock::outside(),
+        entered: begin(Box::new(context)),
     }
 }
 
 impl Entered {
+    /// Ends it.
+    fn leave(&mut self) -> Option<Box<Context>> {
+        let before = self.0.take()?;
+        CONTEXT.replace(before)
+    }
+
     /// What the script body asked for.
     pub(crate) fn take_request(&self) -> Option<RunRequest> {
-        CONTEXT.with(|c| c.borrow_mut().request.take()).map(|request| *request)
+        change(|context| context.request.take()).map(|request| *request)
     }
 
     /// The registrations that it asked for.
@@ -142,63 +181,60 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if let Some(before) = self.0.take() {
-            let ended = CONTEXT.with(|c| c.replace(before));
-            // Outside of the borrow: dropping a session may run other code.
-            drop(ended);
-        }
+        // Outside of the borrow: dropping a session may run other code.
+        drop(self.leave());
     }
 }
 
 pub(crate) fn place() -> Place {
-    CONTEXT.with(|c| c.borrow().place)
+    look(|context| context.place)
 }
 
 pub(crate) fn session() -> Option<Arc<Session>> {
-    CONTEXT.with(|c| c.borrow().session.clone())
+    look(|context| context.session.clone())
 }
 
 pub(crate) fn set_session(session: Option<Arc<Session>>) {
-    let before = CONTEXT.with(|c| std::mem::replace(&mut c.borrow_mut().session, session));
+    let before = change(|context| std::mem::replace(&mut context.session, session));
     drop(before);
 }
 
 /// What fired the running code.
 pub(crate) fn origin() -> Option<Arc<dyn Origin>> {
-    CONTEXT.with(|c| c.borrow().origin.clone())
+    look(|context| context.origin.clone())
 }
 
 /// What the chain is at whose steps run on this thread.
 pub(crate) fn moment() -> Option<Arc<Moment>> {
-    CONTEXT.with(|c| c.borrow().moment.clone())
+    look(|context| context.moment.clone())
 }
 
 /// The situation of the coroutine that runs on this thread.
 pub(crate) fn situation() -> Option<Arc<Situation>> {
-    CONTEXT.with(|c| c.borrow().situation.clone())
+    look(|context| context.situation.clone())
 }
 
 pub(crate) fn registered() -> bool {
-    CONTEXT.with(|c| c.borrow().registered)
+    look(|context| context.registered)
 }
 
 pub(crate) fn register_thread() {
-    CONTEXT.with(|c| c.borrow_mut().registered = true);
+    change(|context| context.registered = true);
 }
 
 /// The script body has called `run()` already.
 pub(crate) fn has_request() -> bool {
-    CONTEXT.with(|c| c.borrow().request.is_some())
+    look(|context| context.request.is_some())
 }
 
 pub(crate) fn set_request(request: RunRequest) {
-    CONTEXT.with(|c| c.borrow_mut().request = Some(Box::new(request)));
+    change(|context| context.request = Some(Box::new(request)));
 }
 
 pub(crate) fn take_registrations() -> Vec<RegistrationDraft> {
-    CONTEXT.with(|c| std::mem::take(&mut c.borrow_mut().registrations))
+    change(|context| std::mem::take(&mut context.registrations))
 }
 
 pub(crate) fn set_registrations(registrations: Vec<RegistrationDraft>) {
-    CONTEXT.with(|c| c.borrow_mut().registrations = registrations);
+    change(|context| context.registrations = registrations);
 }

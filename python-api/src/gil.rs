@@ -3,7 +3,7 @@
 //! By itself each visit of a thread that Python has not made would make a state and throw it away, with memory that
 //! is mapped and unmapped for it: more than what a small function takes. Threads that scripts made have their own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use pyo3::{ffi, prelude::*};
 
@@ -36,6 +36,30 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         keep();
     }
     Python::attach(f)
+}
+
+/// A value that is used only with the GIL held, and for moments in which no Python code runs: that needs no lock.
+pub(crate) struct WithGil<T>(RefCell<T>);
+
+// SAFETY: the GIL, which every use has to show, lets one thread at a time reach the value.
+unsafe impl<T: Send> Sync for WithGil<T> {}
+
+impl<T: Default> Default for WithGil<T> {
+    fn default() -> WithGil<T> {
+        WithGil::new(T::default())
+    }
+}
+
+impl<T> WithGil<T> {
+    pub(crate) fn new(value: T) -> WithGil<T> {
+        WithGil(RefCell::new(value))
+    }
+
+    /// Works with the value. `f` must not run Python code, which could come back here.
+    #[inline]
+    pub(crate) fn with<R>(&self, _py: Python<'_>, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.borrow_mut())
+    }
 }
 
 #[cold]

@@ -3,14 +3,14 @@
 //! Those that wait for their turn are kept by the host, which is asked for them (`Waiting`).
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicI64, Ordering},
     },
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Engine, Execution, Fired, Interrupt, Listed};
 use crate::{
@@ -130,18 +130,24 @@ impl Swift {
 
     /// One that has begun is over. `keep`: `MaxExecutionsPerRegistration`. True if it was aborted: stopped on demand.
     pub fn ended(&self, engine: &Arc<Engine>, number: u64, outcome: Outcome, total_ns: u64, keep: i64) -> bool {
-        let running = {
-            let mut inner = self.inner.lock();
-            let at = inner.running.iter().position(|running| running.number == number);
-            at.map(|at| inner.running.swap_remove(at))
-        };
+        let mut inner = self.inner.lock();
+        let at = inner.running.iter().position(|running| running.number == number);
+        let running = at.map(|at| inner.running.swap_remove(at));
         let stopped = running.as_ref().is_some_and(|running| running.stopped);
         let aborted = stopped && !outcome.errors.is_empty();
         if let Some(execution) = running.and_then(|running| running.shown) {
+            drop(inner);
             execution.total_ns.store(total_ns, Ordering::Relaxed);
             execution.show_end(engine, phase_of(aborted), outcome.clone());
+            inner = self.inner.lock();
         }
-        self.keep(engine, number, outcome, total_ns, aborted, keep);
+        let ended = Ended {
+            number,
+            outcome,
+            total_ns,
+            aborted,
+        };
+        self.keep_in(inner, engine, ended, keep);
         aborted
     }
 
@@ -166,25 +172,33 @@ impl Swift {
 
     /// One has run that nobody could have seen before: it is listed from now on.
     pub fn keep(&self, engine: &Engine, number: u64, outcome: Outcome, total_ns: u64, aborted: bool, keep: i64) {
-        let max = engine.host.max_executions();
-        let mut inner = self.inner.lock();
-        let mut gone = None;
-        while let Some(count) = Some(inner.ended.len()).filter(|count| *count > 0) {
-            let its_own = keep > 0 && count as i64 >= keep;
-            let of_all = max > 0 && self.all.load(Ordering::Relaxed) >= max;
-            if !its_own && !of_all {
-                break;
-            }
-            gone = inner.ended.pop_front();
-            self.all.fetch_sub(1, Ordering::Relaxed);
-        }
-        inner.ended.push_back(Ended {
+        let ended = Ended {
             number,
             outcome,
             total_ns,
             aborted,
-        });
-        self.all.fetch_add(1, Ordering::Relaxed);
+        };
+        self.keep_in(self.inner.lock(), engine, ended, keep);
+    }
+
+    fn keep_in(&self, mut inner: MutexGuard<'_, Inner>, engine: &Engine, ended: Ended, keep: i64) {
+        let max = engine.host.max_executions();
+        let mut gone = None;
+        // What the number of all changes by: mostly one comes and one goes.
+        let mut change = 1;
+        while let Some(count) = Some(inner.ended.len()).filter(|count| *count > 0) {
+            let its_own = keep > 0 && count as i64 >= keep;
+            let of_all = max > 0 && self.all.load(Ordering::Relaxed) + change > max;
+            if !its_own && !of_all {
+                break;
+            }
+            gone = inner.ended.pop_front();
+            change -= 1;
+        }
+        inner.ended.push_back(ended);
+        if change != 0 {
+            self.all.fetch_add(change, Ordering::Relaxed);
+        }
         drop(inner);
         // Outside of the lock.
         drop(gone);
@@ -194,13 +208,14 @@ impl Swift {
         // First, so that none is missed that begins meanwhile; it is not to be listed twice either.
         let waiting = self.waiting().map_or_else(Vec::new, |waiting| waiting.numbers());
         let inner = self.inner.lock();
-        let known = |number: u64| {
-            inner.running.iter().any(|running| running.number == number)
-                || inner.ended.iter().rev().any(|ended| ended.number == number)
-        };
-        // Those that began are the oldest ones, so the others need no look.
-        let began = waiting.iter().take_while(|number| known(**number)).count();
-        let waiting = waiting[began..].iter().map(|number| (*number, Phase::Created));
+        // They begin in their order: what is not newer than one that has begun has begun too, and may have been dropped
+        // already. An aborted one may not have begun.
+        let (aborted, over): (Vec<&Ended>, Vec<&Ended>) = inner.ended.iter().partition(|ended| ended.aborted);
+        let begun = inner.running.iter().map(|running| running.number);
+        let newest = begun.chain(over.iter().map(|ended| ended.number)).max();
+        let aborted: HashSet<u64> = aborted.iter().map(|ended| ended.number).collect();
+        let still = |number: &&u64| Some(**number) > newest && !aborted.contains(*number);
+        let waiting = waiting.iter().filter(still).map(|number| (*number, Phase::Created));
         let ended = inner.ended.iter().map(|ended| (ended.number, phase_of(ended.aborted)));
         let running = inner.running.iter().map(|running| (running.number, Phase::Running));
         out.extend(ended.chain(running).chain(waiting).map(|(number, phase)| Listed {

@@ -8,10 +8,10 @@ use pyo3::{ffi, prelude::*};
 use super::{
     drain::Drained,
     item::{Item, add_traceback},
-    step::{Flow, Step},
+    step::{Flow, Kind, Step},
     waiting::Lines,
 };
-use crate::{errors::take_error_text, later::Moment, obj::Obj};
+use crate::{context::Context, errors::take_error_text, later::Moment, obj::Obj};
 
 /// Takes what has passed all steps.
 pub(super) trait Exit {
@@ -20,6 +20,11 @@ pub(super) trait Exit {
     /// # Safety
     /// The GIL is held.
     unsafe fn put(&mut self, py: Python<'_>, item: &Item);
+    /// Takes the text of a record, if that is easy; false: the step that makes it has to.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    unsafe fn put_text(&mut self, item: &Item) -> bool;
     /// Takes the text of an error record.
     fn error(&mut self, text: String);
     /// The chain should pause; asked once per record or emission, answered from what is known at every `every`th.
@@ -55,6 +60,8 @@ pub(super) struct Chain {
     /// Steps before this one get no more records: a limit behind them is satisfied.
     floor: usize,
     pub(super) closing: Option<Closing>,
+    /// For the next call.
+    pub(super) context: Option<Box<Context>>,
     /// Memory for what comes out of one call.
     pub(super) scratch: Vec<u8>,
 }
@@ -69,6 +76,7 @@ impl Chain {
             profile,
             floor: 0,
             closing: None,
+            context: None,
             scratch: Vec::new(),
         }
     }
@@ -113,11 +121,19 @@ impl Chain {
     /// Takes a record through the steps from number `i` on.
     #[inline]
     pub(super) fn push(&mut self, py: Python<'_>, mut i: usize, mut item: Item, exit: &mut impl Exit) {
+        let last = self.steps.len().wrapping_sub(1);
         loop {
             let Some(step) = self.steps.get_mut(i) else {
                 // SAFETY: the GIL is held.
                 return unsafe { exit.put(py, &item) };
             };
+            // Most pipelines end so.
+            if i == last && matches!(step.kind, Kind::ToStr) && step.slots.is_empty() && !self.profile {
+                // SAFETY: the GIL is held; the item is alive.
+                if unsafe { exit.put_text(&item) } {
+                    return;
+                }
+            }
             let start = self.profile.then(Instant::now);
             // SAFETY: the GIL is held; the owner of the chain keeps the callbacks alive.
             let flow = unsafe { step.kind.apply(item, &self.moment) };

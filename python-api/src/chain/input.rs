@@ -45,6 +45,14 @@ impl Batch {
         }
     }
 
+    /// The same, or an empty one if all has been read: its memory may belong to many.
+    pub(super) fn what_is_left(self) -> Batch {
+        match self.left {
+            0 => Batch::default(),
+            _ => self,
+        }
+    }
+
     /// Reads the next record.
     ///
     /// # Safety

@@ -19,13 +19,14 @@ use super::{
     item::{Item, Raised},
     runner::Runner,
     state::{Rest, State},
+    text,
 };
 use crate::{
     codec::{Decoder, Encoder, Kept, argument_text},
     context,
     errors::take_error_text,
     functions::Functions,
-    gil,
+    gil::{self, WithGil},
     interrupt::Interrupt,
     obj::Obj,
     origin::Origin,
@@ -51,7 +52,7 @@ pub struct Invoker {
         clippy::vec_box,
         reason = "triggers that call each other have a chain each, not on the stack"
     )]
-    idle: Mutex<Vec<Box<Chain>>>,
+    idle: WithGil<Vec<Box<Chain>>>,
 }
 
 // SAFETY: raw pointers are functions and globals, which `functions` keeps alive; they are touched only with the GIL
@@ -82,10 +83,10 @@ impl Invoker {
             },
             functions: functions.clone(),
             stage,
-            idle: Mutex::default(),
+            idle: WithGil::new(Vec::new()),
         };
         let chain = invoker.chain()?;
-        invoker.idle.lock().push(chain);
+        gil::attach(|py| invoker.idle.with(py, |idle| idle.push(chain)));
         Ok(invoker)
     }
 
@@ -146,27 +147,33 @@ impl Invoker {
             records: 0,
             errors: Vec::new(),
         };
-        let idle = self.idle.lock().pop();
-        let mut chain = match idle.map_or_else(|| self.chain(), Ok) {
-            Ok(chain) => chain,
-            Err(text) => {
-                exit.error(text);
-                return Invoked::Done(exit.into_outcome().0);
-            }
-        };
         gil::attach(|py| {
+            let idle = self.idle.with(py, Vec::pop);
+            let mut chain = match idle.map_or_else(|| self.chain(), Ok) {
+                Ok(chain) => chain,
+                Err(text) => {
+                    exit.error(text);
+                    return Invoked::Done(exit.into_outcome().0);
+                }
+            };
             exit.bytes = std::mem::take(&mut chain.scratch);
-            let _visit = context::visit_steps(self.functions.session(), origin.clone(), &chain.moment);
+            let session = self.functions.session();
+            let visit = context::visit_steps(chain.context.take(), session, origin.clone(), &chain.moment);
             let batch = work(py, &mut chain, &mut exit);
             if chain.is_waiting() {
                 return Invoked::Continues(self.rest(chain, batch, exit, origin));
             }
+            chain.context = visit.leave(session);
             let (outcome, scratch) = exit.into_outcome();
             chain.scratch = scratch;
-            let mut idle = self.idle.lock();
-            if idle.len() < IDLE_CHAINS {
-                idle.push(chain);
-            }
+            let rest = self.idle.with(py, |idle| match idle.len() < IDLE_CHAINS {
+                true => {
+                    idle.push(chain);
+                    None
+                }
+                false => Some(chain),
+            });
+            drop(rest);
             Invoked::Done(outcome)
         })
     }
@@ -183,7 +190,7 @@ impl Invoker {
     ) -> Box<Continuation> {
         let rest = Rest {
             chain,
-            batch,
+            batch: batch.what_is_left(),
             bytes: exit.bytes,
             records: exit.records,
             errors: exit.errors,
@@ -278,6 +285,14 @@ impl Exit for ToOutcome<'_> {
             Ok(()) => self.records += 1,
             Err(_) => self.errors.push(take_error_text(py)),
         }
+    }
+
+    #[inline]
+    unsafe fn put_text(&mut self, item: &Item) -> bool {
+        // SAFETY: the GIL is held; the item is alive.
+        let done = unsafe { text::put_item(&mut self.bytes, item.value.as_ptr()) };
+        self.records += u32::from(done);
+        done
     }
 
     fn error(&mut self, text: String) {

@@ -13,6 +13,7 @@ use oxigears_coordinator::{
 use super::{
     ExecContext,
     item::{Item, Raised},
+    text,
 };
 use crate::codec::{Encoder, Kept};
 
@@ -95,6 +96,20 @@ impl Out {
         }
         self.added(number, sink);
         Ok(())
+    }
+
+    /// Writes the text of a record to a plain output; false if it has to be made by Python first.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    #[inline]
+    pub(super) unsafe fn put_text(&mut self, item: &Item, sink: &mut dyn StageSink) -> bool {
+        // SAFETY: the GIL is held, the item is alive.
+        if !self.is_plain() || !unsafe { text::put_item(&mut self.buffers[0].bytes, item.value.as_ptr()) } {
+            return false;
+        }
+        self.added(0, sink);
+        true
     }
 
     /// Writes a record of a plain output natively.

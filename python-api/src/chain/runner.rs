@@ -61,7 +61,12 @@ impl Runner {
         };
         gil::attach(|py| {
             let interrupt = state.interrupt.clone();
-            let _visit = context::visit_steps(state.functions.session(), state.origin.clone(), &state.chain.moment);
+            let _visit = context::visit_steps(
+                None,
+                state.functions.session(),
+                state.origin.clone(),
+                &state.chain.moment,
+            );
             let _running = interrupt.enter(py);
             let run = state.run_slice(py, sink);
             if run == RunState::Done {

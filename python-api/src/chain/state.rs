@@ -71,6 +71,12 @@ impl Exit for ToSink<'_> {
         }
     }
 
+    #[inline]
+    unsafe fn put_text(&mut self, item: &Item) -> bool {
+        // SAFETY: the GIL is held.
+        unsafe { self.out.put_text(item, self.sink) }
+    }
+
     fn error(&mut self, text: String) {
         self.sink.error(text);
     }

@@ -3,6 +3,7 @@
 //! Most records end as text (`convertToStr`), and most are such containers. Whatever could look otherwise in Python is
 //! left to Python.
 
+use oxigears_coordinator::codec::{put_varint, tag};
 use pyo3::ffi;
 
 use crate::{codec::new_text, obj::Obj};
@@ -20,15 +21,54 @@ const DEPTH: usize = 4;
 pub(super) unsafe fn of_container(value: *mut ffi::PyObject) -> Option<Obj> {
     // SAFETY: as for this function; nothing here runs Python code.
     unsafe {
-        let is_container = ffi::PyDict_CheckExact(value) != 0
-            || ffi::PyList_CheckExact(value) != 0
-            || ffi::PyTuple_CheckExact(value) != 0;
-        if !is_container {
+        if !is_container(value) {
             return None;
         }
         let mut out = Vec::with_capacity(256);
         put(&mut out, value, DEPTH)?;
         new_text(&out)
+    }
+}
+
+/// Appends the text of a container as an item of a record batch, with no `str` in between. False if the container is not
+/// plain; then nothing is appended.
+///
+/// # Safety
+/// The GIL is held; `value` is alive.
+#[inline]
+pub(super) unsafe fn put_item(out: &mut Vec<u8>, value: *mut ffi::PyObject) -> bool {
+    // SAFETY: as for this function.
+    if !unsafe { is_container(value) } {
+        return false;
+    }
+    let start = out.len();
+    // Most texts have a length of one byte.
+    out.extend_from_slice(&[tag::STR, 0]);
+    let text = out.len();
+    // SAFETY: as for this function; nothing here runs Python code.
+    if unsafe { put(out, value, DEPTH) }.is_none() {
+        out.truncate(start);
+        return false;
+    }
+    let len = out.len() - text;
+    match u8::try_from(len) {
+        Ok(len @ ..0x80) => out[text - 1] = len,
+        _ => {
+            let mut head = Vec::with_capacity(4);
+            put_varint(&mut head, len as u64);
+            out.splice(text - 1..text, head);
+        }
+    }
+    true
+}
+
+/// # Safety
+/// `value` is alive.
+#[inline]
+unsafe fn is_container(value: *mut ffi::PyObject) -> bool {
+    // SAFETY: as for this function; these look at the type only.
+    unsafe {
+        ffi::PyDict_CheckExact(value) != 0 || ffi::PyList_CheckExact(value) != 0 || ffi::PyTuple_CheckExact(value) != 0
     }
 }
 
@@ -124,11 +164,12 @@ unsafe fn put_text(out: &mut Vec<u8>, text: *mut ffi::PyObject) -> Option<()> {
         }
         std::slice::from_raw_parts(start.cast(), len as usize)
     };
-    // Quotes and backslashes change the form; the rest of ASCII is printed as it is.
-    let is_plain = |b: &u8| matches!(b, b' '..=b'~') && !matches!(b, b'\'' | b'\\');
-    if !bytes.iter().all(is_plain) {
+    // Quotes and backslashes change the form; the rest of ASCII is printed as it is. Looks at all, several at once.
+    let is_plain = |b: &u8| matches!(b, b' '..=b'~') & (*b != b'\'') & (*b != b'\\');
+    if !bytes.iter().fold(true, |all, b| all & is_plain(b)) {
         return None;
     }
+    out.reserve(bytes.len() + 2);
     out.push(b'\'');
     out.extend_from_slice(bytes);
     out.push(b'\'');
@@ -150,6 +191,7 @@ unsafe fn put_int(out: &mut Vec<u8>, number: *mut ffi::PyObject) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use oxigears_coordinator::codec::put_tagged;
     use pyo3::{prelude::*, types::PyDict};
 
     use super::*;
@@ -162,6 +204,10 @@ mod tests {
             for (code, plain) in [
                 (c"{'event': 'set', 'key': 'k', 'type': 'string', 'value': None}", true),
                 (c"{'a': {'b': [1, -2, 3]}, 'c': (1, 2), 5: ()}", true),
+                (c"['x' * 122]", true),
+                (c"['x' * 123]", true),
+                (c"['x' * 124]", true),
+                (c"['x' * 4000, 'y' * 1000]", true),
                 (c"[]", true),
                 (c"{}", true),
                 (c"[[[['deep']]]]", true),
@@ -185,6 +231,14 @@ mod tests {
                 // SAFETY: the GIL is held, the value is alive.
                 let text = unsafe { of_container(value.as_ptr()) };
                 assert_eq!(text.is_some(), plain, "{code:?}");
+                let mut item = vec![7];
+                // SAFETY: as above.
+                assert_eq!(unsafe { put_item(&mut item, value.as_ptr()) }, plain, "{code:?}");
+                let mut wanted = vec![7];
+                if plain {
+                    put_tagged(&mut wanted, tag::STR, value.to_string().as_bytes());
+                }
+                assert_eq!(item, wanted, "{code:?}");
                 if let Some(text) = text {
                     // SAFETY: as above.
                     let text = unsafe { Bound::from_borrowed_ptr(py, text.as_ptr()) };

@@ -6,7 +6,7 @@ use oxigears_coordinator::{
 };
 use pyo3::ffi;
 
-use super::kept::Kept;
+use super::{kept::Kept, templates};
 use crate::{obj::Obj, runtime::runtime};
 
 /// Why a record can not be decoded.
@@ -81,13 +81,13 @@ pub(crate) unsafe fn argument_text(bytes: &[u8]) -> Option<Obj> {
 }
 
 #[inline]
-unsafe fn made(ptr: *mut ffi::PyObject) -> Decoded {
+pub(super) unsafe fn made(ptr: *mut ffi::PyObject) -> Decoded {
     // SAFETY: `ptr` is a new reference or NULL with an exception set.
     unsafe { Obj::from_owned(ptr) }.ok_or(DecodeError::Python)
 }
 
 #[inline]
-unsafe fn put(dict: &Obj, key: *mut ffi::PyObject, value: *mut ffi::PyObject) -> Result<(), DecodeError> {
+pub(super) unsafe fn put(dict: &Obj, key: *mut ffi::PyObject, value: *mut ffi::PyObject) -> Result<(), DecodeError> {
     // SAFETY: all three are live objects and `dict` is a dict of our own; the GIL is held.
     match unsafe { ffi::PyDict_SetItem(dict.as_ptr(), key, value) } {
         0 => Ok(()),
@@ -118,7 +118,7 @@ impl Decoder {
         // SAFETY: the GIL is held; every pointer and length pair comes from one slice; `made` takes new references.
         unsafe {
             match item {
-                Item::KeyRecord { key, type_code } => self.key_record(key, type_code, cursor, depth),
+                Item::KeyRecord { key, type_code } => self.key_record(None, (key, type_code), cursor, depth),
                 Item::Text(b) => keyspace_text(b, ffi::PyByteArray_FromStringAndSize),
                 Item::TextKey(b) => keyspace_text(b, ffi::PyBytes_FromStringAndSize),
                 Item::Str(b) => new_text(b).ok_or(DecodeError::Python),
@@ -177,17 +177,20 @@ impl Decoder {
 
     /// # Safety
     /// As `item`.
-    unsafe fn key_record(&self, key: &[u8], type_code: u8, cursor: &mut Cursor<'_>, depth: usize) -> Decoded {
-        let runtime = runtime();
-        let words = &runtime.words;
-        // SAFETY: the GIL is held; the words live as long as the process. Copying a dict that has the keys already
-        // is faster than filling an empty one, and keeps their order.
+    unsafe fn key_record(
+        &self,
+        event: Option<&[u8]>,
+        (key, type_code): (&[u8], u8),
+        cursor: &mut Cursor<'_>,
+        depth: usize,
+    ) -> Decoded {
+        let words = &runtime().words;
+        // SAFETY: the GIL is held; the words live as long as the process.
         unsafe {
             let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
             let value = self.nested(cursor, depth)?;
-            let dict = made(ffi::PyDict_Copy(runtime.key_record.as_ptr()))?;
+            let dict = templates::key_record(event, type_code)?;
             put(&dict, words.key.as_ptr(), key.as_ptr())?;
-            put(&dict, words.kind.as_ptr(), words.types[usize::from(type_code)].as_ptr())?;
             put(&dict, words.value.as_ptr(), value.as_ptr())?;
             Ok(dict)
         }
@@ -198,11 +201,15 @@ impl Decoder {
     /// # Safety
     /// As `item`.
     unsafe fn key_event(&self, event: &[u8], cursor: &mut Cursor<'_>) -> Decoded {
-        let record = cursor.next_item()?;
-        if !matches!(record, Item::KeyRecord { .. } | Item::KeyNameRecord { .. }) {
-            return Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEY_EVENT).into());
-        }
-        // SAFETY: as for this function; both records are new dicts, in which the event has its place.
+        let record = match cursor.next_item()? {
+            // SAFETY: as for this function.
+            Item::KeyRecord { key, type_code } => unsafe {
+                return self.key_record(Some(event), (key, type_code), cursor, 1);
+            },
+            record @ Item::KeyNameRecord { .. } => record,
+            _ => return Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEY_EVENT).into()),
+        };
+        // SAFETY: as for this function; the record is a new dict, in which the event has its place.
         unsafe {
             let dict = self.item(record, cursor, 1)?;
             let event = new_text(event).ok_or(DecodeError::Python)?;

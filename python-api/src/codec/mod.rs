@@ -3,6 +3,7 @@
 mod decode;
 mod encode;
 mod kept;
+mod templates;
 
 use oxigears_coordinator::codec::{RecordBatch, put_head, put_tagged, tag};
 

@@ -1,8 +1,12 @@
 //! What the main thread does at the two ends of a turn of its event loop. Listened to only once somebody needs it.
 
 use std::{
+    cell::Cell,
     ffi::c_void,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use redis_module::raw;
@@ -22,13 +26,47 @@ const REFUSED: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(NEW);
 
+type Work = fn(&ServerLock);
+
+static AT_END: OnceLock<Work> = OnceLock::new();
+
+/// Of the thread whose event loop it is.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    /// It has none, or the loop sleeps.
+    None,
+    Began,
+    /// Its end is waited for.
+    Wanted,
+}
+
+thread_local! {
+    static TURN: Cell<Turn> = const { Cell::new(Turn::None) };
+}
+
+/// Names the work that may be wanted at the end of a turn. At load.
+pub fn at_end(work: Work) {
+    let _ = AT_END.set(work);
+}
+
+/// The work is done when the turn of the event loop ends in which this thread is. False if it is in none: another thread,
+/// or nobody has listened yet.
+#[inline]
+pub fn want_end() -> bool {
+    let is_in_one = TURN.get() != Turn::None;
+    if is_in_one {
+        TURN.set(Turn::Wanted);
+    }
+    is_in_one
+}
+
 /// Nobody has listened yet.
 pub(super) fn is_new() -> bool {
     STATE.load(Ordering::Acquire) == NEW
 }
 
 /// The event loop tells of its turns from now on; false if the server can not.
-pub(super) fn listen(guard: &ServerLock) -> bool {
+pub fn listen(guard: &ServerLock) -> bool {
     if is_new() {
         let event = raw::RedisModuleEvent {
             id: raw::REDISMODULE_EVENT_EVENTLOOP,
@@ -48,6 +86,7 @@ pub(super) fn listen(guard: &ServerLock) -> bool {
 
 extern "C" fn turn(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
     if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP {
+        TURN.set(Turn::Began);
         if sharing::turn_begins() {
             guarded("sharing the server lock", || {
                 // Who borrows may write.
@@ -59,6 +98,11 @@ extern "C" fn turn(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u
     } else if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
         if later::is_asked() {
             guarded("work before the event loop sleeps", || later::work(&lock::lock()));
+        }
+        if TURN.replace(Turn::None) == Turn::Wanted
+            && let Some(work) = AT_END.get()
+        {
+            guarded("work at the end of a turn", || work(&lock::lock()));
         }
         sharing::turn_ends();
     }

@@ -5,7 +5,6 @@
 
 use std::{
     cell::Cell,
-    marker::PhantomData,
     ptr::null_mut,
     sync::atomic::{AtomicPtr, Ordering},
 };
@@ -21,10 +20,15 @@ use super::{
 /// A command that passes.
 pub struct Passing<'a> {
     filter: *mut raw::RedisModuleCommandFilterCtx,
-    _alive: PhantomData<&'a ()>,
+    guard: &'a ServerLock,
 }
 
 impl Passing<'_> {
+    /// The server lock, to look at what it guards. What runs commands has to go through `in_callback`.
+    pub fn guard(&self) -> &ServerLock {
+        self.guard
+    }
+
     /// Number of arguments, the name included.
     pub fn len(&self) -> usize {
         // SAFETY: the server's context is alive while the filter runs.
@@ -109,10 +113,9 @@ extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
     }
     // SAFETY: `install` stored a function of this type.
     let judge: Judge = unsafe { std::mem::transmute::<*mut (), Judge>(judge) };
-    let command = Passing {
-        filter,
-        _alive: PhantomData,
-    };
+    // SAFETY: the server calls; the judge takes no lock, but through `in_callback`.
+    let guard = unsafe { lock::in_quick_callback() };
+    let command = Passing { filter, guard: &guard };
     // It was held up before (CLIENT PAUSE) and is looked at again.
     if Front::of(command.pointer(0)).is_some() {
         return;

@@ -2,6 +2,7 @@
 //!
 //! * `load`: the doors that the server calls at load and unload
 //! * `lock`, `sharing`: the server lock as a token, which a function that needs the lock takes; who has it next
+//! * `guarded`: values that this lock guards
 //! * `call`, `call_reply`, `value`: running commands of the server
 //! * `register`, `command_info`: our own commands
 //! * `blocked`, `reply`, `records`: answering clients
@@ -25,11 +26,12 @@ pub mod cluster;
 mod command_info;
 pub mod context;
 pub mod data_type;
-mod event_loop;
+pub mod event_loop;
 pub mod events;
 mod ffi;
 pub mod filter;
 pub mod front;
+pub mod guarded;
 pub mod info;
 pub mod key;
 pub mod keyspace;

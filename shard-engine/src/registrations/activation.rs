@@ -357,7 +357,7 @@ impl Activation {
         loaded: &mut HashMap<Arc<str>, Loaded>,
     ) -> Changes {
         self.reloaded.store(false, Ordering::Release);
-        let changes = self.table.write().change(newest, difference, |registration| {
+        let changes = self.table.write().change(guard, newest, difference, |registration| {
             // `load_into` has seen to it.
             loaded.remove(&registration.id).unwrap_or_else(|| load(registration))
         });
@@ -368,7 +368,7 @@ impl Activation {
         for (active, _) in &changes.removed {
             module().engine.forget_fired(&active.registration.id);
         }
-        keys::activated(&patterns, has_streams);
+        keys::activated(guard, &patterns, has_streams);
         intercept::changed(guard, self, difference);
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {

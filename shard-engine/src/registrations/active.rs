@@ -17,7 +17,8 @@ use parking_lot::RwLock;
 use super::{keys::queue::Queue, stats::Stats, turns::Turns};
 use crate::{identity, module::module};
 
-/// A registration that is active on this shard.
+/// A registration that is active on this shard. Every event reads it, so it shares no cache line with what others write.
+#[repr(align(128))]
 pub struct Active {
     /// What the registry says of it.
     pub registration: Arc<Registration>,

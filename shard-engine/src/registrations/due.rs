@@ -18,11 +18,12 @@ use std::{
 
 use oxigears_coordinator::engine::panic_text;
 use oxigears_python_api as python;
-use parking_lot::Mutex;
 
 use super::{is_master, keys::fresh, limits, sync};
 use crate::redis::{
-    call, later,
+    call,
+    guarded::Guarded,
+    later,
     lock::{self, ServerLock},
     log,
 };
@@ -36,8 +37,7 @@ pub trait Shot: Send {
     fn abort(self: Box<Self>, why: &str);
 }
 
-/// Changed under the server lock only; a lock of its own costs little and makes that no matter of trust.
-static QUEUE: Mutex<VecDeque<Box<dyn Shot>>> = Mutex::new(VecDeque::new());
+static QUEUE: Guarded<VecDeque<Box<dyn Shot>>> = Guarded::new(VecDeque::new());
 /// Its length, to be looked at without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -85,7 +85,7 @@ pub fn start() {
 
 /// A handler is due as soon as the command at hand is over. Called in a notification of the server: runs nothing.
 pub fn push(guard: &ServerLock, shot: Box<dyn Shot>) {
-    let mut queue = QUEUE.lock();
+    let mut queue = QUEUE.borrow_mut(guard);
     if queue.len() >= limits::DUE_SHOTS {
         drop(queue);
         if REFUSED.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -100,7 +100,9 @@ pub fn push(guard: &ServerLock, shot: Box<dyn Shot>) {
     let waiting = queue.len();
     drop(queue);
     WAITING.store(waiting, Ordering::Release);
-    MOST_WAITING.fetch_max(waiting, Ordering::Relaxed);
+    if waiting > MOST_WAITING.load(Ordering::Relaxed) {
+        MOST_WAITING.store(waiting, Ordering::Relaxed);
+    }
     if !FIRING.get() {
         later::ask(guard);
     }
@@ -191,13 +193,13 @@ fn fire_all(guard: &ServerLock) {
     }
     let _firing = Firing;
     if !is_master() {
-        while let Some(shot) = pop() {
+        while let Some(shot) = pop(guard) {
             shot.abort(REPLICA);
         }
         return;
     }
     python::with_interpreter(|| {
-        while let Some(shot) = pop() {
+        while let Some(shot) = pop(guard) {
             let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
             fresh::forget();
             if let Err(panic) = caught {
@@ -210,8 +212,8 @@ fn fire_all(guard: &ServerLock) {
     });
 }
 
-fn pop() -> Option<Box<dyn Shot>> {
-    let mut queue = QUEUE.lock();
+fn pop(guard: &ServerLock) -> Option<Box<dyn Shot>> {
+    let mut queue = QUEUE.borrow_mut(guard);
     let shot = queue.pop_front();
     WAITING.store(queue.len(), Ordering::Release);
     shot

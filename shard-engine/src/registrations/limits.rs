@@ -19,12 +19,20 @@ pub const EVENT_NAMES: usize = 1000;
 pub const EVENT_NAME_BYTES: usize = 256;
 /// Events of keys that wait for worker threads before writers are slowed down.
 pub const EVENTS_SLOW: usize = 100_000;
+/// So many make commands be looked at, because there may soon be too many.
+pub const EVENTS_LONG: usize = EVENTS_SLOW / 2;
+/// With fewer they are looked at no more.
+pub const EVENTS_SHORT: usize = EVENTS_SLOW / 4;
 /// So many fewer before they go on.
 pub const EVENTS_ROOM: usize = 10_000;
 /// Events that may wait because their writers could not be slowed down.
 pub const EVENTS_MOST: usize = 1_000_000;
 /// Events whose records are read in one hold of the server lock.
 pub const EVENTS_AT_ONCE: usize = 1024;
+/// With so many records the main thread reads no more at the end of its turn.
+pub const EVENTS_READY: usize = 512;
+/// A worker thread waits so long for records that the main thread is about to read.
+pub const EVENTS_COME: Duration = Duration::from_millis(5);
 /// Longest such hold.
 pub const EVENTS_SLICE: Duration = Duration::from_micros(500);
 /// A worker thread that has handled events of one registration for so long looks after others.
@@ -96,6 +104,8 @@ pub const TRANSACTION_BYTES: usize = 256 * 1024 * 1024;
 pub const FRESH_VALUE: usize = 4096;
 /// Bytes of a record that is copied to memory of its own size.
 pub const RECORD_KEPT: usize = 4096;
+/// Bytes of small records that share their memory, about.
+pub const RECORDS_PACKED: usize = 128 * 1024;
 /// Strings that a worker thread asks for in one command, for events of keys.
 pub const STRINGS_AT_ONCE: usize = 16;
 /// Their bytes, as far as that can be foreseen.

@@ -16,7 +16,7 @@ use super::{
     active::{Active, ActiveSession, Loaded},
     keys, limits,
 };
-use crate::{module::module, timers};
+use crate::{module::module, redis::lock::ServerLock, timers};
 
 /// What is active. All of it belongs to one state of the registry.
 #[derive(Default)]
@@ -106,6 +106,7 @@ impl Table {
     /// Gives what was removed (and whether to abort what it has not started) and what was added.
     pub fn change(
         &mut self,
+        guard: &ServerLock,
         state: Arc<Registry>,
         difference: &Difference,
         mut load: impl FnMut(&Registration) -> Loaded,
@@ -127,21 +128,21 @@ impl Table {
             }
         }
         for (registration, abort_pending) in &difference.removed {
-            if let Some(active) = self.remove(registration) {
+            if let Some(active) = self.remove(guard, registration) {
                 changes.removed.push((active, *abort_pending));
             }
         }
         for registration in &difference.changed {
             if let Some(active) = self.by_id.get(&registration.id) {
                 let active = Arc::new(active.changed(registration.clone()));
-                self.put(active.clone());
+                self.put(guard, active.clone());
                 changes.changed.push(active);
             }
         }
         for registration in &difference.added {
             let session = self.session_of(registration, &state);
             let active = Arc::new(Active::new(registration.clone(), session, load(registration)));
-            self.put(active.clone());
+            self.put(guard, active.clone());
             changes.added.push(active);
         }
         self.state = state;
@@ -169,11 +170,11 @@ impl Table {
         session
     }
 
-    fn put(&mut self, active: Arc<Active>) {
+    fn put(&mut self, guard: &ServerLock, active: Arc<Active>) {
         if let EventSource::Command { trigger, .. } = &active.registration.source {
             self.triggers.insert(trigger.clone(), active.clone());
         }
-        keys::index::put(&active);
+        keys::index::put(guard, &active);
         timers::watch(&active);
         let is_stream = |active: &Active| matches!(active.registration.source, EventSource::Stream { .. });
         self.streams += usize::from(is_stream(&active));
@@ -182,9 +183,9 @@ impl Table {
         }
     }
 
-    fn remove(&mut self, registration: &Registration) -> Option<Arc<Active>> {
+    fn remove(&mut self, guard: &ServerLock, registration: &Registration) -> Option<Arc<Active>> {
         let active = self.by_id.remove(&registration.id)?;
-        keys::index::remove(&active);
+        keys::index::remove(guard, &active);
         self.streams -= usize::from(matches!(registration.source, EventSource::Stream { .. }));
         timers::unwatch(&active);
         if let EventSource::Command { trigger, .. } = &registration.source

@@ -7,8 +7,6 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use parking_lot::RwLock;
-
 use super::{
     super::is_master,
     access::{self, Access},
@@ -17,30 +15,34 @@ use super::{
 use crate::redis::{
     filter::{self, Passing},
     front::Front,
+    guarded::Guarded,
     lock::ServerLock,
 };
 
-/// Changed under the server lock only; the filter reads it under that lock too, so it never waits.
-static TABLE: RwLock<Option<Arc<Table>>> = RwLock::new(None);
+static TABLE: Guarded<Option<Table>> = Guarded::new(None);
 /// The dataset is being loaded.
 static LOADING: AtomicBool = AtomicBool::new(false);
 
 /// The table to go by from now on.
 pub fn publish(guard: &ServerLock, table: Table) {
-    let is_empty = table.is_empty();
-    *TABLE.write() = (!is_empty).then(|| Arc::new(table));
-    if is_empty {
-        filter::uninstall(guard);
-    } else {
-        // While there was no filter nobody saw changes of rights.
-        access::rights_change();
-        filter::install(guard, judge);
+    *TABLE.borrow_mut(guard) = (!table.is_empty()).then_some(table);
+    see_to_filter(guard);
+}
+
+/// Looks at commands from now on, or does not: as the table wants it. Each look costs the server.
+pub fn see_to_filter(guard: &ServerLock) {
+    let table = TABLE.borrow(guard);
+    if !table.as_ref().is_some_and(Table::is_wanted) {
+        return filter::uninstall(guard);
     }
+    // While there was no filter nobody saw changes of rights.
+    access::rights_change();
+    filter::install(guard, judge);
 }
 
 /// The entry of a command.
-pub fn entry(name: &[u8]) -> Option<Arc<Entry>> {
-    TABLE.read_recursive().as_ref()?.find(name).cloned()
+pub fn entry(guard: &ServerLock, name: &[u8]) -> Option<Arc<Entry>> {
+    TABLE.borrow(guard).as_ref()?.find(name).cloned()
 }
 
 /// A dataset is about to be loaded, or is there.
@@ -49,8 +51,8 @@ pub fn set_loading(loading: bool) {
 }
 
 fn judge(command: &Passing<'_>) -> Option<Front> {
-    // Looking at rights runs commands, which come here again: a second reader, while nobody can write.
-    let table = TABLE.read_recursive();
+    // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
+    let table = TABLE.borrow(command.guard());
     let entry = table.as_ref()?.find(command.arg(0))?;
     if entry.of_rights {
         access::rights_change();

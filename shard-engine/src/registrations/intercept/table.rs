@@ -25,6 +25,8 @@ pub const NAME_BYTES: usize = 64;
 #[derive(Default)]
 pub struct Table {
     by_name: HashMap<Box<[u8]>, Arc<Entry>>,
+    /// Commands are taken over for nothing else than that writers wait while the queue is full.
+    only_queued: bool,
 }
 
 /// A command that is looked at.
@@ -98,6 +100,11 @@ impl Table {
     /// Nothing is looked at.
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
+    }
+
+    /// Somebody has to look at commands now.
+    pub fn is_wanted(&self) -> bool {
+        !self.only_queued || queue::is_long()
     }
 
     /// The command of this name, in any case.
@@ -231,7 +238,11 @@ impl Needs {
     }
 
     fn is_empty(&self) -> bool {
-        let keys = [&self.written, &self.missed, &self.streams, &self.queued];
+        self.queued.is_empty() && self.is_only_queued()
+    }
+
+    fn is_only_queued(&self) -> bool {
+        let keys = [&self.written, &self.missed, &self.streams];
         let raising = self.raising.values();
         self.hooks.is_empty() && self.links.is_empty() && keys.into_iter().chain(raising).all(KeySet::is_empty)
     }
@@ -241,6 +252,7 @@ impl Needs {
     }
 
     fn table(mut self, commands: &Commands) -> Table {
+        let only_queued = self.is_only_queued();
         let (missed, queued) = (Arc::new(self.missed), Arc::new(self.queued));
         let mut written = Written {
             all: self.written,
@@ -290,7 +302,7 @@ impl Needs {
             };
             by_name.insert(name.as_bytes().into(), Arc::new(entry));
         }
-        Table { by_name }
+        Table { by_name, only_queued }
     }
 }
 

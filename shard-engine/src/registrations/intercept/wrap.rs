@@ -29,7 +29,7 @@ const PAUSE_POLL: Duration = Duration::from_millis(5);
 /// Runs what stands behind an internal command.
 pub fn handle(call: &mut Wrapped) {
     let flags = call.flags();
-    let entry = judge::entry(call.arg(0));
+    let entry = judge::entry(call.guard(), call.arg(0));
     // What the master or the log sends is the plain command; so is one whose registrations are gone meanwhile.
     let entry = entry.filter(|entry| entry.taken.is_some() && !flags.replicated && !flags.loading);
     let Some(entry) = entry else {

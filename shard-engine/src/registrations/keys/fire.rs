@@ -10,6 +10,7 @@ use oxigears_coordinator::{
     registry::{RegisterMode, RegistrationId},
 };
 use oxigears_python_api::{Continuation, Origin};
+use smallvec::SmallVec;
 
 use super::{
     index::Entry,
@@ -31,12 +32,15 @@ use crate::{
 
 static TOO_DEEP: AtomicU64 = AtomicU64::new(0);
 
+/// The name of a key; most have room here.
+pub type Key = SmallVec<[u8; 32]>;
+
 /// An event that a registration handles.
 pub struct Event {
     /// Its name in lower case.
     pub name: Name,
     /// The key.
-    pub key: Box<[u8]>,
+    pub key: Key,
     /// Number of its execution, if it waits for a worker.
     pub number: u64,
     /// See `depth`.
@@ -106,7 +110,7 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
     match entry.mode() {
         RegisterMode::Sync => due::push(guard, Box::new(sync::SyncShot::new(entry.clone(), event))),
         RegisterMode::Async if module().is_cluster => spread::start(entry, event),
-        _ => queue::push(entry, event),
+        _ => queue::push(guard, entry, event),
     }
 }
 

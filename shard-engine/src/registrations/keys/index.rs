@@ -2,7 +2,10 @@
 //!
 //! Asked for every event of the server: one that concerns nobody must cost next to nothing, and takes no memory.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    cell::Ref,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -10,13 +13,16 @@ use oxigears_coordinator::{
     codec::TYPE_WORDS,
     registry::{EventSource, RegisterMode},
 };
-use parking_lot::RwLock;
 use smallvec::SmallVec;
 
-use super::{super::active::Active, link};
-use crate::redis::{key::Kind, notify};
+use super::{
+    super::{active::Active, padded::Padded},
+    link,
+};
+use crate::redis::{guarded::Guarded, key::Kind, lock::ServerLock, notify};
 
-/// One active registration.
+/// One active registration. Every event reads it, so it shares no cache line with what others write.
+#[repr(align(128))]
 pub struct Entry {
     /// The registration.
     pub active: Arc<Active>,
@@ -134,7 +140,7 @@ fn mask<S: AsRef<str>>(words: &[S]) -> u16 {
 
 /// Entries by the start of their names. Each list is in order.
 #[derive(Default)]
-struct Index {
+pub struct Index {
     exact: HashMap<Bytes, Vec<Arc<Entry>>>,
     /// Prefixes by their first byte.
     prefixes: HashMap<u8, Vec<Arc<Entry>>>,
@@ -144,10 +150,15 @@ struct Index {
     beside: usize,
 }
 
-static INDEX: LazyLock<RwLock<Index>> = LazyLock::new(RwLock::default);
+static INDEX: LazyLock<Guarded<Index>> = LazyLock::new(|| Guarded::new(Index::default()));
+
+/// With room for a few: every event reads it, so it is not to share a cache line with what others write.
+fn list() -> Vec<Arc<Entry>> {
+    Vec::with_capacity(2 * size_of::<Padded<u8>>() / size_of::<Arc<Entry>>())
+}
 
 /// Entries that an event concerns; mostly one, and that takes no memory.
-pub type Found = SmallVec<[Arc<Entry>; 2]>;
+pub type Found<'a> = SmallVec<[&'a Arc<Entry>; 4]>;
 
 /// What has to be subscribed to.
 pub struct Wanted {
@@ -186,7 +197,9 @@ impl Index {
         names.into_iter().any(|name| notify::BESIDE.contains(&&**name))
     }
 
-    fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Found> {
+    /// Registrations that want this event of this key, in order; `None` if there are none. The command at hand and the
+    /// type of the key are not looked at.
+    pub fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Found<'_>> {
         let mut found = Found::new();
         let mut lists = 0;
         for list in self.lists(key) {
@@ -194,7 +207,7 @@ impl Index {
             let fitting = list
                 .iter()
                 .filter(|entry| entry.is_for(key) && entry.wants(event, beside));
-            found.extend(fitting.cloned());
+            found.extend(fitting);
             lists += usize::from(found.len() > before);
         }
         if lists > 1 {
@@ -233,36 +246,38 @@ impl Index {
 }
 
 /// A registration is active. Of other readers it takes no notice.
-pub fn put(active: &Arc<Active>) {
+pub fn put(guard: &ServerLock, active: &Arc<Active>) {
     let Some(entry) = Entry::new(active) else { return };
-    let mut index = INDEX.write();
+    let mut index = INDEX.borrow_mut(guard);
     // The same under another state.
     index.remove(active);
     index.count += 1;
     index.beside += usize::from(Index::wants_beside(&entry));
     let list = index.list_of(&entry.name);
+    if list.capacity() == 0 {
+        *list = self::list();
+    }
     let at = list.partition_point(|other| other.sequence <= entry.sequence);
     list.insert(at, Arc::new(entry));
 }
 
 /// It is gone.
-pub fn remove(active: &Active) {
+pub fn remove(guard: &ServerLock, active: &Active) {
     if matches!(active.registration.source, EventSource::Keys { .. }) {
-        INDEX.write().remove(active);
+        INDEX.borrow_mut(guard).remove(active);
     }
 }
 
 /// What has to be subscribed to.
-pub fn wanted() -> Wanted {
-    let index = INDEX.read();
+pub fn wanted(guard: &ServerLock) -> Wanted {
+    let index = INDEX.borrow(guard);
     Wanted {
         any: index.count > 0,
         beside: index.beside > 0,
     }
 }
 
-/// Registrations that want this event of this key, in order; `None` if there are none. The command at hand and the type
-/// of the key are not looked at.
-pub fn find(event: &[u8], key: &[u8], beside: bool) -> Option<Found> {
-    INDEX.read().find(event, key, beside)
+/// To find some; nothing becomes active meanwhile.
+pub fn look(guard: &ServerLock) -> Ref<'_, Index> {
+    INDEX.borrow(guard)
 }

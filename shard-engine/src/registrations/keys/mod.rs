@@ -32,7 +32,8 @@ use bytes::Bytes;
 
 use super::{is_master, registrations};
 use crate::redis::{
-    lock::{self, ServerLock},
+    event_loop,
+    lock::ServerLock,
     log,
     notify::{self, Classes, Start, Told},
 };
@@ -50,6 +51,7 @@ thread_local! {
 /// At load.
 pub fn start() {
     notify::listen(told);
+    worker::start();
 }
 
 /// Stream registrations want to hear of all events, before others do. At load.
@@ -58,10 +60,13 @@ pub fn set_stream_listener(listener: StreamListener) {
 }
 
 /// What is active has changed: the server tells of events of keys with these patterns, others end at the gate.
-pub fn activated(patterns: &[Bytes], streams: bool) {
+pub fn activated(guard: &ServerLock, patterns: &[Bytes], streams: bool) {
     HAS_STREAMS.store(streams, Ordering::Release);
-    let wanted = index::wanted();
-    let guard = lock::lock();
+    let wanted = index::wanted(guard);
+    if wanted.any {
+        // A server that can not tell of its turns leaves all to the workers.
+        event_loop::listen(guard);
+    }
     let mut classes = Vec::new();
     if streams || wanted.any {
         classes.push(Classes::Ordinary);
@@ -70,9 +75,9 @@ pub fn activated(patterns: &[Bytes], streams: bool) {
         classes.push(Classes::Beside);
     }
     let starts: Vec<Start> = patterns.iter().map(Start::of_pattern).collect();
-    notify::set_gate(&guard, &starts);
+    notify::set_gate(guard, &starts);
     for class in classes {
-        if let Err(why) = notify::subscribe(&guard, class) {
+        if let Err(why) = notify::subscribe(guard, class) {
             log::warning(&format!("registrations of keys and streams can not fire: {why}"));
         }
     }
@@ -103,19 +108,20 @@ fn told(guard: &ServerLock, told: &Told<'_>) {
     if QUIET.get() {
         return;
     }
-    let Some(entries) = index::find(told.event, told.key, told.is_beside()) else {
+    let index = index::look(guard);
+    let Some(entries) = index.find(told.event, told.key, told.is_beside()) else {
         return;
     };
     // After the look-up: most events concern nobody.
     if !is_master() || registrations().activation.is_loading() {
         return;
     }
-    let event = names::of(told.event);
+    let event = names::of(guard, told.event);
     let mut kind = None;
     for entry in entries {
         let fits = entry.fits(|| *kind.get_or_insert_with(|| told.kind(guard)));
         if fits {
-            fire::fire(guard, &entry, &event, told);
+            fire::fire(guard, entry, &event, told);
         }
     }
 }

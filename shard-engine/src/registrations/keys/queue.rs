@@ -7,19 +7,20 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use oxigears_coordinator::{codec::RecordBatch, engine::Waiting};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{fire::Event, index::Entry, worker};
 use crate::{
     module::module,
-    redis::log,
+    redis::{lock::ServerLock, log},
     registrations::{
         active::{Active, Core},
+        intercept::see_to_filter,
         limits,
         padded::Padded,
         stats::End,
@@ -34,8 +35,12 @@ pub struct Queue {
     pub(super) line: Padded<Mutex<Line>>,
     /// Those whose records have been read.
     pub(super) ready: Padded<Mutex<ReadyLine>>,
+    /// The main thread is about to read records of events that wait. Taken back with `ready` locked.
+    pub(super) announced: Padded<AtomicBool>,
+    /// It has.
+    pub(super) arrived: Condvar,
     /// When an event began last, in ns of the engine's clock.
-    pub(super) progress_ns: AtomicU64,
+    pub(super) progress_ns: Padded<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -79,6 +84,8 @@ const COUNTED_AT_ONCE: usize = 16;
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
 static REFUSED: AtomicU64 = AtomicU64::new(0);
+/// See `is_long`. Changed under the server lock.
+static LONG: AtomicBool = AtomicBool::new(false);
 /// Who waits for room.
 static WAITERS: Mutex<Vec<Waiter>> = Mutex::new(Vec::new());
 
@@ -111,6 +118,29 @@ pub fn is_full() -> bool {
     WAITING.load(Ordering::Relaxed) >= limits::EVENTS_SLOW
 }
 
+/// The queue may be full soon: commands are to be looked at.
+pub fn is_long() -> bool {
+    LONG.load(Ordering::Relaxed)
+}
+
+/// Sees whether the queue is long. `waiting`: its length.
+#[inline]
+fn judge_length(guard: &ServerLock, waiting: usize) {
+    let long = match is_long() {
+        true => waiting >= limits::EVENTS_SHORT,
+        false => waiting >= limits::EVENTS_LONG,
+    };
+    if long != is_long() {
+        LONG.store(long, Ordering::Relaxed);
+        see_to_filter(guard);
+    }
+}
+
+/// A worker thread has taken events.
+pub(super) fn taken(guard: &ServerLock) {
+    judge_length(guard, WAITING.load(Ordering::Relaxed));
+}
+
 /// Calls `then` once there is room, on any thread; now if there is. It must not wait.
 pub fn when_room(then: Waiter) {
     let mut waiters = WAITERS.lock();
@@ -131,8 +161,8 @@ pub(super) fn left(count: usize) {
     }
 }
 
-/// An event waits from now on; it is counted as triggered already. Under the server lock.
-pub fn push(entry: &Arc<Entry>, mut event: Event) {
+/// An event waits from now on; it is counted as triggered already.
+pub fn push(guard: &ServerLock, entry: &Arc<Entry>, mut event: Event) {
     event.number = module().engine.next_number();
     let waiting = WAITING.fetch_add(1, Ordering::AcqRel) + 1;
     if waiting > limits::EVENTS_MOST {
@@ -142,14 +172,13 @@ pub fn push(entry: &Arc<Entry>, mut event: Event) {
     if waiting > MOST_WAITING.load(Ordering::Relaxed) {
         MOST_WAITING.store(waiting, Ordering::Relaxed);
     }
+    judge_length(guard, waiting);
     let mut line = entry.active.core.events.line.0.lock();
     line.waiting.push_back(event);
     let idle = line.workers == 0;
     line.workers += u32::from(idle);
     drop(line);
-    if idle {
-        worker::submit(entry.clone());
-    }
+    worker::came(guard, entry, idle);
 }
 
 #[cold]

@@ -11,6 +11,7 @@ use oxigears_coordinator::{
 
 use super::{
     super::{active::Active, limits},
+    fire::Key,
     names::Name,
 };
 use crate::{
@@ -43,20 +44,45 @@ pub fn read(
     wish: Wish,
     known: Option<&[u8]>,
 ) -> Result<RecordBatch, String> {
-    if let Some(user) = &active.core.loaded.user {
-        may_read(user, key)?;
-    }
-    let bytes = TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
-        let scan = scan.get_or_insert_with(ElementScan::new);
+    TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
         bytes.clear();
-        event::put(guard, bytes, name, key, wish, known, scan);
-        match bytes.len() {
+        append(guard, active, (name, key), wish, known, bytes, scan)?;
+        let bytes = match bytes.len() {
             ..=limits::RECORD_KEPT => Bytes::copy_from_slice(bytes),
             // A large one is not copied, and its memory not kept.
             _ => std::mem::take(bytes).into(),
-        }
-    });
-    Ok(RecordBatch { bytes, records: 1 })
+        };
+        Ok(RecordBatch { bytes, records: 1 })
+    })
+}
+
+/// The same behind other records.
+pub fn read_behind(
+    guard: &ServerLock,
+    active: &Active,
+    place: (&str, &[u8]),
+    wish: Wish,
+    known: Option<&[u8]>,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    TOOLS.with_borrow_mut(|Tools { scan, .. }| append(guard, active, place, wish, known, out, scan))
+}
+
+fn append(
+    guard: &ServerLock,
+    active: &Active,
+    (name, key): (&str, &[u8]),
+    wish: Wish,
+    known: Option<&[u8]>,
+    out: &mut Vec<u8>,
+    scan: &mut Option<ElementScan>,
+) -> Result<(), String> {
+    if let Some(user) = &active.core.loaded.user {
+        may_read(user, key)?;
+    }
+    let scan = scan.get_or_insert_with(ElementScan::new);
+    event::put(guard, out, name, key, wish, known, scan);
+    Ok(())
 }
 
 fn may_read(user: &str, key: &[u8]) -> Result<(), String> {
@@ -76,7 +102,7 @@ pub struct EventInput {
     /// Name of the event.
     pub name: Name,
     /// The key.
-    pub key: Box<[u8]>,
+    pub key: Key,
     /// What to read.
     pub wish: Wish,
     /// It has been read.

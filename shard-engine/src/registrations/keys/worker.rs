@@ -10,7 +10,8 @@ use std::{
     time::Instant,
 };
 
-use oxigears_coordinator::execution::Outcome;
+use bytes::Bytes;
+use oxigears_coordinator::{codec::RecordBatch, execution::Outcome};
 use oxigears_python_api::{self as python, Invoked};
 
 use smallvec::SmallVec;
@@ -26,6 +27,8 @@ use crate::{
     identity,
     module::module,
     redis::{
+        event_loop,
+        guarded::Guarded,
         key::with_strings_of,
         lock::{self, ServerLock},
     },
@@ -50,9 +53,10 @@ fn work(entry: &Arc<Entry>) {
         if !is_master() {
             entry.active.core.give_up(&End::Refused(REPLICA));
         }
-        if !fill(entry) {
-            let mut line = entry.active.core.events.line.0.lock();
-            if line.waiting.is_empty() && entry.active.core.events.nothing_ready() {
+        let queue = &entry.active.core.events;
+        if !queue.is_ready() && !fill(entry) {
+            let mut line = queue.line.0.lock();
+            if line.waiting.is_empty() && queue.nothing_ready() {
                 line.workers -= 1;
                 return;
             }
@@ -67,35 +71,89 @@ fn work(entry: &Arc<Entry>) {
     }
 }
 
-/// Reads the records of events that wait, as many as fit into one hold of the lock; false if none is ready.
-fn fill(entry: &Entry) -> bool {
+/// Events have come to this registration in this turn of the event loop; `idle`: and no task handles them.
+struct Came {
+    entry: Arc<Entry>,
+    idle: bool,
+}
+
+static CAME: Guarded<Vec<Came>> = Guarded::new(Vec::new());
+
+/// At load.
+pub fn start() {
+    event_loop::at_end(read_ahead);
+}
+
+/// An event has come. The main thread reads its record before it sleeps: then the key is still in its cache, and no
+/// thread has to wait for the lock. `idle`: no task handles the line.
+pub(super) fn came(guard: &ServerLock, entry: &Arc<Entry>, idle: bool) {
     let queue = &entry.active.core.events;
-    if !queue.nothing_ready() {
-        return true;
+    let announced = queue.announced.0.load(Ordering::Relaxed);
+    if !announced && !event_loop::want_end() {
+        if idle {
+            submit(entry.clone());
+        }
+        return;
     }
-    if queue.line.0.lock().waiting.is_empty() {
+    queue.announced.0.store(true, Ordering::Relaxed);
+    if !announced || idle {
+        let entry = entry.clone();
+        CAME.borrow_mut(guard).push(Came { entry, idle });
+    }
+}
+
+/// Reads the records of events that have come, where few are ready. On the main thread, at the end of a turn.
+fn read_ahead(guard: &ServerLock) {
+    let came = std::mem::take(&mut *CAME.borrow_mut(guard));
+    let end = Instant::now() + limits::EVENTS_SLICE;
+    for Came { entry, idle } in came {
+        let queue = &entry.active.core.events;
+        if queue.ready.0.lock().events.len() < limits::EVENTS_READY && Instant::now() < end {
+            read_some(guard, &entry, end);
+        }
+        {
+            // What is left the workers read.
+            let _ready = queue.ready.0.lock();
+            queue.announced.0.store(false, Ordering::Relaxed);
+            queue.arrived.notify_all();
+        }
+        if idle {
+            submit(entry);
+        }
+    }
+}
+
+/// Reads the records of events that wait, as many as fit into one hold of the lock; false if there are none.
+fn fill(entry: &Entry) -> bool {
+    if entry.active.core.events.line.0.lock().waiting.is_empty() {
         return false;
     }
-    // Commands look at the lines under this lock, too: to them an event is always in one of them.
-    let guard = lock::lock();
+    read_some(&lock::lock(), entry, Instant::now() + limits::EVENTS_SLICE);
+    true
+}
+
+/// Commands look at the lines under this lock, too: to them an event is always in one of them.
+fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
+    let queue = &entry.active.core.events;
+    queue::taken(guard);
     let mut taken: Vec<Event> = {
         let mut line = queue.line.0.lock();
         let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
         line.waiting.drain(..count).rev().collect()
     };
     let mut ready = Vec::with_capacity(taken.len());
-    let (start, mut reading) = (Instant::now(), Reading::default());
+    let mut reading = Reading::default();
     while !taken.is_empty() {
-        reading.some(&guard, entry, &mut taken, &mut ready);
-        if start.elapsed() >= limits::EVENTS_SLICE {
+        reading.some(guard, entry, &mut taken, &mut ready);
+        if Instant::now() >= end {
             break;
         }
     }
+    reading.unpack(&mut ready);
     let mut line = queue.line.0.lock();
     queue.ready.0.lock().events.extend(ready);
     // What was not read goes back to its place; the last one taken is the first in line.
     taken.into_iter().for_each(|event| line.waiting.push_front(event));
-    true
 }
 
 /// Reads records, several at once where that is possible.
@@ -108,6 +166,10 @@ struct Reading {
     bytes: Vec<u8>,
     /// Where each one is.
     places: Vec<Option<(usize, usize)>>,
+    /// Small records, one after the other: they share their memory.
+    packed: Vec<u8>,
+    /// Which ones they are, and where their ends are.
+    packed_ends: Vec<(usize, usize)>,
 }
 
 impl Reading {
@@ -126,17 +188,41 @@ impl Reading {
             let Some(event) = taken.pop() else { return };
             let place = self.places.get(at).copied().flatten();
             let known = place.map(|(start, end)| &self.bytes[start..end]);
-            let record = record::read(
-                guard,
-                &entry.active,
-                (&event.name, &event.key),
-                event.wish(entry),
+            let (known, place, wish) = (
                 known.filter(|_| strings),
+                (&*event.name, &*event.key),
+                event.wish(entry),
             );
+            let record = match strings {
+                true => {
+                    let read = record::read_behind(guard, &entry.active, place, wish, known, &mut self.packed);
+                    self.packed_ends.push((ready.len(), self.packed.len()));
+                    read.map(|()| RecordBatch::default())
+                }
+                false => record::read(guard, &entry.active, place, wish, known),
+            };
             if alone {
                 self.adapt(record.as_ref().map_or(1, |record| record.bytes.len()));
             }
             ready.push(Ready { event, record });
+        }
+        if self.packed.len() >= limits::RECORDS_PACKED {
+            self.unpack(ready);
+        }
+    }
+
+    /// Gives the records that were packed to their events.
+    fn unpack(&mut self, ready: &mut [Ready]) {
+        let bytes = Bytes::from(std::mem::take(&mut self.packed));
+        let mut start = 0;
+        for (at, end) in self.packed_ends.drain(..) {
+            if let Ok(record) = &mut ready[at].record {
+                *record = RecordBatch {
+                    bytes: bytes.slice(start..end),
+                    records: 1,
+                };
+            }
+            start = end;
         }
     }
 
@@ -166,7 +252,6 @@ impl Reading {
 
 /// Runs what is ready, with the GIL, until the turn is over: from now on, because the wait for the GIL may have been long.
 fn run_ready(entry: &Arc<Entry>) {
-    let begun = Instant::now();
     let active = &entry.active;
     let Some(invoker) = active.code().ok().and_then(|code| code.invoker.as_ref()) else {
         // The code was there when the event was taken; it does not go.
@@ -175,9 +260,12 @@ fn run_ready(entry: &Arc<Entry>) {
     let _identity = identity::enter(active.core.loaded.user.clone());
     let (engine, keep) = (&module().engine, module().config.max_executions_per_registration());
     let mut interrupt = PythonInterrupt::new();
+    // One look at the clock for each event: where one ends the next one begins.
+    let mut now_ns = engine.now_ns();
+    let turn_ends = now_ns + limits::EVENTS_TURN.as_nanos() as u64;
     while let Some(Ready { event, record }) = next_ready(active, &interrupt) {
-        let start_ns = engine.now_ns();
-        active.core.events.progress_ns.store(start_ns, Ordering::Relaxed);
+        let start_ns = now_ns;
+        active.core.events.progress_ns.0.store(start_ns, Ordering::Relaxed);
         let number = event.number;
         let ran = {
             let _depth = depth::enter(event.depth);
@@ -193,7 +281,8 @@ fn run_ready(entry: &Arc<Entry>) {
             Invoked::Done(outcome) => outcome,
             Invoked::Continues(rest) if active.core.swift.handed_over(engine, number) => {
                 fire::go_on(entry, event, number, rest);
-                if begun.elapsed() >= limits::EVENTS_TURN {
+                now_ns = engine.now_ns();
+                if now_ns >= turn_ends {
                     return;
                 }
                 continue;
@@ -204,7 +293,8 @@ fn run_ready(entry: &Arc<Entry>) {
                 ..Outcome::default()
             },
         };
-        let total_ns = engine.now_ns() - start_ns;
+        now_ns = engine.now_ns();
+        let total_ns = now_ns - start_ns;
         let first_error = outcome.errors.first().cloned();
         let aborted = active.core.swift.ended(engine, number, outcome, total_ns, keep);
         let end = match &first_error {
@@ -218,7 +308,7 @@ fn run_ready(entry: &Arc<Entry>) {
             // Somebody may still use it, to stop what is over.
             interrupt = PythonInterrupt::new();
         }
-        if begun.elapsed() >= limits::EVENTS_TURN {
+        if now_ns >= turn_ends {
             return;
         }
     }
@@ -241,6 +331,15 @@ fn next_ready(active: &Active, interrupt: &Arc<PythonInterrupt>) -> Option<Ready
 impl queue::Queue {
     fn nothing_ready(&self) -> bool {
         self.ready.0.lock().events.is_empty()
+    }
+
+    /// There are records; waits a moment for those that the main thread is about to read.
+    fn is_ready(&self) -> bool {
+        let mut ready = self.ready.0.lock();
+        if ready.events.is_empty() && self.announced.0.load(Ordering::Relaxed) {
+            self.arrived.wait_for(&mut ready, limits::EVENTS_COME);
+        }
+        !ready.events.is_empty()
     }
 }
 
@@ -270,7 +369,7 @@ fn look_after(entry: &Arc<Entry>) {
             let since = module()
                 .engine
                 .now_ns()
-                .saturating_sub(queue.progress_ns.load(Ordering::Relaxed));
+                .saturating_sub(queue.progress_ns.0.load(Ordering::Relaxed));
             if since > limits::EVENT_STUCK.as_nanos() as u64 {
                 line.spare = false;
                 line.workers += 1;
