@@ -56,6 +56,60 @@ GB().foreach(hold).register('k*', mode='async_local', eventTypes=['set'], readVa
     assert SLOW <= after["rg_events_waiting_most"] <= SLOW + 1000
 
 
+def test_events_keep_their_order_whoever_reads_their_records(server, wire):
+    """The main thread reads ahead at the end of a turn; what is too much, or comes from a function, workers read."""
+    register(
+        wire,
+        """
+log = []
+GB().foreach(lambda x: log.append(x['key'] + '=' + x['value'])).register('k*', mode='async_local', eventTypes=['set'])
+GB('CommandReader').flatmap(lambda x: log).register(trigger='log')
+""",
+    )
+    done = 0
+    for size in (1, 10, 1, 700, 5_000, 1, 12_000, 300):
+        wire.send_raw(b"".join(encode(("SET", f"k{i}", f"v{i}")) for i in range(done, done + size)))
+        assert [wire.read() for _ in range(size)] == [Simple("OK")] * size
+        done += size
+    from_function = f"for i in range({done}, {done + 2_000}): execute('set', f'k{{i}}', f'v{{i}}')"
+    assert wire.ok("RG.PYEXECUTE", from_function) == Simple("OK")
+    done += 2_000
+    settled(wire)
+    assert counters(wire) == (done, done, 0, 0)
+    assert wire.ok("RG.TRIGGER", "log") == [f"k{i}=v{i}".encode() for i in range(done)]
+
+
+def test_a_handler_that_waits_does_not_hold_up_events_that_come_later(server, wire):
+    register(
+        wire,
+        """
+import time
+log = []
+def note(x):
+    log.append('begun ' + x['key'])
+    while x['key'] == 'kslow' and execute('exists', 'gate') == 0:
+        time.sleep(0.01)
+    log.append(x['key'])
+GB().foreach(note).register('k*', mode='async_local', eventTypes=['set'])
+GB('CommandReader').flatmap(lambda x: log).register(trigger='log')
+""",
+    )
+
+    def log():
+        return wire.ok("RG.TRIGGER", "log")
+
+    wire.ok("SET", "kslow", "1")
+    wait_until(lambda: b"begun kslow" in log(), "the first handler being in its wait")
+    for key in (b"k1", b"k2"):
+        wire.ok("SET", key, "1")
+        wait_until(lambda key=key: key in log(), "a later event being handled")
+    assert b"kslow" not in log()
+    wire.ok("SET", "gate", "1")
+    wait_until(lambda: b"kslow" in log(), "the end of the first handler")
+    settled(wire)
+    assert counters(wire) == (3, 3, 0, 0)
+
+
 def test_a_run_that_holds_the_interpreter_in_long_calls_does_not_starve_events(server, wire):
     """Between two such calls many events are handled, not one."""
     register(wire, "GB().foreach(lambda x: None).register('k*', mode='async_local', eventTypes=['set'])")

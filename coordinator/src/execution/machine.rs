@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::exchange::{Exchange, ExchangeKind, Sends};
 use crate::{
     codec::RecordBatch,
@@ -84,8 +86,8 @@ pub struct Setup {
 /// What the execution gave on this shard.
 #[derive(Debug, Default, Clone)]
 pub struct Outcome {
-    /// Encoded results, in order.
-    pub results: Vec<RecordBatch>,
+    /// Encoded results, in order. Mostly one batch, which has room here.
+    pub results: SmallVec<[RecordBatch; 1]>,
     /// Error texts.
     pub errors: Vec<String>,
 }

@@ -57,6 +57,8 @@ pub(super) struct Chain {
     /// For the functions that callbacks call.
     pub(super) moment: Arc<Moment>,
     profile: bool,
+    /// Some step has something to emit at the end, or to be put back.
+    keeps: bool,
     /// Steps before this one get no more records: a limit behind them is satisfied.
     floor: usize,
     pub(super) closing: Option<Closing>,
@@ -69,6 +71,7 @@ pub(super) struct Chain {
 impl Chain {
     pub(super) fn new(steps: Vec<Step>, profile: bool) -> Chain {
         Chain {
+            keeps: !steps.iter().all(|step| step.kind.keeps_nothing()),
             steps,
             stack: Vec::new(),
             lines: Lines::default(),
@@ -277,6 +280,9 @@ impl Chain {
     pub(super) fn end(&mut self, py: Python<'_>, exit: &mut impl Exit) {
         if self.is_waiting() {
             return;
+        }
+        if !self.keeps {
+            return self.stack.clear();
         }
         self.begin_closing();
         while !self.is_waiting() && self.emit_next(py, exit) {

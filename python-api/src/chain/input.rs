@@ -87,6 +87,19 @@ impl Batch {
     }
 }
 
+/// Reads the one record that is there; the error is a text.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+pub(super) unsafe fn pull_one(py: Python<'_>, record: &[u8], decoder: &Decoder) -> Result<Item, String> {
+    // SAFETY: as for this function; the record has no key that would have to outlive it.
+    unsafe { read(&mut Cursor::at(record, 0), decoder, false) }.map_err(|error| match error {
+        DecodeError::Python => take_error_text(py),
+        DecodeError::Codec(e) => undecodable(&e.to_string(), 1),
+    })
+}
+
 /// # Safety
 /// The GIL is held.
 #[inline]

@@ -15,7 +15,7 @@ use pyo3::{ffi, prelude::*};
 use super::{
     ExecContext, build,
     fused::{Chain, Exit},
-    input::{Batch, Pulled},
+    input::{Batch, Pulled, pull_one},
     item::{Item, Raised},
     runner::Runner,
     state::{Rest, State},
@@ -111,6 +111,19 @@ impl Invoker {
     /// Runs the steps with all records of a batch, as one execution. Takes the GIL, unless this thread has it.
     pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Invoked {
         self.run(origin, |py, chain, exit| self.feed(py, chain, batch, exit))
+    }
+
+    /// Runs the steps with one encoded record. Takes the GIL, unless this thread has it.
+    pub fn call_record(&self, record: &[u8], origin: Option<Arc<dyn Origin>>) -> Invoked {
+        self.run(origin, |py, chain, exit| {
+            // SAFETY: the GIL is held.
+            match unsafe { pull_one(py, record, &self.decoder) } {
+                Ok(item) => chain.push_one(py, item, exit),
+                Err(text) => exit.error(text),
+            }
+            chain.end(py, exit);
+            Batch::default()
+        })
     }
 
     /// What comes after a record that was postponed is left: it is not of this call any more.
@@ -309,8 +322,8 @@ impl ToOutcome<'_> {
     /// And memory for the next call.
     fn into_outcome(mut self) -> (Outcome, Vec<u8>) {
         let mut outcome = Outcome {
-            results: Vec::new(),
             errors: self.errors,
+            ..Outcome::default()
         };
         if self.records > 0 {
             let bytes = match self.bytes.len() {

@@ -42,6 +42,22 @@ impl Kind {
         }
     }
 
+    /// The step is after each record as it was before.
+    pub(super) fn keeps_nothing(&self) -> bool {
+        matches!(
+            self,
+            Kind::Map(_)
+                | Kind::ToStr
+                | Kind::ToFloat
+                | Kind::Filter(_)
+                | Kind::ForEach(_)
+                | Kind::FlatMap(_)
+                | Kind::ExtractKey(_)
+                | Kind::DropKey
+                | Kind::KeyedToDict
+        )
+    }
+
     /// The step keeps Python objects, or may do so.
     pub(super) fn holds_objects(&self) -> bool {
         match self {

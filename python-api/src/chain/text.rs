@@ -6,7 +6,7 @@
 use oxigears_coordinator::codec::{put_varint, tag};
 use pyo3::ffi;
 
-use crate::{codec::new_text, obj::Obj};
+use crate::{codec::new_text, obj::Obj, runtime::runtime};
 
 /// Longer texts gain little.
 const MOST_BYTES: usize = 4096;
@@ -137,13 +137,30 @@ unsafe fn put_dict(out: &mut Vec<u8>, dict: *mut ffi::PyObject, depth: usize) ->
             if !std::mem::take(&mut first) {
                 out.extend_from_slice(b", ");
             }
-            put(out, key, depth)?;
+            match word(key) {
+                Some(quoted) => out.extend_from_slice(quoted),
+                None => put(out, key, depth)?,
+            }
             out.extend_from_slice(b": ");
             put(out, value, depth)?;
         }
     }
     out.push(b'}');
     Some(())
+}
+
+/// The text of a key that the records of readers have, which is always the same object.
+#[inline]
+fn word(key: *mut ffi::PyObject) -> Option<&'static [u8]> {
+    let words = &runtime().words;
+    match () {
+        () if key == words.event.as_ptr() => Some(b"'event'"),
+        () if key == words.key.as_ptr() => Some(b"'key'"),
+        () if key == words.kind.as_ptr() => Some(b"'type'"),
+        () if key == words.value.as_ptr() => Some(b"'value'"),
+        () if key == words.id.as_ptr() => Some(b"'id'"),
+        () => None,
+    }
 }
 
 /// # Safety
@@ -164,9 +181,7 @@ unsafe fn put_text(out: &mut Vec<u8>, text: *mut ffi::PyObject) -> Option<()> {
         }
         std::slice::from_raw_parts(start.cast(), len as usize)
     };
-    // Quotes and backslashes change the form; the rest of ASCII is printed as it is. Looks at all, several at once.
-    let is_plain = |b: &u8| matches!(b, b' '..=b'~') & (*b != b'\'') & (*b != b'\\');
-    if !bytes.iter().fold(true, |all, b| all & is_plain(b)) {
+    if !is_plain(bytes) {
         return None;
     }
     out.reserve(bytes.len() + 2);
@@ -174,6 +189,36 @@ unsafe fn put_text(out: &mut Vec<u8>, text: *mut ffi::PyObject) -> Option<()> {
     out.extend_from_slice(bytes);
     out.push(b'\'');
     Some(())
+}
+
+/// Python prints the text as it is, between quotes: ASCII without control characters, quotes and backslashes.
+#[inline]
+fn is_plain(text: &[u8]) -> bool {
+    let (eights, rest) = text.as_chunks::<8>();
+    if !rest.is_empty() {
+        // Filled up with something plain.
+        let mut last = [b'x'; 8];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        if !are_plain(u64::from_le_bytes(last)) {
+            return false;
+        }
+    }
+    eights.iter().all(|eight| are_plain(u64::from_le_bytes(*eight)))
+}
+
+/// The same for eight bytes at once. The tests for a byte that is zero, or less than a number, are those of "Bit Twiddling
+/// Hacks" (S. E. Anderson, Stanford); they see no byte wrongly as long as none has its highest bit set.
+#[inline]
+fn are_plain(eight: u64) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    let zero = |x: u64| x.wrapping_sub(ONES) & !x & HIGHS;
+    let of = |byte: u8| ONES * u64::from(byte);
+    let below_space = eight.wrapping_sub(of(b' ')) & !eight & HIGHS;
+    let odd = eight & HIGHS | below_space | zero(eight ^ of(b'\'')) | zero(eight ^ of(b'\\')) | zero(eight ^ of(0x7f));
+    odd == 0
 }
 
 /// # Safety
@@ -195,6 +240,27 @@ mod tests {
     use pyo3::{prelude::*, types::PyDict};
 
     use super::*;
+
+    #[test]
+    fn every_byte_at_every_place() {
+        let is_one_plain = |b: u8| matches!(b, b' '..=b'~') && !matches!(b, b'\'' | b'\\');
+        for byte in 0..=255u8 {
+            for len in 1..=17 {
+                for at in 0..len {
+                    let mut text = vec![b'a'; len];
+                    text[at] = byte;
+                    assert_eq!(is_plain(&text), is_one_plain(byte), "{byte} at {at} of {len}");
+                    // Neighbours that borrow from it.
+                    text.iter_mut()
+                        .enumerate()
+                        .filter(|(i, _)| *i != at)
+                        .for_each(|(_, b)| *b = b' ');
+                    assert_eq!(is_plain(&text), is_one_plain(byte), "{byte} at {at} of {len}, spaces");
+                }
+            }
+        }
+        assert!(is_plain(b""));
+    }
 
     #[test]
     fn looks_as_python_writes_it_or_is_left_to_python() {

@@ -577,10 +577,11 @@ fn runs_are_awaited() {
                     oxigears_coordinator::codec::put_int(&mut bytes, played);
                     when_over(crate::RunOver {
                         outcome: oxigears_coordinator::execution::Outcome {
-                            results: vec![RecordBatch {
+                            results: [RecordBatch {
                                 bytes: bytes.into(),
                                 records: 1,
-                            }],
+                            }]
+                            .into(),
                             errors: vec!["one failed".into()],
                         },
                         aborted: false,

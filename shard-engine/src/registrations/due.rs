@@ -19,7 +19,13 @@ use std::{
 use oxigears_coordinator::engine::panic_text;
 use oxigears_python_api as python;
 
-use super::{is_master, keys::fresh, limits, sync};
+use super::{
+    is_master,
+    keys::{fresh, sync::SyncShot},
+    limits,
+    streams::locked,
+    sync,
+};
 use crate::redis::{
     call,
     guarded::Guarded,
@@ -29,15 +35,33 @@ use crate::redis::{
 };
 
 /// A handler that is due.
-pub trait Shot: Send {
-    /// Runs it, with server lock and GIL held. Counts how it ended. What it writes may push further shots, which are
-    /// fired after it.
-    fn fire(self: Box<Self>, guard: &ServerLock);
-    /// It does not run, for this reason; it counts that. Without the GIL.
-    fn abort(self: Box<Self>, why: &str);
+pub enum Due {
+    /// Of an event of a key.
+    Event(SyncShot),
+    /// Of entries of a stream.
+    Entries(locked::Shot),
 }
 
-static QUEUE: Guarded<VecDeque<Box<dyn Shot>>> = Guarded::new(VecDeque::new());
+impl Due {
+    /// Runs it, with server lock and GIL held. Counts how it ended. What it writes may push further shots, which are
+    /// fired after it.
+    fn fire(self, guard: &ServerLock) {
+        match self {
+            Due::Event(shot) => shot.fire(guard),
+            Due::Entries(shot) => shot.fire(guard),
+        }
+    }
+
+    /// It does not run, for this reason; it counts that. Without the GIL.
+    fn abort(self, why: &str) {
+        match self {
+            Due::Event(shot) => shot.abort(why),
+            Due::Entries(shot) => shot.abort(why),
+        }
+    }
+}
+
+static QUEUE: Guarded<VecDeque<Due>> = Guarded::new(VecDeque::new());
 /// Its length, to be looked at without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -84,7 +108,7 @@ pub fn start() {
 }
 
 /// A handler is due as soon as the command at hand is over. Called in a notification of the server: runs nothing.
-pub fn push(guard: &ServerLock, shot: Box<dyn Shot>) {
+pub fn push(guard: &ServerLock, shot: Due) {
     let mut queue = QUEUE.borrow_mut(guard);
     if queue.len() >= limits::DUE_SHOTS {
         drop(queue);
@@ -212,7 +236,7 @@ fn fire_all(guard: &ServerLock) {
     });
 }
 
-fn pop(guard: &ServerLock) -> Option<Box<dyn Shot>> {
+fn pop(guard: &ServerLock) -> Option<Due> {
     let mut queue = QUEUE.borrow_mut(guard);
     let shot = queue.pop_front();
     WAITING.store(queue.len(), Ordering::Release);

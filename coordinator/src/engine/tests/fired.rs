@@ -63,7 +63,7 @@ fn every_shard_gets_its_own_copy_of_the_input() {
     let c = active(3);
     let execution = fire(&c.engines[1]);
     assert_eq!(finish(&execution), (Phase::Done, 3, vec![]));
-    execution.with_outcome(|o| assert_eq!(o.results, vec![input(); 3]));
+    execution.with_outcome(|o| assert_eq!(o.results[..], vec![input(); 3]));
     assert_eq!(execution.registration().map(|id| &**id), Some(REGISTRATION));
     assert!(c.engines[1].listed().iter().all(|listed| listed.registered));
     // Only the initiator keeps it, until its client has the reply.
@@ -229,7 +229,7 @@ fn on_one_shard_it_is_prepared_run_and_answered_by_one_thread() {
     let answered: Arc<Mutex<Option<String>>> = Arc::default();
     let seen = answered.clone();
     let waiter: Waiter = Box::new(move |execution| {
-        assert_eq!(execution.take_outcome().results, [input()]);
+        assert_eq!(execution.take_outcome().results[..], [input()]);
         *seen.lock() = std::thread::current().name().map(str::to_owned);
     });
     let execution = c.engines[0].create(fired(Mode::AsyncLocal), Some(waiter)).unwrap();

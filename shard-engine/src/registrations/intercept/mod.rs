@@ -14,7 +14,7 @@ mod check;
 pub mod facts;
 mod hooks;
 mod judge;
-mod keyset;
+pub mod keyset;
 mod links;
 mod raised;
 mod table;

@@ -24,7 +24,9 @@ pub const NAME_BYTES: usize = 64;
 /// All commands that are looked at, by their names in lower case.
 #[derive(Default)]
 pub struct Table {
-    by_name: HashMap<Box<[u8]>, Arc<Entry>>,
+    /// Of up to eight bytes, which most names have.
+    short: HashMap<u64, Arc<Entry>>,
+    long: HashMap<Box<[u8]>, Arc<Entry>>,
     /// Commands are taken over for nothing else than that writers wait while the queue is full.
     only_queued: bool,
 }
@@ -99,7 +101,7 @@ impl Table {
 
     /// Nothing is looked at.
     pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+        self.short.is_empty() && self.long.is_empty()
     }
 
     /// Somebody has to look at commands now.
@@ -110,12 +112,29 @@ impl Table {
     /// The command of this name, in any case.
     #[inline]
     pub fn find(&self, name: &[u8]) -> Option<&Arc<Entry>> {
+        if name.len() <= 8 {
+            return self.short.get(&packed(name)?);
+        }
         let mut lower = [0; NAME_BYTES];
         let lower = lower.get_mut(..name.len())?;
-        lower.copy_from_slice(name);
-        lower.make_ascii_lowercase();
-        self.by_name.get(&*lower)
+        for (to, from) in lower.iter_mut().zip(name) {
+            *to = from.to_ascii_lowercase();
+        }
+        self.long.get(&*lower)
     }
+}
+
+/// A name of up to eight bytes, in lower case, as a number. `None` for others, and for one that ends with a zero, which
+/// would look like a shorter one.
+#[inline]
+fn packed(name: &[u8]) -> Option<u64> {
+    if name.len() > 8 || name.last() == Some(&0) {
+        return None;
+    }
+    let number = name.iter().rev().fold(0, |number: u64, byte| {
+        number << 8 | u64::from(byte.to_ascii_lowercase())
+    });
+    Some(number)
 }
 
 impl Taken {
@@ -302,7 +321,17 @@ impl Needs {
             };
             by_name.insert(name.as_bytes().into(), Arc::new(entry));
         }
-        Table { by_name, only_queued }
+        let mut table = Table {
+            only_queued,
+            ..Table::default()
+        };
+        for (name, entry) in by_name {
+            match packed(&name) {
+                Some(packed) => drop(table.short.insert(packed, entry)),
+                None => drop(table.long.insert(name, entry)),
+            }
+        }
+        table
     }
 }
 
@@ -361,6 +390,47 @@ impl Taken {
             link_keys,
             sync_keys: None,
             slow_keys: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_case_and_not_confused() {
+        let mut table = Table::default();
+        for name in ["set", "setrange", "setrange2", "s"] {
+            let entry = Arc::new(Entry {
+                is_exec: name == "set",
+                ..Entry::default()
+            });
+            match packed(name.as_bytes()) {
+                Some(number) => table.short.insert(number, entry),
+                None => table.long.insert(name.as_bytes().into(), entry),
+            };
+        }
+        for name in ["set", "SET", "sEt"] {
+            assert!(table.find(name.as_bytes()).is_some_and(|entry| entry.is_exec), "{name}");
+        }
+        for name in ["SETRANGE", "SetRange2", "S"] {
+            assert!(
+                table.find(name.as_bytes()).is_some_and(|entry| !entry.is_exec),
+                "{name}"
+            );
+        }
+        for name in [
+            "",
+            "se",
+            "set\0",
+            "setrange\0",
+            "setrangf",
+            "setrange22",
+            "\u{e9}",
+            &"x".repeat(100),
+        ] {
+            assert!(table.find(name.as_bytes()).is_none(), "{name}");
         }
     }
 }

@@ -16,7 +16,8 @@ use super::{
     index::Entry,
     link::{self, Tie},
     names::Name,
-    queue, spread, sync,
+    queue, spread,
+    sync::SyncShot,
 };
 use crate::{
     module::module,
@@ -25,7 +26,8 @@ use crate::{
     registrations::{
         active::Active,
         continuing::{self, Over},
-        depth, due,
+        depth,
+        due::{self, Due},
         stats::End,
     },
 };
@@ -108,7 +110,7 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
         tied: tied(entry),
     };
     match entry.mode() {
-        RegisterMode::Sync => due::push(guard, Box::new(sync::SyncShot::new(entry.clone(), event))),
+        RegisterMode::Sync => due::push(guard, Due::Event(SyncShot::new(entry.clone(), event))),
         RegisterMode::Async if module().is_cluster => spread::start(entry, event),
         _ => queue::push(guard, entry, event),
     }

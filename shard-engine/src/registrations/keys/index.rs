@@ -16,7 +16,7 @@ use oxigears_coordinator::{
 use smallvec::SmallVec;
 
 use super::{
-    super::{active::Active, padded::Padded},
+    super::{active::Active, intercept::keyset::begins_with, padded::Padded},
     link,
 };
 use crate::redis::{guarded::Guarded, key::Kind, lock::ServerLock, notify};
@@ -84,7 +84,7 @@ impl Entry {
     fn is_for(&self, key: &[u8]) -> bool {
         match &self.name {
             Name::Exact(name) => **name == *key,
-            Name::Prefix(start) => key.starts_with(start),
+            Name::Prefix(start) => begins_with(key, start),
         }
     }
 
@@ -204,10 +204,11 @@ impl Index {
         let mut lists = 0;
         for list in self.lists(key) {
             let before = found.len();
-            let fitting = list
-                .iter()
-                .filter(|entry| entry.is_for(key) && entry.wants(event, beside));
-            found.extend(fitting);
+            for entry in list {
+                if entry.is_for(key) && entry.wants(event, beside) {
+                    found.push(entry);
+                }
+            }
             lists += usize::from(found.len() > before);
         }
         if lists > 1 {

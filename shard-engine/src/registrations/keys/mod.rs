@@ -2,7 +2,7 @@
 //!
 //! * `index`: which registrations an event concerns
 //! * `fire`: one registration and one event; `sync`: handlers that run right after the command
-//! * `queue`, `worker`: events that wait for a worker thread of this shard, and what it does
+//! * `queue`, `reading`, `worker`: events that wait for a worker thread of this shard, their records, and what it does
 //! * `spread`: executions on all shards of a cluster
 //! * `record`: what scripts see of an event; `fresh`: a value that is at hand; `link`: the client's command that caused it
 //! * `names`: names of events, each kept once
@@ -15,9 +15,10 @@ pub mod index;
 pub mod link;
 mod names;
 pub mod queue;
+mod reading;
 pub mod record;
 mod spread;
-mod sync;
+pub mod sync;
 mod worker;
 
 use std::{
@@ -51,7 +52,7 @@ thread_local! {
 /// At load.
 pub fn start() {
     notify::listen(told);
-    worker::start();
+    reading::start();
 }
 
 /// Stream registrations want to hear of all events, before others do. At load.

@@ -7,14 +7,14 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use oxigears_coordinator::{codec::RecordBatch, engine::Waiting};
 use parking_lot::{Condvar, Mutex};
 
-use super::{fire::Event, index::Entry, worker};
+use super::{fire::Event, index::Entry, reading};
 use crate::{
     module::module,
     redis::{lock::ServerLock, log},
@@ -41,6 +41,10 @@ pub struct Queue {
     pub(super) arrived: Condvar,
     /// When an event began last, in ns of the engine's clock.
     pub(super) progress_ns: Padded<AtomicU64>,
+    /// Workers that are on their way to the next event.
+    pub(super) coming: Padded<AtomicU32>,
+    /// How the worker that ran steps last is known as holder of the GIL.
+    pub(super) holder: Padded<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -70,6 +74,15 @@ pub(super) struct Line {
     pub workers: u32,
     /// A task looks whether they are held up.
     pub spare: bool,
+}
+
+impl Line {
+    /// A task should look after the line, and none does: counts it.
+    pub fn takes_spare(&mut self) -> bool {
+        let takes = !self.spare && self.workers < module().config.execution_threads() as u32;
+        self.spare |= takes;
+        takes
+    }
 }
 
 /// An event with its record, or why there is none.
@@ -178,7 +191,7 @@ pub fn push(guard: &ServerLock, entry: &Arc<Entry>, mut event: Event) {
     let idle = line.workers == 0;
     line.workers += u32::from(idle);
     drop(line);
-    worker::came(guard, entry, idle);
+    reading::came(guard, entry, idle);
 }
 
 #[cold]

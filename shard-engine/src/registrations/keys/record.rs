@@ -56,6 +56,28 @@ pub fn read(
     })
 }
 
+/// The same in memory that this thread uses again and again; to be given back by `give_back`.
+pub fn take(
+    guard: &ServerLock,
+    active: &Active,
+    place: (&str, &[u8]),
+    wish: Wish,
+    known: Option<&[u8]>,
+) -> Result<Vec<u8>, String> {
+    TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
+        bytes.clear();
+        append(guard, active, place, wish, known, bytes, scan)?;
+        Ok(std::mem::take(bytes))
+    })
+}
+
+/// See `take`.
+pub fn give_back(record: Vec<u8>) {
+    if record.capacity() <= limits::RECORD_KEPT {
+        TOOLS.with_borrow_mut(|tools| tools.bytes = record);
+    }
+}
+
 /// The same behind other records.
 pub fn read_behind(
     guard: &ServerLock,

@@ -16,12 +16,7 @@ use crate::{
     identity,
     module::module,
     redis::lock::ServerLock,
-    registrations::{
-        depth,
-        due::{self, Shot},
-        stats::End,
-        sync,
-    },
+    registrations::{depth, due, stats::End, sync},
 };
 
 /// One event for one registration.
@@ -51,31 +46,32 @@ impl SyncShot {
         let _depth = depth::enter(event.depth);
         let _quiet = Quiet::enter();
         let (place, wish) = ((&*event.name, &*event.key), event.wish(&self.entry));
-        match fresh::with(&event.key, |known| record::read(guard, active, place, wish, known)) {
-            Ok(batch) => {
-                let origin = event
-                    .origin()
-                    .or_else(|| due::must_end_here().then(sync::at_once).flatten());
-                invoker.call_batch(batch, origin)
-            }
-            Err(text) => failed(text),
-        }
+        let record = match fresh::with(&event.key, |known| record::take(guard, active, place, wish, known)) {
+            Ok(record) => record,
+            Err(text) => return failed(text),
+        };
+        let origin = event
+            .origin()
+            .or_else(|| due::must_end_here().then(sync::at_once).flatten());
+        let invoked = invoker.call_record(&record, origin);
+        record::give_back(record);
+        invoked
     }
-}
 
-impl Shot for SyncShot {
-    fn fire(self: Box<Self>, guard: &ServerLock) {
+    /// Runs it; see `due`.
+    pub fn fire(self, guard: &ServerLock) {
         let start = Instant::now();
         let ran = self.run(guard);
         let number = module().engine.next_number();
-        let SyncShot { entry, event } = *self;
+        let SyncShot { entry, event } = self;
         match ran {
             Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, start.elapsed().as_nanos() as u64),
             Invoked::Continues(rest) => fire::go_on(&entry, event, number, rest),
         }
     }
 
-    fn abort(self: Box<Self>, why: &str) {
+    /// It does not run.
+    pub fn abort(self, why: &str) {
         self.entry.active.core.stats.ended(&End::Refused(why), 0);
     }
 }

@@ -15,7 +15,7 @@ use oxigears_coordinator::{
 use parking_lot::Mutex;
 
 use super::{
-    super::{active::Core, limits},
+    super::{active::Core, intercept::keyset::begins_with, limits},
     flow::{Flow, Next, Rules},
 };
 use crate::module::module;
@@ -158,7 +158,7 @@ impl Consumer {
     /// The streams of this name are its.
     pub fn wants(&self, key: &[u8]) -> bool {
         match self.prefix.strip_suffix(b"*") {
-            Some(prefix) => key.starts_with(prefix),
+            Some(prefix) => begins_with(key, prefix),
             None => key == &*self.prefix,
         }
     }

@@ -6,7 +6,7 @@ use oxigears_coordinator::{codec::RecordBatch, execution::Outcome};
 use oxigears_python_api::{AtOnce, Continuation, Invoked, Invoker};
 
 use super::{
-    super::{due, limits},
+    super::limits,
     batch::{self, Batch, Kept, Look, Settled, Verdict},
     consumer::{Consumer, Key},
     flow::Next,
@@ -36,8 +36,9 @@ impl Shot {
     }
 }
 
-impl due::Shot for Shot {
-    fn fire(self: Box<Self>, guard: &ServerLock) {
+impl Shot {
+    /// Runs it; see `due`.
+    pub fn fire(self, guard: &ServerLock) {
         let (start, mut kept) = (Instant::now(), None);
         loop {
             let (next, hold) = one(guard, &self.consumer, &self.key, kept);
@@ -51,7 +52,8 @@ impl due::Shot for Shot {
         }
     }
 
-    fn abort(self: Box<Self>, why: &str) {
+    /// It does not run.
+    pub fn abort(self, why: &str) {
         let (consumer, key) = (&self.consumer, &self.key);
         consumer.core.stats.ran(&super::super::stats::End::Aborted, 0);
         log::warning(&format!("a batch of {} does not run: {why}", consumer.registration.id));

@@ -12,7 +12,7 @@ mod batch;
 mod consumer;
 mod flow;
 mod group;
-mod locked;
+pub mod locked;
 mod running;
 mod scan;
 pub mod transaction;

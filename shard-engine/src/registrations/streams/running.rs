@@ -19,7 +19,13 @@ use oxigears_coordinator::{
 use oxigears_python_api as python;
 
 use super::{
-    super::{continuing, due, limits, occasion::Occasion, registrations},
+    super::{
+        continuing,
+        due::{self, Due},
+        limits,
+        occasion::Occasion,
+        registrations,
+    },
     all,
     batch::{self, Batch, Kept, Look, Settled, Verdict, wall_ms},
     consumer::{Consumer, Key},
@@ -80,7 +86,7 @@ pub fn act(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, next: Next, 
             });
         }
         Next::Look if consumer.is_sync() && place == Place::Event => {
-            due::push(guard, Box::new(locked::Shot::new(consumer, key)));
+            due::push(guard, Due::Entries(locked::Shot::new(consumer, key)));
         }
         Next::Look => look(consumer, key),
     }

@@ -1,0 +1,235 @@
+//! Reading the records of events that wait: many in one hold of the server lock, strings several at once.
+//!
+//! The main thread reads at the end of the turn of its event loop in which they came: then the keys are in its cache, and
+//! no thread has to wait for the lock. What is too much for that, and what comes while there is no such turn, workers read.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use oxigears_coordinator::codec::RecordBatch;
+use smallvec::SmallVec;
+
+use super::{
+    fire::Event,
+    index::Entry,
+    queue::{self, Queue, Ready},
+    record,
+    worker::{submit, want_spare},
+};
+use crate::{
+    module::module,
+    redis::{
+        event_loop,
+        guarded::Guarded,
+        key::with_strings_of,
+        lock::{self, ServerLock},
+    },
+    registrations::limits,
+};
+
+/// Events have come to this registration in this turn of the event loop; `idle`: and no task handles them.
+struct Came {
+    entry: Arc<Entry>,
+    idle: bool,
+}
+
+static CAME: Guarded<Vec<Came>> = Guarded::new(Vec::new());
+
+/// At load.
+pub fn start() {
+    event_loop::at_end(read_ahead);
+}
+
+/// An event has come; `idle`: and no task handles the line, but one is counted.
+pub fn came(guard: &ServerLock, entry: &Arc<Entry>, idle: bool) {
+    let queue = &entry.active.core.events;
+    let announced = queue.announced.0.load(Ordering::Relaxed);
+    if !announced && !event_loop::want_end() {
+        if idle {
+            submit(entry.clone());
+        } else {
+            want_spare(entry, 1);
+        }
+        return;
+    }
+    queue.announced.0.store(true, Ordering::Relaxed);
+    if !announced || idle {
+        let entry = entry.clone();
+        CAME.borrow_mut(guard).push(Came { entry, idle });
+    }
+}
+
+/// Reads the records of events that have come, where few are ready. On the main thread, at the end of a turn.
+fn read_ahead(guard: &ServerLock) {
+    let came = std::mem::take(&mut *CAME.borrow_mut(guard));
+    let end = Instant::now() + limits::EVENTS_SLICE;
+    for Came { entry, .. } in &came {
+        let few = entry.active.core.events.ready.0.lock().events.len() < limits::EVENTS_READY;
+        if few && Instant::now() < end {
+            read_some(guard, entry, end);
+        }
+    }
+}
+
+impl Drop for Came {
+    /// The main thread has done its part, also if it has panicked; what is left the workers read.
+    fn drop(&mut self) {
+        let queue = &self.entry.active.core.events;
+        {
+            let _ready = queue.ready.0.lock();
+            queue.announced.0.store(false, Ordering::Relaxed);
+            queue.arrived.notify_all();
+        }
+        if self.idle {
+            submit(self.entry.clone());
+        } else {
+            want_spare(&self.entry, 1);
+        }
+    }
+}
+
+/// Reads the records of events that wait, as many as fit into one hold of the lock; false if there are none.
+pub fn fill(entry: &Entry) -> bool {
+    if entry.active.core.events.line.0.lock().waiting.is_empty() {
+        return false;
+    }
+    read_some(&lock::lock(), entry, Instant::now() + limits::EVENTS_SLICE);
+    true
+}
+
+/// Commands look at the lines under this lock, too: to them an event is always in one of them.
+fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
+    let queue = &entry.active.core.events;
+    queue::taken(guard);
+    let mut taken: Vec<Event> = {
+        let mut line = queue.line.0.lock();
+        let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
+        line.waiting.drain(..count).rev().collect()
+    };
+    let mut ready = Vec::with_capacity(taken.len());
+    let mut reading = Reading::default();
+    while !taken.is_empty() {
+        reading.some(guard, entry, &mut taken, &mut ready);
+        if Instant::now() >= end {
+            break;
+        }
+    }
+    reading.unpack(&mut ready);
+    let mut line = queue.line.0.lock();
+    queue.ready.0.lock().events.extend(ready);
+    // What was not read goes back to its place; the last one taken is the first in line.
+    taken.into_iter().for_each(|event| line.waiting.push_front(event));
+}
+
+/// Reads records, several at once where that is possible.
+#[derive(Default)]
+struct Reading {
+    /// How many strings to ask for in one command: few while they are large, and a very large one is read by itself, with
+    /// no copy in between. 0: not known yet.
+    at_once: usize,
+    /// The strings of some events, one after the other.
+    bytes: Vec<u8>,
+    /// Where each one is.
+    places: Vec<Option<(usize, usize)>>,
+    /// Small records, one after the other: they share their memory.
+    packed: Vec<u8>,
+    /// Which ones they are, and where their ends are.
+    packed_ends: Vec<(usize, usize)>,
+}
+
+impl Reading {
+    /// Moves some events from the end of `taken` to `ready`, with their records.
+    fn some(&mut self, guard: &ServerLock, entry: &Entry, taken: &mut Vec<Event>, ready: &mut Vec<Ready>) {
+        let from = taken.len().saturating_sub(limits::STRINGS_AT_ONCE);
+        let count = taken.len() - from;
+        let strings = entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.likely_string);
+        let (alone, strings) = (strings && self.at_once == 1, strings && self.at_once != 1);
+        let count = match (alone, strings) {
+            (true, _) => 1,
+            (_, true) => self.ask(guard, taken, count),
+            _ => count,
+        };
+        for at in 0..count {
+            let Some(event) = taken.pop() else { return };
+            let place = self.places.get(at).copied().flatten();
+            let known = place.map(|(start, end)| &self.bytes[start..end]);
+            let (known, place, wish) = (
+                known.filter(|_| strings),
+                (&*event.name, &*event.key),
+                event.wish(entry),
+            );
+            let record = match strings {
+                true => {
+                    let read = record::read_behind(guard, &entry.active, place, wish, known, &mut self.packed);
+                    self.packed_ends.push((ready.len(), self.packed.len()));
+                    read.map(|()| RecordBatch::default())
+                }
+                false => record::read(guard, &entry.active, place, wish, known),
+            };
+            if alone {
+                self.adapt(record.as_ref().map_or(1, |record| record.bytes.len()));
+            }
+            ready.push(Ready { event, record });
+        }
+        if self.packed.len() >= limits::RECORDS_PACKED {
+            self.unpack(ready);
+        }
+    }
+
+    /// Gives the records that were packed to their events.
+    fn unpack(&mut self, ready: &mut [Ready]) {
+        let bytes = Bytes::from(std::mem::take(&mut self.packed));
+        let mut start = 0;
+        for (at, end) in self.packed_ends.drain(..) {
+            if let Ok(record) = &mut ready[at].record {
+                *record = RecordBatch {
+                    bytes: bytes.slice(start..end),
+                    records: 1,
+                };
+            }
+            start = end;
+        }
+    }
+
+    /// Asks for the strings of at most so many of the next events; gives how many.
+    fn ask(&mut self, guard: &ServerLock, taken: &[Event], most: usize) -> usize {
+        let count = most.min(self.at_once).max(1);
+        let names: SmallVec<[&[u8]; limits::STRINGS_AT_ONCE]> =
+            taken.iter().rev().take(count).map(|event| &*event.key).collect();
+        self.bytes.clear();
+        self.places.clear();
+        self.places.resize(count, None);
+        let mut largest = 1;
+        with_strings_of(guard, &names, |at, text| {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(text);
+            self.places[at] = Some((start, self.bytes.len()));
+            largest = largest.max(text.len());
+        });
+        self.adapt(largest);
+        count
+    }
+
+    fn adapt(&mut self, largest: usize) {
+        self.at_once = (limits::STRINGS_BYTES / largest).clamp(1, limits::STRINGS_AT_ONCE);
+    }
+}
+
+impl Queue {
+    /// No event has its record.
+    pub(super) fn nothing_ready(&self) -> bool {
+        self.ready.0.lock().events.is_empty()
+    }
+
+    /// There are records; waits a moment for those that the main thread is about to read.
+    pub(super) fn is_ready(&self) -> bool {
+        let mut ready = self.ready.0.lock();
+        if ready.events.is_empty() && self.announced.0.load(Ordering::Relaxed) {
+            self.arrived.wait_for(&mut ready, limits::EVENTS_COME);
+        }
+        !ready.events.is_empty()
+    }
+}
