@@ -17,7 +17,10 @@ use parking_lot::{Condvar, Mutex};
 use super::{fire::Event, index::Entry, reading};
 use crate::{
     module::module,
-    redis::{lock::ServerLock, log},
+    redis::{
+        lock::{self, ServerLock},
+        log,
+    },
     registrations::{
         active::{Active, Core},
         intercept::see_to_filter,
@@ -257,6 +260,8 @@ impl Waiting for Core {
     }
 
     fn withdraw(&self, number: u64) -> bool {
+        // Under this lock an event is always in one of the lines, and no command sees it in neither state.
+        let _guard = lock::lock();
         let found = {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();
