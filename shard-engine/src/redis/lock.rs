@@ -88,6 +88,11 @@ pub fn try_lock() -> Option<ServerLock> {
     try_enter().then(|| ServerLock { _not_send: PhantomData })
 }
 
+/// The lock, if it comes within so long.
+pub fn lock_within(wait: Duration) -> Option<ServerLock> {
+    enter_by(|| sharing::take_within(wait)).then(|| ServerLock { _not_send: PhantomData })
+}
+
 /// This thread holds the lock.
 pub fn is_held() -> bool {
     let state = STATE.get();

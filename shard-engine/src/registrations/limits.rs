@@ -29,6 +29,8 @@ pub const EVENTS_ROOM: usize = 10_000;
 pub const EVENTS_MOST: usize = 1_000_000;
 /// Events whose records are read in one hold of the server lock.
 pub const EVENTS_AT_ONCE: usize = 1024;
+/// Who aborts an event that waits waits so long for the server lock before it does without.
+pub const WITHDRAW_WAIT: Duration = Duration::from_secs(1);
 /// With so many records the main thread reads no more at the end of its turn.
 pub const EVENTS_READY: usize = 512;
 /// A worker thread waits so long for records that the main thread is about to read.

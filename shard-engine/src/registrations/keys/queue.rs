@@ -73,6 +73,8 @@ impl ReadyLine {
 #[derive(Default)]
 pub(super) struct Line {
     pub waiting: VecDeque<Event>,
+    /// Some are in neither line, because their records are being read.
+    pub reading: bool,
     /// Tasks that handle them, running or queued.
     pub workers: u32,
     /// A task looks whether they are held up.
@@ -152,7 +154,7 @@ fn judge_length(guard: &ServerLock, waiting: usize) {
     }
 }
 
-/// A worker thread has taken events.
+/// Events are taken out to be read.
 pub(super) fn taken(guard: &ServerLock) {
     judge_length(guard, WAITING.load(Ordering::Relaxed));
 }
@@ -236,6 +238,18 @@ impl Core {
         }
     }
 
+    /// It waits, or may do so again in a moment.
+    fn may_wait(&self, number: u64) -> bool {
+        let line = self.events.line.0.lock();
+        line.reading || self.is_in(&line, number)
+    }
+
+    fn is_in(&self, line: &Line, number: u64) -> bool {
+        let ready = self.events.ready.0.lock();
+        ready.events.iter().any(|ready| ready.event.number == number)
+            || line.waiting.iter().any(|event| event.number == number)
+    }
+
     /// An event does not run.
     fn gone(&self, number: u64, end: &End<'_>) {
         self.stats.ended(end, 0);
@@ -253,15 +267,16 @@ impl Waiting for Core {
     }
 
     fn waits(&self, number: u64) -> bool {
-        let line = self.events.line.0.lock();
-        let ready = self.events.ready.0.lock();
-        ready.events.iter().any(|ready| ready.event.number == number)
-            || line.waiting.iter().any(|event| event.number == number)
+        self.is_in(&self.events.line.0.lock(), number)
     }
 
     fn withdraw(&self, number: u64) -> bool {
-        // Under this lock an event is always in one of the lines, and no command sees it in neither state.
-        let _guard = lock::lock();
+        if !self.may_wait(number) {
+            return false;
+        }
+        // Under the server lock an event is always in one of the lines, and no command sees it in neither state. Not for
+        // ever: what holds that lock may be what somebody wants to abort next.
+        let _guard = lock::lock_within(limits::WITHDRAW_WAIT);
         let found = {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();

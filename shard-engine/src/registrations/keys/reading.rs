@@ -106,6 +106,7 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
     queue::taken(guard);
     let mut taken: Vec<Event> = {
         let mut line = queue.line.0.lock();
+        line.reading = true;
         let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
         line.waiting.drain(..count).rev().collect()
     };
@@ -122,6 +123,7 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
     queue.ready.0.lock().events.extend(ready);
     // What was not read goes back to its place; the last one taken is the first in line.
     taken.into_iter().for_each(|event| line.waiting.push_front(event));
+    line.reading = false;
 }
 
 /// Reads records, several at once where that is possible.
