@@ -1,7 +1,9 @@
 """Batches of mode `sync` that postpone a record: the rest goes on as an execution, and the stream waits for it."""
 
+from contextlib import contextmanager
+
 import pytest
-from replies import wait_until
+from replies import Gate, executions_of, wait_until
 from streams import (
     NOTE,
     add,
@@ -198,7 +200,7 @@ def test_the_rest_is_stopped(wire):
     register_sync(wire, HELD, f"map(held).{NOTE}")
     add(wire, "s1", "1-1", "1-2")
     wait_begun(wire, ["1-1"])
-    (execution,) = running(wire)
+    (execution,) = wait_until(lambda: running(wire), "the rest running")
     before = counters(wire)
     assert wire.call("RG.ABORTEXECUTION", execution) == OK
     wait_counters(wire, (before[0], before[1], 0, 1))
@@ -233,6 +235,43 @@ def test_a_pause_lets_the_rest_end(wire):
     assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == OK
     wait_seen(wire, ["1-1", "1-2"])
     wait_length(wire, "s1", 0)
+
+
+@contextmanager
+def all_threads_busy(server, wire):
+    """What is to run in an execution waits for a thread."""
+    threads, gate = wire.ok("RG.CONFIGGET", "ExecutionThreads")[0], Gate([server])
+    busy = f"{gate.code}\nGB('ShardsIDReader').map(hold).run()"
+    ids = [wire.ok("RG.PYEXECUTE", busy, "UNBLOCKING") for _ in range(threads)]
+    gate.wait_reached(times=threads)
+    try:
+        yield
+    finally:
+        gate.open()
+        for execution in ids:
+            wire.ok("RG.GETRESULTSBLOCKING", execution)
+            wire.ok("RG.DROPEXECUTION", execution)
+
+
+@pytest.mark.parametrize(
+    "command", (["RG.PAUSEREGISTRATIONS"], ["RG.PAUSEREGISTRATIONS", "ABORTPENDING"], ["RG.UNREGISTER"])
+)
+def test_the_rest_has_begun_even_if_it_waits_for_a_thread(server, wire, command):
+    with all_threads_busy(server, wire):
+        register_sync(wire, HELD, f"map(held).{NOTE}")
+        add(wire, "s1", "1-1", "1-2")
+        wait_begun(wire, ["1-1"])
+        waits = wait_until(lambda: [k for k, row in executions_of(wire).items() if row == (b"created", 1)], "the rest")
+        assert len(waits) == 1
+        before, registration = counters(wire), only_id(wire)
+        abort = ["ABORTPENDING"] if command == ["RG.UNREGISTER"] else []
+        assert wire.call(*command, registration, *abort) == OK
+        wire.ok("SET", "go", "1")
+    wait_seen(wire, ["1-1"])
+    wait_length(wire, "s1", 1)
+    assert begun(wire) == ["1-1"]
+    if not abort:
+        wait_counters(wire, (before[0], before[1] + 1, 0, 0))
 
 
 @pytest.mark.matrix

@@ -96,6 +96,7 @@ impl Engine {
                     input,
                     here: None,
                     idle_limit_ms,
+                    begun: false,
                 };
                 self.accept_fired(Invitation { depth, ..invitation }, fired);
                 Ok(())

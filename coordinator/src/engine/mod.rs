@@ -280,7 +280,11 @@ impl Engine {
 
     /// Aborts executions of a registration that this shard made and that have not started; how many.
     pub fn abort_unstarted(self: &Arc<Self>, registration: &str) -> usize {
-        let is_its = |e: &Arc<Execution>| e.registration().is_some_and(|id| **id == *registration);
+        let is_its = |e: &Arc<Execution>| {
+            e.fired
+                .as_ref()
+                .is_some_and(|f| *f.registration == *registration && !f.begun)
+        };
         let its = self.unfinished().into_iter().filter(is_its);
         its.filter(|e| e.drive(self, Machine::abort_unstarted)).count()
     }

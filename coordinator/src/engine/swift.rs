@@ -288,6 +288,7 @@ impl Swift {
             input: RecordBatch::default(),
             here: None,
             idle_limit_ms: 0,
+            begun: false,
         };
         let machine = Machine::shown(Arc::new(setup), phase, outcome);
         Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)

@@ -12,7 +12,7 @@ use oxigears_python_api::Continuation;
 use parking_lot::Mutex;
 
 use super::{
-    active::Active,
+    active::Core,
     depth,
     occasion::Occasion,
     stats::{End, Stats},
@@ -45,27 +45,29 @@ impl Over {
     }
 }
 
-/// Goes on with the rest of a run, at a depth of events, as an execution with this number or a new one. `then` is called
+/// Goes on with the rest of a run of this registration, at a depth of events, as an execution with this number or a new one. `then` is called
 /// once when it is over, or when it can not go on; on any thread, perhaps before this returns: it must not wait.
 pub fn go_on(
-    active: &Active,
+    registration: &Arc<str>,
+    core: &Core,
     rest: Box<Continuation>,
     number: Option<u64>,
     depth: u32,
     then: impl FnOnce(Over) + Send + 'static,
 ) {
     let order = Order {
-        plan: active.core.loaded.plan.clone(),
+        plan: core.loaded.plan.clone(),
         local: Arc::<Continuation>::from(rest),
         nested: false,
         held: false,
         fired: Some(Fired {
-            registration: active.registration.id.clone(),
+            registration: registration.clone(),
             // It concerns no other shard.
             index: 0,
             input: RecordBatch::default(),
             here: Occasion::default().carried(),
-            idle_limit_ms: active.core.idle_limit_ms,
+            idle_limit_ms: core.idle_limit_ms,
+            begun: true,
         }),
     };
     // Shared, because it comes back if the execution can not be created.

@@ -106,7 +106,8 @@ pub fn answer_client_by(answer: Answer, active: &Arc<Active>, ran: Invoked, clie
         Invoked::Done(outcome) => client.reply(|reply| answer(reply, &outcome)),
         Invoked::Continues(rest) => {
             let its = active.clone();
-            continuing::go_on(active, rest, None, depth::current(), move |over| {
+            let (id, depth) = (&active.registration.id, depth::current());
+            continuing::go_on(id, &active.core, rest, None, depth, move |over| {
                 over.count(&its.core.stats);
                 client.reply(|reply| match over.end() {
                     End::Aborted => reply.error(ABORTED),

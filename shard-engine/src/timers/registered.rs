@@ -282,7 +282,7 @@ impl Turn {
             if let Invoked::Continues(rest) = sync::run_batch(&active, &code, input, None) {
                 // Counted as triggered already; its turn lasts until it is over.
                 let core = active.core.clone();
-                continuing::go_on(&active, rest, None, 0, move |over| {
+                continuing::go_on(&active.registration.id, &active.core, rest, None, 0, move |over| {
                     let _turn = self;
                     over.count(&core.stats);
                 });
@@ -301,6 +301,7 @@ impl Turn {
                 input,
                 here: None,
                 idle_limit_ms: active.core.idle_limit_ms,
+                begun: false,
             }),
         };
         let core = active.core.clone();

@@ -49,6 +49,7 @@ fn fired(mode: Mode) -> Order {
             input: input(),
             here: None,
             idle_limit_ms: 5000,
+            begun: false,
         }),
         ..order(registered_plan(mode))
     }
@@ -315,18 +316,22 @@ fn only_what_has_not_started_is_aborted() {
         ..fired(Mode::AsyncLocal)
     };
     let held = engine.create(held, None).unwrap();
-    let mut other = fired(Mode::AsyncLocal);
-    if let Some(fired) = other.fired.as_mut() {
-        fired.registration = "another-1".into();
-    }
-    let other = engine.create(other, None).unwrap();
+    let with = |change: fn(&mut Fired)| {
+        let mut order = fired(Mode::AsyncLocal);
+        order.fired.as_mut().map(change);
+        engine.create(order, None).unwrap()
+    };
+    let other = with(|fired| fired.registration = "another-1".into());
+    let rest = with(|fired| fired.begun = true);
     assert_eq!(engine.abort_unstarted(REGISTRATION), 4);
     assert_eq!(engine.abort_unstarted(REGISTRATION), 0);
     for execution in queued.iter().chain([&held]) {
         assert_eq!(finish(execution), (Phase::Aborted, 0, vec![]));
     }
     c.hosts[0].gate.open();
-    assert_eq!(finish(&other).0, Phase::Done);
+    for execution in [&other, &rest] {
+        assert_eq!(finish(execution).0, Phase::Done);
+    }
     for execution in &busy {
         assert_eq!(finish(execution).0, Phase::Done);
     }

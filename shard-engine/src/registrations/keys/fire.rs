@@ -145,7 +145,8 @@ fn refuse_depth(active: &Active, name: &str) {
 /// What was postponed goes on; its client, if any, waits.
 pub fn go_on(entry: &Arc<Entry>, event: Event, number: u64, rest: Box<Continuation>) {
     let (its, depth) = (entry.clone(), event.depth);
-    continuing::go_on(&entry.active, rest, Some(number), depth, move |over| {
+    let Active { registration, core, .. } = &*entry.active;
+    continuing::go_on(&registration.id, core, rest, Some(number), depth, move |over| {
         let active = &its.active;
         over.count(&active.core.stats);
         let keep = module().config.max_executions_per_registration();

@@ -238,6 +238,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
                 .at_depth(batch.depth.max(1))
                 .carried(),
             idle_limit_ms: consumer.core.idle_limit_ms,
+            begun: false,
         }),
     };
     // Shared, because it comes back if the execution can not be created.
@@ -268,21 +269,13 @@ pub fn go_on_later(
     number: u64,
     rest: Box<python::Continuation>,
 ) {
-    let active = registrations()
-        .activation
-        .table()
-        .read()
-        .get_late(&consumer.registration.id)
-        .cloned();
+    let (id, core) = (&consumer.registration.id, &consumer.core);
     let (consumer, key, depth) = (consumer.clone(), key.clone(), batch.depth.max(1));
     let settle = move |verdict: Verdict, ns: u64| {
         let over = Over { batch, verdict, ns };
         all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
     };
-    let Some(active) = active else {
-        return settle(Verdict::Aborted, 0);
-    };
-    continuing::go_on(&active, rest, Some(number), depth, move |over| {
+    continuing::go_on(id, core, rest, Some(number), depth, move |over| {
         let verdict = match over.outcome.errors.first() {
             _ if over.aborted => Verdict::Aborted,
             Some(text) => Verdict::Failure(text.clone()),
