@@ -122,6 +122,10 @@ pub const QUEUED_EXECUTIONS: usize = 100_000;
 pub const CODEC_DEPTH: usize = 64;
 /// Longest text of one error that is kept or sent.
 pub const ERROR_TEXT_BYTES: usize = 512 * 1024;
+/// Pause between two interrupts of a function that is to end.
+pub const INTERRUPT_EVERY: Duration = Duration::from_millis(1);
+/// A function of an execution that has failed may go on for so long. An abort does not wait.
+pub const INTERRUPT_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two looks at idle executions and lost peers.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Requests (by log index) whose outcome the registry remembers, so that copies of them change nothing.

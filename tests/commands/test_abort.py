@@ -1,7 +1,9 @@
 """RG.ABORTEXECUTION: what has not begun, what runs, what waits, what has ended."""
 
+import time
+
 import pytest
-from replies import Gate, executions, own_plan, pair, results_of, start, wait_done, wait_until
+from replies import Gate, executions, own_plan, own_tag, pair, results_of, start, wait_done, wait_until
 from wire import Error, Simple, Wire
 
 UNKNOWN = "execution does not exist"
@@ -198,6 +200,27 @@ def test_a_distributed_one_ends_on_every_shard(wires, script, asked):
     assert results == []
     assert errors, "an aborted execution must not look complete"
     assert len(results_of(wires[0].ok("RG.PYEXECUTE", "GB('ShardsIDReader').run()"))) == 3
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_functions_end_where_they_run(cluster, wires, asked):
+    """Two shards are through; the function on the third one would run for ever."""
+    busy, key = wires[2], f"turns{{{own_tag(cluster.servers[2])}}}"
+    busy.ok("DEL", key)
+    script = f"""
+def turn(x):
+    while x == '{busy.ok("CLUSTER", "MYID").decode()}':
+        execute('incr', '{key}')
+    return x
+GB('ShardsIDReader').map(turn).run()
+"""
+    execution = start(wires[0], script)
+    wait_until(lambda: busy.ok("EXISTS", key) == 1, "the function running")
+    assert wires[asked].call("RG.ABORTEXECUTION", execution) == Simple("OK")
+    turns = busy.ok("GET", key)
+    time.sleep(0.2)
+    assert busy.ok("GET", key) == turns, "it runs although the execution is aborted"
+    assert all(executions(wire)[execution] in (b"done", b"aborted") for wire in wires)
 
 
 def test_shards_that_wait_for_a_slow_one(cluster, wires):

@@ -143,3 +143,33 @@ def test_looking_while_they_run(wire, server):
     assert not failed, failed
     settled(wire)
     assert len(of_status(wire, "done")) == count
+
+
+def test_an_endless_atomic_block_is_aborted_from_another_shard(cluster, wires):
+    """Nobody waits for the lock that it holds, although some executions are events that wait."""
+    register(wires[0], "GB().foreach(lambda x: None).register('k*', mode='async_local')")
+    own = wires[1].ok("CLUSTER", "MYID").decode()
+    program = f"""
+def f(x):
+    if x == '{own}':
+        with atomic():
+            while True:
+                pass
+    return x
+GB('ShardsIDReader').map(f).run()
+"""
+    execution = wires[0].ok("RG.PYEXECUTE", program, "UNBLOCKING")
+
+    def is_held():
+        with Wire(cluster.servers[1].port) as other:
+            other.send("PING")
+            try:
+                other.read(timeout=0.5)
+            except TimeoutError:
+                return True
+
+    wait_until(is_held, "the server being held")
+    assert wires[0].ok("RG.ABORTEXECUTION", execution, timeout=30) == OK
+    assert wires[1].ok("PING", timeout=30) == Simple("PONG")
+    assert all(executions_of(wire)[execution][0] in (b"done", b"aborted") for wire in wires)
+    assert wires[0].ok("RG.DROPEXECUTION", execution) == OK

@@ -236,6 +236,9 @@ impl Execution {
         self.add_time(now_ns, now_ns);
         drop(self.take_start());
         self.free_job(engine);
+        if self.phase() == Phase::Aborted && self.is_on_thread() {
+            engine.stopper.stop(self);
+        }
         self.log_failure(engine);
         let waiters = std::mem::take(&mut *self.waiters.lock());
         engine.execution_over(self);

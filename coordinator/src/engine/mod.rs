@@ -10,6 +10,7 @@ mod join;
 mod lists;
 mod pool;
 mod queries;
+mod stopper;
 mod swift;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ pub use self::{
     queries::{Gathered, question},
     swift::{Swift, Waiting},
 };
-use self::{join::Arriving, lists::Lists, queries::Queries, swift::Swifts};
+use self::{join::Arriving, lists::Lists, queries::Queries, stopper::Stopper, swift::Swifts};
 use crate::{
     execution::{Machine, Phase},
     limits,
@@ -151,6 +152,7 @@ pub struct Engine {
     /// Tells those who wait; large replies must not hold up a thread of the mesh.
     pub(self) replying: Pool,
     management: Pool,
+    pub(self) stopper: Stopper,
     queries: Queries,
     pub(self) arriving: Arriving,
     pub(self) swifts: Swifts,
@@ -167,6 +169,7 @@ impl Engine {
             preparing: Pool::start("oxi-prepare", 2, on_panic(host.clone()))?,
             replying: Pool::start("oxi-reply", 1, on_panic(host.clone()))?,
             management: Pool::start("oxi-manage", 2, on_panic(host.clone()))?,
+            stopper: Stopper::start(on_panic(host.clone()))?,
             host,
             transport: RwLock::new(None),
             topology: RwLock::new(Arc::new(Topology::single())),
@@ -297,15 +300,12 @@ impl Engine {
         let Some(execution) = self.find(id) else {
             return Err("execution does not exist".into());
         };
-        while !execution.phase().is_over() {
-            if execution.is_on_thread() {
-                execution.interrupt.request();
-            } else {
-                execution.drive(self, Machine::abort);
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        // One that was aborted elsewhere may be over and on its thread still.
+        while execution.phase() != Phase::Done && execution.is_on_thread() {
+            execution.interrupt.request();
+            std::thread::sleep(limits::INTERRUPT_EVERY);
         }
+        execution.drive(self, Machine::abort);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ mod waiting;
 use std::{
     any::Any,
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -32,6 +32,7 @@ struct FakeHost {
     /// Records that the reader gives, one a batch; it waits while the gate is closed.
     records: usize,
     gate: Arc<Gate>,
+    is_interruptible: AtomicBool,
     refreshed: AtomicUsize,
     /// Index of the registry that is active here, and the plans that are registered.
     active: Mutex<u64>,
@@ -66,10 +67,15 @@ impl Gate {
     }
 }
 
-struct NoInterrupt;
+/// Opens the gate, if that is wanted.
+struct FakeInterrupt(Option<Arc<Gate>>);
 
-impl Interrupt for NoInterrupt {
-    fn request(&self) {}
+impl Interrupt for FakeInterrupt {
+    fn request(&self) {
+        if let Some(gate) = &self.0 {
+            gate.open();
+        }
+    }
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
@@ -151,7 +157,8 @@ impl StageRunner for PassOn {
 
 impl Host for FakeHost {
     fn new_interrupt(&self) -> Arc<dyn Interrupt> {
-        Arc::new(NoInterrupt)
+        let is_served = self.is_interruptible.load(Ordering::Relaxed);
+        Arc::new(FakeInterrupt(is_served.then(|| self.gate.clone())))
     }
 
     fn prepare(&self, request: JobRequest<'_>) -> Result<Job, String> {
@@ -313,6 +320,7 @@ fn cluster(size: usize, records: usize) -> Cluster {
             max_executions: AtomicI64::new(1000),
             records,
             gate: Arc::default(),
+            is_interruptible: AtomicBool::new(false),
             refreshed: AtomicUsize::new(0),
             active: Mutex::new(0),
             activated: parking_lot::Condvar::new(),
@@ -538,6 +546,49 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
     assert_eq!(c.engines[0].abort_here(&execution.id), Ok(()));
     let unknown = ExecutionId::new(&node(0), 99);
     assert!(c.engines[0].abort_here(&unknown).is_err());
+}
+
+/// However it ends: a function must not run on for ever.
+#[test]
+fn threads_leave_what_is_over() {
+    type Cause = fn(&Cluster, &Arc<Execution>);
+    let causes: [Cause; 3] = [
+        |c, execution| c.engines[0].abort_here(&execution.id).unwrap(),
+        |c, _| c.engines[0].on_peer_lost(&node(1), "connection closed"),
+        |c, _| c.engines[1].set_topology(topology(1, 3, 7)),
+    ];
+    for cause in causes {
+        let c = cluster(3, 1);
+        c.hosts[2].gate.close();
+        c.hosts[2].is_interruptible.store(true, Ordering::Relaxed);
+        let execution = start(&c.engines[0]);
+        let there = || c.engines[2].find(&execution.id).unwrap();
+        wait("the reader", || {
+            c.engines[2]
+                .find(&execution.id)
+                .is_some_and(|e| e.phase() == Phase::Running && e.is_on_thread())
+        });
+        cause(&c, &execution);
+        assert_eq!(finish(&execution).0, Phase::Aborted);
+        wait("leaving", || there().phase().is_over() && !there().is_on_thread());
+    }
+}
+
+#[test]
+fn an_abort_of_what_was_aborted_elsewhere_waits_for_the_thread() {
+    let c = cluster(2, 1);
+    c.hosts[1].gate.close();
+    c.hosts[1].is_interruptible.store(true, Ordering::Relaxed);
+    let execution = start(&c.engines[0]);
+    let there = || c.engines[1].find(&execution.id);
+    wait("the reader", || {
+        there().is_some_and(|e| e.phase() == Phase::Running && e.is_on_thread())
+    });
+    c.engines[0].abort_here(&execution.id).unwrap();
+    wait("the word", || there().is_some_and(|e| e.phase().is_over()));
+    c.engines[1].abort_here(&execution.id).unwrap();
+    assert!(!there().unwrap().is_on_thread());
+    assert_eq!(there().unwrap().phase(), Phase::Aborted);
 }
 
 /// Dropped ones do not pile up behind the scenes, and do not count.
