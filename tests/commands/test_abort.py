@@ -202,25 +202,58 @@ def test_a_distributed_one_ends_on_every_shard(wires, script, asked):
     assert len(results_of(wires[0].ok("RG.PYEXECUTE", "GB('ShardsIDReader').run()"))) == 3
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2])
-def test_functions_end_where_they_run(cluster, wires, asked):
-    """Two shards are through; the function on the third one would run for ever."""
-    busy, key = wires[2], f"turns{{{own_tag(cluster.servers[2])}}}"
-    busy.ok("DEL", key)
-    script = f"""
+class Endless:
+    """A function that ends at once on two shards and never on the third one."""
+
+    def __init__(self, server, wire):
+        self.wire, self.key = wire, f"turns{{{own_tag(server)}}}"
+        wire.ok("DEL", self.key)
+        self.script = f"""
 def turn(x):
-    while x == '{busy.ok("CLUSTER", "MYID").decode()}':
-        execute('incr', '{key}')
+    while x == '{wire.ok("CLUSTER", "MYID").decode()}':
+        execute('incr', '{self.key}')
     return x
 GB('ShardsIDReader').map(turn).run()
 """
-    execution = start(wires[0], script)
-    wait_until(lambda: busy.ok("EXISTS", key) == 1, "the function running")
+
+    def wait_begun(self):
+        wait_until(lambda: self.wire.ok("EXISTS", self.key) == 1, "the function running")
+
+    def has_ended(self):
+        turns = self.wire.ok("GET", self.key)
+        time.sleep(0.2)
+        return self.wire.ok("GET", self.key) == turns
+
+
+@pytest.fixture
+def endless(cluster, wires):
+    return Endless(cluster.servers[2], wires[2])
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_functions_end_where_they_run(wires, endless, asked):
+    execution = start(wires[0], endless.script)
+    endless.wait_begun()
     assert wires[asked].call("RG.ABORTEXECUTION", execution) == Simple("OK")
-    turns = busy.ok("GET", key)
-    time.sleep(0.2)
-    assert busy.ok("GET", key) == turns, "it runs although the execution is aborted"
+    assert endless.has_ended(), "it runs although the execution is aborted"
     assert all(executions(wire)[execution] in (b"done", b"aborted") for wire in wires)
+
+
+@pytest.fixture
+def impatient(wires):
+    (before,) = wires[0].ok("RG.CONFIGGET", "ExecutionMaxIdleTime")
+    for wire in wires:
+        wire.ok("RG.CONFIGSET", "ExecutionMaxIdleTime", "1000")
+    yield
+    for wire in wires:
+        wire.ok("RG.CONFIGSET", "ExecutionMaxIdleTime", str(before))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_functions_end_when_the_execution_has_failed_elsewhere(wires, endless):
+    results, (error,) = pair(wires[0].ok("RG.PYEXECUTE", endless.script))
+    assert len(results) == 2 and "Execution max idle reached" in error
+    wait_until(endless.has_ended, "the end of the function")
 
 
 def test_shards_that_wait_for_a_slow_one(cluster, wires):
