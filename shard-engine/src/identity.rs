@@ -21,8 +21,15 @@ use crate::{
     registrations::depth,
 };
 
+/// Whose code a thread runs.
+struct Who {
+    user: Option<Arc<str>>,
+    /// How many functions called each other up to it.
+    nesting: u32,
+}
+
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Who> = const { RefCell::new(Who { user: None, nesting: 0 }) };
 }
 
 /// The thread's identity until the guard goes.
@@ -30,13 +37,25 @@ pub struct Identity(Option<Arc<str>>);
 
 /// Gives this thread an identity; `None`: all rights.
 pub fn enter(user: Option<Arc<str>>) -> Identity {
-    Identity(CURRENT.replace(user))
+    CURRENT.with_borrow_mut(|who| {
+        who.nesting += 1;
+        Identity(std::mem::replace(&mut who.user, user))
+    })
 }
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        CURRENT.set(self.0.take());
+        CURRENT.with_borrow_mut(|who| {
+            who.nesting -= 1;
+            who.user = self.0.take();
+        });
     }
+}
+
+/// How many functions with an identity of their own called each other up to the one that this thread runs: a handler
+/// that a command of a function fires is one more.
+pub fn nesting() -> u32 {
+    CURRENT.with_borrow(|who| who.nesting)
 }
 
 /// What code takes along to another thread.
@@ -54,7 +73,8 @@ pub fn acting() -> Acting {
 pub fn act_as(acting: Acting) -> Acting {
     let all = Taken { user: None, depth: 0 };
     let given = acting.as_ref().and_then(|acting| acting.downcast_ref()).unwrap_or(&all);
-    taken(CURRENT.replace(given.user.clone()), depth::replace(given.depth))
+    let before = CURRENT.with_borrow_mut(|who| std::mem::replace(&mut who.user, given.user.clone()));
+    taken(before, depth::replace(given.depth))
 }
 
 fn taken(user: Option<Arc<str>>, depth: u32) -> Acting {
@@ -63,7 +83,7 @@ fn taken(user: Option<Arc<str>>, depth: u32) -> Acting {
 
 /// The thread's identity.
 pub fn current() -> Option<Arc<str>> {
-    CURRENT.with_borrow(Clone::clone)
+    CURRENT.with_borrow(|who| who.user.clone())
 }
 
 /// The user of a client, unless it is the default user with all rights.

@@ -240,7 +240,9 @@ impl Execution {
             engine.stopper.stop(self);
         }
         self.log_failure(engine);
-        let waiters = std::mem::take(&mut *self.waiters.lock());
+        let mut waiters = std::mem::take(&mut *self.waiters.lock());
+        // Who made it may take the outcome away: after all others.
+        waiters.reverse();
         engine.execution_over(self);
         if waiters.is_empty() {
             return;

@@ -173,6 +173,8 @@ impl Engine {
         let mut listed = Vec::new();
         self.list_swifts(&mut listed);
         let lists = self.lists.lock();
+        // One that was handed over meanwhile.
+        listed.retain(|known| !lists.by_id.contains_key(&known.id));
         let others = lists.by_id.values().map(|entry| &entry.execution).map(|e| Listed {
             id: e.id.clone(),
             status: e.phase().status(),

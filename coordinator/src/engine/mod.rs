@@ -34,7 +34,7 @@ pub use self::{
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
     queries::{Gathered, question},
-    swift::{Swift, Waiting},
+    swift::{Looked, Swift, Waiting},
 };
 use self::{join::Arriving, lists::Lists, queries::Queries, stopper::Stopper, swift::Swifts};
 use crate::{

@@ -151,23 +151,17 @@ impl Swift {
         aborted
     }
 
-    /// One that has begun goes on as an execution of its own, with the same number. False if it is to stop: then it is
+    /// One that has begun goes on as an execution of its own, with the same number. `None` if it is to stop: then it is
     /// still here, to be ended.
-    pub fn handed_over(&self, engine: &Arc<Engine>, number: u64) -> bool {
+    pub fn handed_over(&self, number: u64) -> Option<Looked> {
         let mut inner = self.inner.lock();
         let Some(at) = inner.running.iter().position(|running| running.number == number) else {
-            return true;
+            return Some(Looked::default());
         };
         if inner.running[at].stopped {
-            return false;
+            return None;
         }
-        let running = inner.running.swap_remove(at);
-        drop(inner);
-        if let Some(execution) = running.shown {
-            // Who looked at it looks again.
-            execution.show_end(engine, Phase::Done, Outcome::default());
-        }
-        true
+        Some(Looked(inner.running.swap_remove(at).shown))
     }
 
     /// One has run that nobody could have seen before: it is listed from now on.
@@ -320,6 +314,29 @@ impl Drop for Swift {
     fn drop(&mut self) {
         let kept = self.inner.get_mut().ended.len() as i64;
         self.all.fetch_sub(kept, Ordering::Relaxed);
+    }
+}
+
+/// What was shown to those who looked at one that was handed over: it ends with that.
+#[derive(Default)]
+pub struct Looked(Option<Arc<Execution>>);
+
+impl Looked {
+    /// The rest goes on as this execution, which is held.
+    pub fn ends_with(self, engine: &Arc<Engine>, rest: &Arc<Execution>) {
+        if let Some(shown) = self.0 {
+            let engine = engine.clone();
+            rest.when_over(Box::new(move |rest| {
+                shown.show_end(&engine, rest.phase(), rest.with_outcome(Clone::clone));
+            }));
+        }
+    }
+
+    /// It does not go on.
+    pub fn ends(self, engine: &Arc<Engine>, outcome: &Outcome) {
+        if let Some(shown) = self.0 {
+            shown.show_end(engine, Phase::Aborted, outcome.clone());
+        }
     }
 }
 

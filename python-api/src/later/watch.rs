@@ -1,23 +1,24 @@
 //! Who has the event loop: a coroutine that keeps it for long is named in the log, as all others wait for it, and one
 //! whose execution was ended is stopped.
 
-use std::{os::raw::c_long, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use oxigears_coordinator::limits::{LOOP_LOOK, LOOP_PATIENCE};
 use parking_lot::{Condvar, Mutex};
-use pyo3::{ffi, prelude::*};
+use pyo3::prelude::*;
 
 use super::{situation::Situation, waits::Waits};
 use crate::{
     gil,
+    interrupt::Target,
     runtime::runtime,
     server::{LogLevel, server},
 };
 
 struct Running {
     situation: Arc<Situation>,
-    /// Python's id of the loop's thread.
-    thread: c_long,
+    /// The loop's thread.
+    thread: Target,
     since: Instant,
     /// The log says so.
     told: bool,
@@ -43,11 +44,9 @@ static WAKE: Condvar = Condvar::new();
 
 /// A step of a coroutine begins on this thread.
 pub(super) fn enter<'py>(py: Python<'py>, situation: &Arc<Situation>) -> Watched<'py> {
-    // SAFETY: no preconditions.
-    let thread = unsafe { ffi::PyThread_get_thread_ident() } as c_long;
     let running = Running {
         situation: situation.clone(),
-        thread,
+        thread: Target::here(py),
         since: Instant::now(),
         told: false,
         stopping: false,
@@ -97,15 +96,15 @@ pub(crate) fn stop_running(waits: &Arc<Waits>) {
             .as_ref()
             .is_some_and(|its| Arc::ptr_eq(its, waits))
     {
-        running.stop();
+        // SAFETY: as the caller says.
+        running.stop(unsafe { Python::assume_attached() });
     }
 }
 
 impl Running {
-    fn stop(&mut self) {
+    fn stop(&mut self, py: Python<'_>) {
         self.stopping = true;
-        // SAFETY: the GIL is held; the exception class lives as long as the process.
-        unsafe { ffi::PyThreadState_SetAsyncExc(self.thread, runtime().force_stopped.as_ptr()) };
+        self.thread.stop(py);
     }
 
     fn is_ended(&self) -> bool {
@@ -161,12 +160,12 @@ impl Running {
 
 /// A coroutine may swallow the exception.
 fn stop_again(step: u64) {
-    gil::attach(|_| {
+    gil::attach(|py| {
         let mut watch = WATCH.lock();
         if watch.steps == step
             && let Some(running) = watch.running.as_mut()
         {
-            running.stop();
+            running.stop(py);
         }
     });
 }

@@ -32,6 +32,9 @@ const PAUSE_POLL: Duration = Duration::from_millis(5);
 /// Commands that are not marked as writes, but may be replicated. The server does not show that mark.
 const MAY_REPLICATE: [&str; 6] = ["EVAL", "EVALSHA", "FCALL", "PFCOUNT", "PUBLISH", "SPUBLISH"];
 
+/// They turn a client into a replica: a function's is none.
+const OF_REPLICAS: [&str; 2] = ["SYNC", "PSYNC"];
+
 /// How a command is run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Flags<'a> {
@@ -209,7 +212,18 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         return Err(CallError::UnknownCommand(shown()));
     };
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
-    let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
+    if is_one_of(&OF_REPLICAS, name.as_ref()) {
+        let text = format!("ERR command '{}' is for replicas, functions can not call it", shown());
+        return Err(CallError::Answered(text));
+    }
+    let mut strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
+    // Nothing can wait here: it tells how many replicas have acknowledged. Version 7.0 would wait all the same, and end.
+    if is_one_of(&["WAIT"], name.as_ref())
+        && let [replicas, _] = rest
+        && is_integer(replicas.as_ref())
+    {
+        strings[0] = OwnedString::new(b"0");
+    }
     let server = server_flags(guard);
     if strings.len() > 1 && server.cluster && crosses_slots(guard, name.as_ref(), &strings) {
         return Err(CallError::CrossSlot(shown()));
@@ -291,10 +305,16 @@ pub fn call_patiently<A: AsRef<[u8]>>(args: &[A], flags: Flags<'_>) -> Result<Re
 }
 
 /// The command is no write, but may cause some.
-fn may_replicate(name: &[u8]) -> bool {
-    MAY_REPLICATE
-        .iter()
-        .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+pub fn may_replicate(name: &[u8]) -> bool {
+    is_one_of(&MAY_REPLICATE, name)
+}
+
+fn is_one_of(known: &[&str], name: &[u8]) -> bool {
+    known.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+fn is_integer(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| text.parse::<i64>().is_ok())
 }
 
 /// The command has keys in several slots. The server must not be asked: Valkey 9.1 refuses every later call of the

@@ -21,11 +21,16 @@ use super::{
 pub enum Kind {
     /// Writes nothing itself.
     Read = 0,
+    /// Writes nothing, but may be replicated: clients wait while writes are paused.
+    Effect = 1,
     /// Writes, but needs no more memory.
-    Write = 1,
+    Write = 2,
     /// Writes, and is refused when memory is full.
-    Grow = 2,
+    Grow = 3,
 }
+
+/// Number of kinds.
+const KINDS: usize = 4;
 
 /// One of the internal commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,37 +43,47 @@ pub struct Front {
 }
 
 /// Names and flags, in the order of `Front::number`.
-const COMMANDS: [(&CStr, &CStr); 6] = [
+const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
     (c"rg.innerhook.read", c"readonly getkeys-api"),
+    (c"rg.innerhook.effect", c"readonly may-replicate getkeys-api"),
     (c"rg.innerhook", c"write getkeys-api"),
     (c"rg.innerhook.grow", c"write deny-oom getkeys-api"),
     (c"rg.innerhook.free.read", c"readonly getkeys-api no-auth"),
+    (
+        c"rg.innerhook.free.effect",
+        c"readonly may-replicate getkeys-api no-auth",
+    ),
     (c"rg.innerhook.free", c"write getkeys-api no-auth"),
     (c"rg.innerhook.free.grow", c"write deny-oom getkeys-api no-auth"),
 ];
 
 /// Those that are asked for; for looking whether a user may run them.
-pub const CHECKED: [&str; 3] = ["rg.innerhook.read", "rg.innerhook", "rg.innerhook.grow"];
+pub const CHECKED: [&str; KINDS] = [
+    "rg.innerhook.read",
+    "rg.innerhook.effect",
+    "rg.innerhook",
+    "rg.innerhook.grow",
+];
 
 /// The strings that the filter puts in front. Set at load, never freed.
-static NAMES: [AtomicPtr<raw::RedisModuleString>; 6] = [const { AtomicPtr::new(null_mut()) }; 6];
+static NAMES: [AtomicPtr<raw::RedisModuleString>; 2 * KINDS] = [const { AtomicPtr::new(null_mut()) }; 2 * KINDS];
 
 /// The answer to a client that types the name of one.
 pub(super) const TYPED: &str = "ERR RG.INNERHOOK is internal: it stands for commands that registrations take over, and can not be \
                      called; send the command itself";
 
 impl Front {
-    const ALL: [Front; 6] = {
-        let kinds = [Kind::Read, Kind::Write, Kind::Grow];
+    const ALL: [Front; 2 * KINDS] = {
+        let kinds = [Kind::Read, Kind::Effect, Kind::Write, Kind::Grow];
         let mut all = [Front {
             kind: Kind::Read,
             free: false,
-        }; 6];
+        }; 2 * KINDS];
         let mut i = 0;
-        while i < 6 {
+        while i < 2 * KINDS {
             all[i] = Front {
-                kind: kinds[i % 3],
-                free: i >= 3,
+                kind: kinds[i % KINDS],
+                free: i >= KINDS,
             };
             i += 1;
         }
@@ -76,7 +91,7 @@ impl Front {
     };
 
     fn number(self) -> usize {
-        self.kind as usize + if self.free { 3 } else { 0 }
+        self.kind as usize + if self.free { KINDS } else { 0 }
     }
 
     /// The internal command whose very string this is.
@@ -117,11 +132,13 @@ pub(super) fn create(guard: &ServerLock, callback: Callback) -> Result<(), Strin
 }
 
 /// What COMMAND DOCS shows of them.
-static DOCS: [CommandSpec; 6] = [
+static DOCS: [CommandSpec; 2 * KINDS] = [
     docs("rg.innerhook.read"),
+    docs("rg.innerhook.effect"),
     docs("rg.innerhook"),
     docs("rg.innerhook.grow"),
     docs("rg.innerhook.free.read"),
+    docs("rg.innerhook.free.effect"),
     docs("rg.innerhook.free"),
     docs("rg.innerhook.free.grow"),
 ];

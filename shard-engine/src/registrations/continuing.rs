@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
-    engine::{Execution, Fired, Order},
+    engine::{Execution, Fired, Looked, Order},
     execution::{Outcome, Phase},
 };
 use oxigears_python_api::Continuation;
@@ -45,13 +45,14 @@ impl Over {
     }
 }
 
-/// Goes on with the rest of a run of this registration, at a depth of events, as an execution with this number or a new one. `then` is called
-/// once when it is over, or when it can not go on; on any thread, perhaps before this returns: it must not wait.
+/// Goes on with the rest of a run of this registration, at a depth of events, as an execution with this number or a new
+/// one; what was shown of it before ends with it. `then` is called once when it is over, or when it can not go on; on any
+/// thread, perhaps before this returns: it must not wait.
 pub fn go_on(
     registration: &Arc<str>,
     core: &Core,
     rest: Box<Continuation>,
-    number: Option<u64>,
+    (number, looked): (Option<u64>, Looked),
     depth: u32,
     then: impl FnOnce(Over) + Send + 'static,
 ) {
@@ -59,7 +60,7 @@ pub fn go_on(
         plan: core.loaded.plan.clone(),
         local: Arc::<Continuation>::from(rest),
         nested: false,
-        held: false,
+        held: true,
         fired: Some(Fired {
             registration: registration.clone(),
             // It concerns no other shard.
@@ -86,17 +87,26 @@ pub fn go_on(
     });
     // The engine takes it from the thread.
     let _depth = depth::enter(depth);
-    if let Err(e) = module().engine.create_as(order, number, Some(waiter))
-        && let Some(then) = then.lock().take()
-    {
-        let text = format!("ERR the rest of the execution can not run: {e}");
-        then(Over {
-            outcome: Outcome {
+    let engine = &module().engine;
+    match engine.create_as(order, number, Some(waiter)) {
+        Ok(execution) => {
+            looked.ends_with(engine, &execution);
+            engine.release(&execution);
+        }
+        Err(e) => {
+            let text = format!("ERR the rest of the execution can not run: {e}");
+            let outcome = Outcome {
                 errors: vec![text],
                 ..Outcome::default()
-            },
-            aborted: true,
-            total_ns: 0,
-        });
+            };
+            looked.ends(engine, &outcome);
+            if let Some(then) = then.lock().take() {
+                then(Over {
+                    outcome,
+                    aborted: true,
+                    total_ns: 0,
+                });
+            }
+        }
     }
 }

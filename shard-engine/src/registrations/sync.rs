@@ -107,7 +107,7 @@ pub fn answer_client_by(answer: Answer, active: &Arc<Active>, ran: Invoked, clie
         Invoked::Continues(rest) => {
             let its = active.clone();
             let (id, depth) = (&active.registration.id, depth::current());
-            continuing::go_on(id, &active.core, rest, None, depth, move |over| {
+            continuing::go_on(id, &active.core, rest, Default::default(), depth, move |over| {
                 over.count(&its.core.stats);
                 client.reply(|reply| match over.end() {
                     End::Aborted => reply.error(ABORTED),

@@ -6,7 +6,7 @@ use super::facts::{self, Facts};
 pub fn check_hook(command: &str, by_prefix: bool) -> Result<(), String> {
     let facts = facts::find(command).ok_or("Can not override an unexisting command")?;
     let text = |what: &str| Err(format!("Can not override a command {what}"));
-    if facts.no_script || is_own(command) {
+    if facts.no_script || facts.asking || is_own(command) {
         return text("which are not allowed inside a script");
     }
     match places(&facts) {
@@ -22,7 +22,7 @@ pub fn check_hook(command: &str, by_prefix: bool) -> Result<(), String> {
 pub fn check_links(commands: &[String], prefix: &[u8]) -> Result<(), String> {
     for command in commands {
         let facts = facts::find(command).ok_or("bad reply on COMMAND command")?;
-        if facts.no_script || is_own(command) {
+        if facts.no_script || facts.asking || is_own(command) {
             return Err("Can not hook a command which are not allowed inside a script".into());
         }
         match places(&facts) {

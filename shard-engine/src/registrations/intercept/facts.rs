@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 use parking_lot::RwLock;
 
 use crate::redis::{
-    call::{Flags, Reply, call},
+    call::{Flags, Reply, call, may_replicate},
     lock::{self, ServerLock},
     log,
 };
@@ -32,6 +32,10 @@ pub struct Facts {
     pub movable: bool,
     /// Scripts may not use it.
     pub no_script: bool,
+    /// It is no write, but its effects may be replicated.
+    pub may_replicate: bool,
+    /// It works on slots that are being imported.
+    pub asking: bool,
 }
 
 impl Facts {
@@ -59,6 +63,7 @@ impl Facts {
         let number = |at: usize| parts.get(at).and_then(Reply::int);
         let flags = parts.get(2)?.array()?;
         let has = |wanted: &str| flags.iter().any(|flag| flag.text() == Some(wanted));
+        let name = parts.first()?.text()?.to_ascii_lowercase();
         let facts = Facts {
             arity: number(1)?,
             first: number(3)?,
@@ -69,8 +74,10 @@ impl Facts {
             blocks: has("blocking"),
             movable: has("movablekeys"),
             no_script: has("noscript"),
+            may_replicate: may_replicate(name.as_bytes()),
+            asking: has("asking"),
         };
-        Some((parts.first()?.text()?.to_ascii_lowercase(), facts))
+        Some((name, facts))
     }
 }
 
@@ -126,6 +133,8 @@ mod tests {
             blocks: false,
             movable: false,
             no_script: false,
+            may_replicate: false,
+            asking: false,
         }
     }
 

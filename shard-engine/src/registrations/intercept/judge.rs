@@ -45,6 +45,13 @@ pub fn entry(guard: &ServerLock, name: &[u8]) -> Option<Arc<Entry>> {
     TABLE.borrow(guard).as_ref()?.find(name).cloned()
 }
 
+/// A hook takes over this command.
+pub fn is_hooked(guard: &ServerLock, args: &[Vec<u8>]) -> bool {
+    let entry = args.first().and_then(|name| entry(guard, name));
+    let taken = entry.as_ref().and_then(|entry| entry.taken.as_ref());
+    taken.is_some_and(|taken| taken.judge(args.len(), |at| &args[at]).hook)
+}
+
 /// A dataset is about to be loaded, or is there.
 pub fn set_loading(loading: bool) {
     LOADING.store(loading, Ordering::Release);

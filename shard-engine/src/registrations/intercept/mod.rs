@@ -23,7 +23,7 @@ mod wrap;
 pub use self::{
     check::{check_hook, check_links},
     hooks::issuing,
-    judge::{see_to_filter, set_loading},
+    judge::{is_hooked, see_to_filter, set_loading},
 };
 
 use oxigears_coordinator::registry::{Difference, EventSource, Registration};

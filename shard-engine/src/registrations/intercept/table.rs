@@ -141,6 +141,7 @@ impl Taken {
     /// The internal command for it.
     pub fn kind(&self) -> Kind {
         match (self.facts.writes, self.facts.grows) {
+            (false, _) if self.facts.may_replicate => Kind::Effect,
             (false, _) => Kind::Read,
             (true, false) => Kind::Write,
             (true, true) => Kind::Grow,
@@ -280,7 +281,8 @@ impl Needs {
             made: HashMap::new(),
         };
         let mut by_name: HashMap<Box<[u8]>, Arc<Entry>> = HashMap::new();
-        for (name, facts) in commands {
+        // No internal command works on slots that are being imported: MIGRATE would fail.
+        for (name, facts) in commands.iter().filter(|(_, facts)| !facts.asking) {
             let own_hooks = self.hooks.remove(name).unwrap_or_default();
             let links = self.links.remove(name).unwrap_or_default();
             let sync_keys = match name.as_str() {

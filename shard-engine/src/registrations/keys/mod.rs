@@ -106,7 +106,8 @@ fn told(guard: &ServerLock, told: &Told<'_>) {
     {
         listener(guard, told.event, told.key, told.db());
     }
-    if QUIET.get() {
+    // That a key has expired is not the handler's doing.
+    if QUIET.get() && told.event != b"expired" {
         return;
     }
     let index = index::look(guard);

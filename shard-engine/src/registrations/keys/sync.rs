@@ -66,7 +66,7 @@ impl SyncShot {
         let SyncShot { entry, event } = self;
         match ran {
             Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, start.elapsed().as_nanos() as u64),
-            Invoked::Continues(rest) => fire::go_on(&entry, event, number, rest),
+            Invoked::Continues(rest) => fire::go_on(&entry, event, (number, Default::default()), rest),
         }
     }
 

@@ -117,18 +117,20 @@ fn run_ready(entry: &Arc<Entry>) {
         };
         let outcome = match ran {
             Invoked::Done(outcome) => outcome,
-            Invoked::Continues(rest) if active.core.swift.handed_over(engine, number) => {
-                fire::go_on(entry, event, number, rest);
-                now_ns = engine.now_ns();
-                if now_ns >= turn_ends {
-                    return;
+            Invoked::Continues(rest) => match active.core.swift.handed_over(number) {
+                Some(looked) => {
+                    fire::go_on(entry, event, (number, looked), rest);
+                    now_ns = engine.now_ns();
+                    if now_ns >= turn_ends {
+                        return;
+                    }
+                    continue;
                 }
-                continue;
-            }
-            // It is to stop, and what it has postponed with it.
-            Invoked::Continues(_) => Outcome {
-                errors: vec![ABORTED.to_owned()],
-                ..Outcome::default()
+                // It is to stop, and what it has postponed with it.
+                None => Outcome {
+                    errors: vec![ABORTED.to_owned()],
+                    ..Outcome::default()
+                },
             },
         };
         now_ns = engine.now_ns();

@@ -140,8 +140,9 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
     }
     let (hold, known) = match hold {
         Some((hold, standing)) => {
-            let standing = standing.filter(|_| !hold.ask_lost());
-            (hold, standing)
+            // Asked in any case: what is lost now is not lost for the batch that is to be read.
+            let is_lost = hold.ask_lost();
+            (hold, standing.filter(|_| !is_lost))
         }
         None => match Hold::take(consumer, key) {
             Some(hold) => (hold, None),
@@ -171,7 +172,7 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
             pending: false,
             new: consumer.has_own_group,
         })),
-        Err(trouble) => in_trouble(consumer, key, number, trouble),
+        Err(trouble) => in_trouble(guard, consumer, key, number, trouble),
     }
 }
 
@@ -198,13 +199,14 @@ fn refused(consumer: &Consumer, key: &Key, text: &str) -> Look {
     Look::Nothing(Next::Wait)
 }
 
-fn in_trouble(consumer: &Consumer, key: &Key, number: u64, trouble: Trouble) -> Look {
+fn in_trouble(guard: &ServerLock, consumer: &Consumer, key: &Key, number: u64, trouble: Trouble) -> Look {
     match trouble {
-        Trouble::Gone => {
+        // While its slot moves here the stream is there, but not yet ours.
+        Trouble::Gone if !group::is_stream(guard, key) => {
             consumer.forget(key);
             Look::Nothing(Next::Wait)
         }
-        Trouble::Paused => {
+        Trouble::Gone | Trouble::Paused => {
             let ms = limits::STREAM_RETRY.as_millis() as u64;
             Look::Nothing(
                 consumer
@@ -245,7 +247,7 @@ pub fn go_on(
     match whole {
         Ok(true) => judge(consumer, key, reading),
         Ok(false) => Look::More(reading),
-        Err(trouble) => in_trouble(consumer, key, number, trouble),
+        Err(trouble) => in_trouble(guard, consumer, key, number, trouble),
     }
 }
 
@@ -329,9 +331,22 @@ pub fn settle(
     // A replica must not write; the new master runs the entries again.
     let can_write = is_master() && !cluster::is_replica(guard);
     let (last, mut gone) = (batch.entries.last, false);
-    let written = || match batch.hold.ask_lost() {
-        true => Err(Trouble::Gone),
-        false => write(guard, consumer, key, &batch, &fate),
+    let written = || {
+        if batch.hold.ask_lost() {
+            return Err(Trouble::Gone);
+        }
+        match write(guard, consumer, key, &batch, &fate) {
+            // What it wrote is there: it must not run again, buried or not.
+            Err(Trouble::Failed(text)) if matches!(verdict, Verdict::FailureAfterWrites(_)) => {
+                log::warning(&format!(
+                    "registration {} can not put entries of {} into its dead letters, they are acknowledged: {text}",
+                    consumer.registration.id,
+                    String::from_utf8_lossy(key)
+                ));
+                write(guard, consumer, key, &batch, &Fate::Acknowledge)
+            }
+            written => written,
+        }
     };
     let ended = match &fate {
         _ if writes && can_write => match written() {

@@ -3,7 +3,7 @@
 //! All of it is touched under the server lock only; the mutex inside costs little and makes that no matter of trust. No
 //! command of the server is run while it is held, because commands raise events that come back here.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -175,7 +175,7 @@ impl Consumer {
         if !module().is_cluster || key_slot(name) == key_slot(key) {
             return Some(name.to_vec());
         }
-        Some([name, b"{".as_slice(), hash_tag(key), b"}"].concat())
+        Some([name, b"{".as_slice(), &tag_of_its_slot(key), b"}"].concat())
     }
 
     /// What RG.DUMPREGISTRATIONS shows.
@@ -305,6 +305,18 @@ fn hash_tag(key: &[u8]) -> &[u8] {
     tag().unwrap_or(key)
 }
 
+/// What between braces leads to the slot of a key: its hash tag, or the key if it has none. A key without one may have a
+/// closing brace, where a tag would end; then it is the first number that leads there.
+fn tag_of_its_slot(key: &[u8]) -> Cow<'_, [u8]> {
+    let tag = hash_tag(key);
+    if !tag.is_empty() && !tag.contains(&b'}') {
+        return Cow::Borrowed(tag);
+    }
+    let slot = key_slot(key);
+    let mut numbers = (0..u32::MAX).map(|number| number.to_string().into_bytes());
+    Cow::Owned(numbers.find(|number| key_slot(number) == slot).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,12 +330,18 @@ mod tests {
 
     #[test]
     fn dead_letters_go_to_the_slot_of_their_stream() {
-        for (key, tag) in [("plain", "plain"), ("a{b}c", "b"), ("a{}c", "a{}c"), ("a{b", "a{b")] {
-            assert_eq!(hash_tag(key.as_bytes()), tag.as_bytes());
-            let name = [b"dead{".as_slice(), hash_tag(key.as_bytes()), b"}"].concat();
-            if !key.contains("{}") && !key.contains('{') || key.contains("{b}") {
-                assert_eq!(key_slot(&name), key_slot(key.as_bytes()));
-            }
+        for (key, tag) in [
+            ("plain", "plain"),
+            ("a{b}c", "b"),
+            ("a{}c", "a{}c"),
+            ("a{b", "a{b"),
+            ("a}b", "a}b"),
+            ("", ""),
+        ] {
+            let key = key.as_bytes();
+            assert_eq!(hash_tag(key), tag.as_bytes());
+            let name = [b"dead{".as_slice(), &tag_of_its_slot(key), b"}"].concat();
+            assert_eq!(key_slot(&name), key_slot(key), "{tag}");
         }
     }
 }

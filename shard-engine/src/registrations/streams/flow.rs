@@ -89,6 +89,8 @@ pub struct Flow {
     behind: bool,
     /// What the group has pending is still to be asked for.
     fresh: bool,
+    /// The batch under way was taken out of a group.
+    taken_out: bool,
     failed: Option<Failed>,
     /// The time of an incomplete batch is over.
     due: bool,
@@ -190,6 +192,7 @@ impl Flow {
             self.waiting = if more { self.waiting.saturating_sub(read) } else { 0 };
         }
         self.since_ms = now_ms;
+        self.taken_out = taken;
         true
     }
 
@@ -204,6 +207,7 @@ impl Flow {
             Ended::Dropped => {
                 // Its entries wait again, for the next event.
                 self.behind = true;
+                self.fresh |= self.taken_out;
                 self.failed = None;
                 Next::Wait
             }

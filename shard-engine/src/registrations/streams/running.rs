@@ -77,11 +77,14 @@ pub fn act(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, next: Next, 
     match next {
         Next::Wait => {}
         Next::Ring(number, ms) => {
+            let Some((flow, _)) = consumer.number(key) else {
+                return;
+            };
             let (consumer, key) = (Arc::downgrade(consumer), key.clone());
             let delay = Duration::from_millis(ms).min(limits::STREAM_TIMER);
             timer::once(guard, delay, move |guard| {
                 if let Some(consumer) = consumer.upgrade() {
-                    rang(guard, &consumer, &key, number);
+                    rang(guard, &consumer, &key, (flow, number));
                 }
             });
         }
@@ -92,8 +95,9 @@ pub fn act(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, next: Next, 
     }
 }
 
-fn rang(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, timer: u64) {
-    if let Some((number, _)) = consumer.number(key)
+/// A timer of this flow is over; the stream may have another one by now.
+fn rang(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, (number, timer): (u64, u64)) {
+    if consumer.is_ok()
         && let Some(next) = consumer.with(key, number, |flow, rules| flow.rang(timer, rules, wall_ms()))
     {
         act(guard, consumer, key, next, Place::Elsewhere);
@@ -105,38 +109,36 @@ pub fn look(consumer: &Arc<Consumer>, key: &Key) {
     let (consumer, key) = (consumer.clone(), key.clone());
     let threads = &all().threads;
     if consumer.is_locked() {
-        threads.locked.submit(move || run_locked(&consumer, &key));
+        threads.locked.submit(move || run_locked(consumer, key, None));
     } else {
         threads.look.submit(move || go_on(&consumer, &key, None));
     }
 }
 
-/// Runs batches under the lock until nothing is to be done now, with pauses for the server.
-fn run_locked(consumer: &Arc<Consumer>, key: &Key) {
-    let mut kept: Option<Kept> = None;
-    loop {
-        let more = python::with_server_locked(|| {
-            let (guard, start) = (lock::lock(), Instant::now());
-            loop {
-                match locked::one(&guard, consumer, key, kept.take()) {
-                    (Next::Look, hold) => kept = hold,
-                    (next, hold) => {
-                        drop(hold);
-                        act(&guard, consumer, key, next, Place::Elsewhere);
-                        return false;
-                    }
-                }
-                if start.elapsed() >= limits::STREAM_HOLD {
-                    return true;
+/// Runs batches under the lock until nothing is to be done now, with pauses for the server, in which other streams have
+/// their turn.
+fn run_locked(consumer: Arc<Consumer>, key: Key, mut kept: Option<Kept>) {
+    let more = python::with_server_locked(|| {
+        let (guard, start) = (lock::lock(), Instant::now());
+        loop {
+            match locked::one(&guard, &consumer, &key, kept.take()) {
+                (Next::Look, hold) => kept = hold,
+                (next, hold) => {
+                    drop(hold);
+                    act(&guard, &consumer, &key, next, Place::Elsewhere);
+                    return false;
                 }
             }
-        });
-        if !more {
-            return;
+            if start.elapsed() >= limits::STREAM_HOLD {
+                return true;
+            }
         }
+    });
+    if more {
         // Others may move the group in the pause.
-        kept = kept.map(|(hold, _)| (hold, None));
+        let kept = kept.map(|(hold, _)| (hold, None));
         thread::sleep(limits::STREAM_PAUSE);
+        all().threads.locked.submit(move || run_locked(consumer, key, kept));
     }
 }
 
@@ -269,20 +271,33 @@ pub fn go_on_later(
     number: u64,
     rest: Box<python::Continuation>,
 ) {
-    let (id, core) = (&consumer.registration.id, &consumer.core);
+    let (id, core) = (consumer.registration.id.clone(), consumer.core.clone());
     let (consumer, key, depth) = (consumer.clone(), key.clone(), batch.depth.max(1));
     let settle = move |verdict: Verdict, ns: u64| {
         let over = Over { batch, verdict, ns };
         all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
     };
-    continuing::go_on(id, core, rest, Some(number), depth, move |over| {
-        let verdict = match over.outcome.errors.first() {
-            _ if over.aborted => Verdict::Aborted,
-            Some(text) => Verdict::Failure(text.clone()),
-            None => Verdict::Success,
-        };
-        settle(verdict, over.total_ns);
-    });
+    let its = core.clone();
+    continuing::go_on(
+        &id,
+        &core,
+        rest,
+        (Some(number), Default::default()),
+        depth,
+        move |over| {
+            let verdict = match over.outcome.errors.first() {
+                _ if over.aborted => Verdict::Aborted,
+                Some(text) => Verdict::Failure(text.clone()),
+                None => Verdict::Success,
+            };
+            settle(verdict, over.total_ns);
+            // Clients may look at it later.
+            let most = module().config.max_executions_per_registration();
+            let engine = &module().engine;
+            its.swift
+                .keep(engine, number, over.outcome, over.total_ns, over.aborted, most);
+        },
+    );
 }
 
 /// The execution could not be created: it counts as aborted, and is tried again.

@@ -8,6 +8,9 @@
 //! Each command is judged when it is queued: name, number of arguments, slots, rights, memory. What can not be part of
 //! the transaction is refused there. A command may still fail when it runs, because of what its keys hold: as with
 //! MULTI/EXEC the others count, so the batch must not run again.
+//!
+//! What the commands of the steps fire (handlers of events, hooks) are other functions, with rights of their own: they are
+//! not part of the transaction.
 
 use std::cell::RefCell;
 
@@ -15,8 +18,12 @@ use hashbrown::HashMap;
 use oxigears_coordinator::topology::key_slot;
 use parking_lot::Mutex;
 
-use super::{super::limits, batch::Verdict};
+use super::{
+    super::{intercept, limits},
+    batch::Verdict,
+};
 use crate::{
+    identity,
     module::module,
     redis::{
         call::{self, CallError, Flags, Reply, call},
@@ -30,6 +37,8 @@ struct Transaction {
     user: Option<String>,
     writes: Vec<Vec<Vec<u8>>>,
     bytes: usize,
+    /// See `identity::nesting`.
+    nesting: u32,
 }
 
 thread_local! {
@@ -38,7 +47,7 @@ thread_local! {
 
 /// The code on this thread runs in a transaction.
 pub fn is_active() -> bool {
-    CURRENT.with_borrow(Option::is_some)
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|t| t.nesting == identity::nesting()))
 }
 
 /// Why something can not be done there.
@@ -46,12 +55,12 @@ pub fn refusal(what: &str) -> String {
     format!("ERR {what} can not be part of an atomic batch, nothing of it was done")
 }
 
-/// Ends the transaction, also when a panic passes.
-struct Ending;
+/// Ends the transaction, also when a panic passes: the one around it goes on.
+struct Ending(Option<Transaction>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        CURRENT.set(None);
+        CURRENT.set(self.0.take());
     }
 }
 
@@ -60,12 +69,12 @@ pub fn run(guard: &ServerLock, user: Option<&str>, steps: impl FnOnce() -> Optio
     if is_active() {
         return Verdict::Failure(refusal("another batch"));
     }
-    CURRENT.set(Some(Transaction {
+    let ending = Ending(CURRENT.replace(Some(Transaction {
         user: user.map(str::to_owned),
         writes: Vec::new(),
         bytes: 0,
-    }));
-    let ending = Ending;
+        nesting: identity::nesting(),
+    })));
     let error = steps();
     let writes = CURRENT.take().map(|transaction| transaction.writes).unwrap_or_default();
     drop(ending);
@@ -77,16 +86,29 @@ pub fn run(guard: &ServerLock, user: Option<&str>, steps: impl FnOnce() -> Optio
         user,
         ..Flags::default()
     };
-    let mut first = None;
+    let (mut first, mut is_elsewhere) = (None, true);
     // What they make due belongs to the transaction, too.
     let _here = PythonHere::enter(true);
     for args in writes {
-        if let Err(e) = call(guard, &args, flags) {
-            let name = String::from_utf8_lossy(&args[0]).into_owned();
-            first.get_or_insert_with(|| format!("{e} (command {name} of an atomic batch; the others took effect)"));
+        let Err(e) = call(guard, &args, flags) else {
+            is_elsewhere = false;
+            continue;
+        };
+        is_elsewhere &= matches!(e, CallError::OtherShard(_) | CallError::ClusterDown(_));
+        let name = String::from_utf8_lossy(&args[0]).into_owned();
+        first.get_or_insert((e, name));
+    }
+    match first {
+        None => Verdict::Success,
+        // Its keys have left before the stream: nothing was written, and the batch may run again where they are.
+        Some((e, name)) if is_elsewhere => Verdict::Failure(format!(
+            "{e} (command {name} of an atomic batch; nothing of it was done)"
+        )),
+        Some((e, name)) => {
+            let text = format!("{e} (command {name} of an atomic batch; the others took effect)");
+            Verdict::FailureAfterWrites(text)
         }
     }
-    first.map_or(Verdict::Success, Verdict::FailureAfterWrites)
 }
 
 /// Queues or runs a command of a transaction; `None` if there is none on this thread.
@@ -180,7 +202,9 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
         return Err(refusal(&format!("the command '{shown}'")));
     }
     if !writes {
-        let harmless = described.has("readonly") || !(described.has("noscript") || described.has("admin"));
+        // Commands of modules write without saying so: RG.TRIGGER.
+        let may_do_more = described.has("noscript") || described.has("admin") || name.contains('.');
+        let harmless = described.has("readonly") || !may_do_more;
         return match harmless && !matches!(&*name, "eval" | "evalsha" | "fcall") {
             true => Ok(Kind::AtOnce),
             false => Err(refusal(&format!("the command '{shown}'"))),
@@ -188,6 +212,10 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     }
     if described.has("noscript") {
         return Err(refusal(&format!("the command '{shown}'")));
+    }
+    // The hook's function would have to run now, and the command later.
+    if intercept::is_hooked(guard, args) {
+        return Err(refusal(&format!("the command '{shown}', which a hook takes over,")));
     }
     let server = server_flags(guard);
     if described.has("denyoom") && server.out_of_memory && !server.evicts {
