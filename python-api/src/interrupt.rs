@@ -155,7 +155,7 @@ mod tests {
         let other = std::thread::spawn(move || {
             Python::attach(|py| {
                 tell.send(()).unwrap();
-                py.detach(|| wait.recv().unwrap());
+                py.detach(move || wait.recv().unwrap());
             });
         });
         hear.recv().unwrap();

@@ -172,6 +172,19 @@ def test_blocking_commands_act_as_if_their_time_was_over(client, arguments):
     assert evaluate(client, f"execute({arguments})") is None
 
 
+def test_wait_tells_how_many_replicas_have_acknowledged(client):
+    assert evaluate(client, "execute('wait', '1', '0')") == 0
+    assert evaluate(client, "execute('WAIT', 3, 100)") == 0
+    assert "not an integer" in refusal(client, "execute('wait', 'many', '0')")
+
+
+@pytest.mark.parametrize("arguments", ["'sync'", "'PSYNC', '?', '-1'"])
+def test_commands_of_replicas_are_refused(client, arguments):
+    text = "is for replicas, functions can not call it"
+    assert text in refusal(client, f"execute({arguments})")
+    check_errors(run(client, on_shard(f"execute({arguments})")).errors, [text])
+
+
 # --- places from where it is called ------------------------------------------------------------------------------
 
 

@@ -175,6 +175,27 @@ def test_the_client_that_aborts_leaves(server, wire):
     assert wire.call("PING") == Simple("PONG")
 
 
+STARTING = """
+import threading
+def start(x):
+    for _ in range(20):
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+    return x
+GB('ShardsIDReader').map(start).run()
+"""
+
+
+def test_functions_that_start_threads(wire):
+    """The one to be stopped is the one that starts them."""
+    for number in range(150):
+        execution = start(wire, STARTING)
+        time.sleep(number % 10 * 0.0004)
+        assert wire.call("RG.ABORTEXECUTION", execution, timeout=30) == Simple("OK")
+        wire.ok("RG.DROPEXECUTION", execution)
+
+
 def test_others_go_on_after_an_abort(wire):
     for _ in range(10):
         execution = start(wire, BUSY)

@@ -162,6 +162,26 @@ def test_functions_are_hooked_with_their_users_rights(server, wire, users):
     assert listed(wire) == ["k", "k2"]
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "GB().foreach(lambda x: None).register('k*', mode='sync')",
+        "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='pfcount', mode='sync')",
+    ],
+    ids=["handler", "hook"],
+)
+def test_reads_that_may_be_replicated_wait_for_the_end_of_a_pause(fresh, program):
+    server = fresh(server_args=("--appendonly", "yes"))
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        register(wire, program)
+        wire.ok("PFADD", "k1", "a", "b")
+        wire.ok("CLIENT", "PAUSE", "60000", "WRITE")
+        other.send("PFCOUNT", "k1")
+        assert not other.has_reply(0.3)
+        wire.ok("CLIENT", "UNPAUSE")
+        assert int(other.read()) == 2
+
+
 def test_paused_writes_wait(server, wire, other_wire):
     register(wire, NOTED)
     wire.ok("CLIENT", "PAUSE", 60000, "WRITE")

@@ -2,7 +2,7 @@
 
 import threading
 
-from firing import counters, settled
+from firing import counters, settled, wait_list
 from registrations import register
 from replies import wait_until
 from wire import Simple, Wire, encode
@@ -15,6 +15,19 @@ MORE = 2_000
 def numbers(wire):
     lines = wire.ok("INFO", "rg").decode().split("\r\n")
     return {name: int(value) for name, _, value in (line.partition(":") for line in lines) if value.isdecimal()}
+
+
+def test_keys_that_expire_while_a_sync_handler_runs(wire):
+    """Reading the record of the handler finds that the time of the key is over."""
+    register(wire, "GB().foreach(lambda x: None).register('k*', mode='sync', eventTypes=['set'])")
+    for mode in ("sync", "async_local"):
+        note = f"foreach(lambda x: execute('rpush', 'seen:{mode}', x['key']))"
+        register(wire, f"GB().{note}.register('k*', mode='{mode}', eventTypes=['expired'])")
+    for number in range(20):
+        wire.ok("SET", f"k{number:02}", "v", "PXAT", "1")
+    for mode in ("sync", "async_local"):
+        wait_list(wire, [f"k{number:02}" for number in range(20)], f"seen:{mode}")
+    settled(wire)
 
 
 def test_writers_wait_for_room(server, wire, other_wire):

@@ -106,6 +106,11 @@ def test_a_command_that_fails_in_the_end_is_not_repeated(wire):
         ("execute('eval', 'return 1', '0')", "the command 'eval' can not be part of an atomic batch"),
         ("execute('flushall')", "the command 'flushall' can not be part of an atomic batch"),
         ("execute('config', 'set', 'x', 'y')", "the command 'config' can not be part of an atomic batch"),
+        ("execute('rg.trigger', 'x')", "the command 'rg.trigger' can not be part of an atomic batch"),
+        (
+            "execute('rg.configset', 'MaxExecutions', '9')",
+            "the command 'rg.configset' can not be part of an atomic batch",
+        ),
         ("execute('nosuch')", "unknown command 'nosuch'"),
         ("execute('incr')", "wrong number of arguments for 'incr'"),
         ("GB('ShardsIDReader').run()", "run() can not be part of an atomic batch"),
@@ -153,6 +158,81 @@ def test_rights_are_checked_when_a_command_is_queued(wire, server):
     assert "NOPERM" in data(wire)["lastError"].decode()
     assert seen(wire) == [] and wire.ok("EXISTS", "other") == 0
     wire.ok("ACL", "DELUSER", "narrow")
+
+
+@pytest.mark.matrix
+@LOCAL
+def test_handlers_of_events_are_no_part_of_the_batch(wire, server, mode):
+    """They have their own rights, and what they write stays."""
+    wire.ok("ACL", "SETUSER", "narrow", "on", ">secret", "~k*", "~missed", "+@all")
+    with Wire(server.port) as user:
+        user.ok("AUTH", "narrow", "secret")
+        handler = "def handler(x):\n    execute('incr', 'missed')\n    execute('set', 'other', '1')\n"
+        register(user, f"{handler}GB().foreach(handler).register('k*', mode='sync', eventTypes=['keymiss'])")
+    register_atomic(wire, f"{NOTE}.foreach(lambda x: execute('get', 'k1')).foreach(lambda x: 1 / 0)", mode=mode)
+    add(wire, "s1", "1-1")
+    wait_counters(wire, (2, 1, 1, 0))
+    assert "ZeroDivisionError" in data(wire)["lastError"].decode()
+    assert seen(wire) == [] and wire.ok("GET", "missed") == b"1" and wire.ok("EXISTS", "other") == 0
+    wire.ok("ACL", "DELUSER", "narrow")
+
+
+@pytest.mark.matrix
+def test_commands_that_hooks_take_over_are_refused(wire):
+    register(wire, "GB('CommandReader').map(lambda x: 'hooked').register(hook='incr', keyprefix='h')")
+    register_atomic(wire, f"{NOTE}.foreach(lambda x: execute('incr', x['value']['f']))")
+    wire.ok("XADD", "s1", "1-1", "f", "other")
+    wait_counters(wire, (2, 2, 0, 0))
+    wire.ok("XADD", "s1", "1-2", "f", "h1")
+    wait_counters(wire, (3, 2, 1, 0))
+    text = "the command 'incr', which a hook takes over, can not be part of an atomic batch"
+    assert text in data(wire)["lastError"].decode()
+    assert seen(wire) == ["1-1"]
+
+
+@pytest.mark.matrix
+def test_a_batch_that_can_not_be_buried_is_not_repeated(wire):
+    wire.ok("SET", "dead", "no stream")
+    wire.ok("SET", "text", "x")
+    step = f"foreach(lambda x: execute('incr', 'text')).{NOTE}"
+    register_atomic(wire, step, onFailedPolicy="retry", onFailedRetryInterval=0, maxRetries=1, deadLetter="dead")
+    add(wire, "s1", "1-1")
+    wait_length(wire, "s1", 0)
+    assert seen(wire) == ["1-1"] and counters(wire) == (2, 1, 1, 0)
+
+
+def fill(wire, key, name, count):
+    text = "for i = 1, ARGV[2] do redis.call('XADD', KEYS[1], '1-' .. i, 'f', ARGV[1] .. i) end"
+    wire.ok("EVAL", text, 1, key, name, count)
+
+
+@LOCAL
+def test_each_entry_counts_once_when_the_stream_is_replaced(wire, other_wire, mode):
+    register_atomic(
+        wire, "foreach(lambda x: execute('hincrby', 'each', x['value']['f'], 1))", mode=mode, duration=20, batch=5
+    )
+    for number in range(8):
+        fill(wire, "s1", f"a{number}:", 1000)
+        fill(other_wire, "other", f"b{number}:", 300)
+        other_wire.ok("RENAME", "other", "s1")
+        wait_length(wire, "s1", 0)
+        wire.ok("DEL", "s1")
+        each = wire.ok("HGETALL", "each")
+        each = dict(zip(each[::2], each[1::2], strict=True))
+        assert set(each.values()) == {b"1"}
+        assert {b"b%d:%d" % (number, i) for i in range(1, 301)} <= each.keys()
+
+
+def test_a_backlog_lets_other_streams_have_their_turn(wire):
+    wire.ok("SET", "backlog", "1")
+    # It never comes to its end: each entry adds the next one.
+    again = "execute('xadd', 's1', '*', 'f', 'v') if x['key'] == 's1' and execute('exists', 'backlog') else 0"
+    register_atomic(wire, f"foreach(lambda x: {again}).filter(lambda x: x['key'] == 's2').{NOTE}")
+    fill(wire, "s1", "x", 500)
+    add(wire, "s2", "2-1")
+    wait_seen(wire, ["2-1"])
+    wire.ok("DEL", "backlog")
+    wait_length(wire, "s1", 0)
 
 
 def test_memory_is_checked_when_a_command_is_queued(fresh):

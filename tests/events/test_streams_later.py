@@ -86,6 +86,8 @@ def test_order_is_kept(wire, step, group, batch):
     add(wire, "s1", *IDS[3:])
     wait_seen(wire, IDS)
     wait_length(wire, "s1", 0)
+    # Finished ones stay listed.
+    assert set(dict(executions_of(wire).values())) == {b"done"}
     fields = data(wire)
     assert fields["numFailures"] == fields["numAborted"] == 0
     assert fields["numTriggered"] == fields["numSuccess"] and status(wire) == "OK"
@@ -196,8 +198,9 @@ async def pauses(x):
 
 
 @pytest.mark.matrix
-def test_the_rest_is_stopped(wire):
-    register_sync(wire, HELD, f"map(held).{NOTE}")
+@GROUP
+def test_the_rest_is_stopped(wire, group):
+    register_sync(wire, HELD, f"map(held).{NOTE}", **group)
     add(wire, "s1", "1-1", "1-2")
     wait_begun(wire, ["1-1"])
     (execution,) = wait_until(lambda: running(wire), "the rest running")

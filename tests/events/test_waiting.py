@@ -145,6 +145,53 @@ def test_looking_while_they_run(wire, server):
     assert len(of_status(wire, "done")) == count
 
 
+LATER = """import asyncio
+async def later(x):
+    execute('incr', 'begun')
+    while not execute('exists', 'go'):
+        await asyncio.sleep(0.005)
+    return 'value'
+"""
+SLOW = """
+def slow(x):
+    import time
+    execute('incr', 'begun')
+    while not execute('exists', 'go'):
+        time.sleep(0.005)
+    return 'value'
+"""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local", "async"])
+def test_a_client_waits_for_one_that_awaits(wire, other_wire, mode):
+    register(wire, f"{LATER}GB().map(later).register('k*', mode='{mode}', eventTypes=['set'])")
+    wire.ok("SET", "k1", "1")
+    wait_until(lambda: wire.ok("GET", "begun") == b"1", "it waiting")
+    (execution,) = wait_until(lambda: list(executions_of(wire)), "the execution")
+    other_wire.send("RG.GETRESULTSBLOCKING", execution)
+    assert wire.ok("PING") == Simple("PONG")
+    assert not other_wire.has_reply(0.1)
+    wire.ok("SET", "go", "1")
+    assert pair(other_wire.read()) == ([b"value"], [])
+    assert pair(wire.ok("RG.GETRESULTS", execution)) == ([b"value"], [])
+    settled(wire)
+
+
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+@pytest.mark.parametrize("step", ["later", "slow"])
+def test_clients_that_wait_for_a_trigger_do_not_take_each_others_results(wire, other_wire, server, mode, step):
+    register(wire, f"{LATER}{SLOW}GB('CommandReader').map({step}).register(trigger='t', mode='{mode}')")
+    other_wire.send("RG.TRIGGER", "t")
+    wait_until(lambda: wire.ok("GET", "begun") == b"1", "it waiting")
+    (execution,) = executions_of(wire)
+    with Wire(server.port) as third:
+        third.send("RG.GETRESULTSBLOCKING", execution)
+        assert not third.has_reply(0.1)
+        wire.ok("SET", "go", "1")
+        assert pair(third.read()) == ([b"value"], [])
+    assert other_wire.read() == [b"value"]
+
+
 def test_an_endless_atomic_block_is_aborted_from_another_shard(cluster, wires):
     """Nobody waits for the lock that it holds, although some executions are events that wait."""
     register(wires[0], "GB().foreach(lambda x: None).register('k*', mode='async_local')")
