@@ -118,27 +118,33 @@ pub fn look(consumer: &Arc<Consumer>, key: &Key) {
 /// Runs batches under the lock until nothing is to be done now, with pauses for the server, in which other streams have
 /// their turn.
 fn run_locked(consumer: Arc<Consumer>, key: Key, mut kept: Option<Kept>) {
-    let more = python::with_server_locked(|| {
-        let (guard, start) = (lock::lock(), Instant::now());
-        loop {
-            match locked::one(&guard, &consumer, &key, kept.take()) {
-                (Next::Look, hold) => kept = hold,
-                (next, hold) => {
-                    drop(hold);
-                    act(&guard, &consumer, &key, next, Place::Elsewhere);
-                    return false;
+    loop {
+        let more = python::with_server_locked(|| {
+            let (guard, start) = (lock::lock(), Instant::now());
+            loop {
+                match locked::one(&guard, &consumer, &key, kept.take()) {
+                    (Next::Look, hold) => kept = hold,
+                    (next, hold) => {
+                        drop(hold);
+                        act(&guard, &consumer, &key, next, Place::Elsewhere);
+                        return false;
+                    }
+                }
+                if start.elapsed() >= limits::STREAM_HOLD {
+                    return true;
                 }
             }
-            if start.elapsed() >= limits::STREAM_HOLD {
-                return true;
-            }
+        });
+        if !more {
+            return;
         }
-    });
-    if more {
         // Others may move the group in the pause.
-        let kept = kept.map(|(hold, _)| (hold, None));
+        kept = kept.map(|(hold, _)| (hold, None));
         thread::sleep(limits::STREAM_PAUSE);
-        all().threads.locked.submit(move || run_locked(consumer, key, kept));
+        let pool = &all().threads.locked;
+        if pool.queued() > 0 {
+            return pool.submit(move || run_locked(consumer, key, kept));
+        }
     }
 }
 
