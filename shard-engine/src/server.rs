@@ -41,7 +41,7 @@ impl Server for RedisServer {
             user: user.as_deref(),
             ..Flags::from_script()
         };
-        call::call_patiently(args, flags).map_err(|e| e.to_string())
+        call::call_patiently(args, flags, || intercept::only_reads(args)).map_err(|e| e.to_string())
     }
 
     fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
@@ -49,6 +49,9 @@ impl Server for RedisServer {
             return Some(outcome);
         }
         let guard = lock::try_lock()?;
+        if !lock::is_fit_to_write(&guard) && !intercept::only_reads(args) {
+            return None;
+        }
         let _here = PythonHere::enter(true);
         let user = identity::current();
         let origin = current_origin();

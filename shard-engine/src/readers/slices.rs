@@ -21,6 +21,7 @@ const BATCH_TIME: Duration = Duration::from_millis(5);
 pub struct Slices {
     last: Option<Instant>,
     in_batch: Duration,
+    writes: bool,
 }
 
 /// The end of one slice.
@@ -46,6 +47,14 @@ impl Deadline {
 }
 
 impl Slices {
+    /// Slices in which there may be writes.
+    pub fn to_write() -> Slices {
+        Slices {
+            writes: true,
+            ..Slices::default()
+        }
+    }
+
     /// Begins a batch.
     pub fn begin_batch(&mut self) {
         self.in_batch = Duration::ZERO;
@@ -64,7 +73,11 @@ impl Slices {
         {
             std::thread::sleep(PAUSE);
         }
-        let guard = lock::lock();
+        let guard = if self.writes {
+            lock::lock_to_write()
+        } else {
+            lock::lock()
+        };
         let start = Instant::now();
         let mut deadline = Deadline {
             end: start + SLICE,

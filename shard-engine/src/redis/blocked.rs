@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashMap,
-    ptr::{NonNull, null_mut},
+    ffi::c_void,
+    ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -22,6 +23,14 @@ type OnDisconnect = Box<dyn FnOnce() + Send>;
 
 /// What to do when a parked client leaves, by handle.
 static DISCONNECTS: Mutex<Option<HashMap<usize, Watch>>> = Mutex::new(None);
+
+/// Clients that are parked and have not left.
+static PARKED: AtomicU64 = AtomicU64::new(0);
+
+/// Clients that the server shows as blocked because we have parked them. Exact under the server lock.
+pub(super) fn parked() -> u64 {
+    PARKED.load(Ordering::Relaxed)
+}
 
 struct Watch {
     gone: Arc<AtomicBool>,
@@ -125,10 +134,11 @@ impl Drop for BlockedClient {
 /// # Safety
 /// `ctx` is the context of a command that runs now, has not been answered, and may block.
 unsafe fn park(ctx: *mut raw::RedisModuleCtx, action: Option<OnDisconnect>) -> Option<Parked> {
-    // No callbacks: the thread that answers writes the reply itself.
+    // No callbacks for replies: the thread that answers writes the reply itself.
     // SAFETY: the caller says so.
-    let handle = unsafe { api!(RedisModule_BlockClient)(ctx, None, None, None, 0) };
+    let handle = unsafe { api!(RedisModule_BlockClient)(ctx, None, None, Some(unblocked), 0) };
     let handle = NonNull::new(handle)?;
+    PARKED.fetch_add(1, Ordering::Relaxed);
     let gone = Arc::new(AtomicBool::new(false));
     let watch = Watch {
         gone: gone.clone(),
@@ -172,12 +182,23 @@ impl Parked {
             if let Some(end) = raw::RedisModule_BlockedClientMeasureTimeEnd {
                 end(handle);
             }
-            api!(RedisModule_UnblockClient)(handle, null_mut());
+            // `unblocked` is called only if there is something to free.
+            api!(RedisModule_UnblockClient)(handle, handle.cast());
         }
     }
 }
 
+/// The server lets a client go on, or forgets one that has left.
+unsafe extern "C" fn unblocked(ctx: *mut raw::RedisModuleCtx, _: *mut c_void) {
+    // SAFETY: the context is alive in its callback; the lock is held.
+    let left = unsafe { api!(RedisModule_BlockedClientDisconnected)(ctx) } != 0;
+    if !left {
+        PARKED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 extern "C" fn disconnected(_: *mut raw::RedisModuleCtx, handle: *mut raw::RedisModuleBlockedClient) {
+    PARKED.fetch_sub(1, Ordering::Relaxed);
     guarded("a disconnect", || {
         let action = DISCONNECTS.lock().as_mut().and_then(|watches| {
             let watch = watches.get_mut(&(handle as usize))?;

@@ -288,12 +288,20 @@ impl Drop for Database<'_> {
     }
 }
 
-/// Takes the lock and runs `args`. A write waits for the end of a pause of all writes, unless this thread holds the
-/// lock already: then it is an error, because nobody could end the pause.
-pub fn call_patiently<A: AsRef<[u8]>>(args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
+/// Takes the lock and runs `args`, which may write unless they say otherwise. A write waits for the end of a pause of all
+/// writes, unless this thread holds the lock already: then it is an error, because nobody could end the pause.
+pub fn call_patiently<A: AsRef<[u8]>>(
+    args: &[A],
+    flags: Flags<'_>,
+    only_reads: impl Fn() -> bool,
+) -> Result<Reply, CallError> {
     let deadline = Instant::now() + PAUSE_WAIT;
     loop {
-        let guard = lock::lock();
+        let mut guard = lock::lock();
+        if !lock::is_fit_to_write(&guard) && !only_reads() {
+            drop(guard);
+            guard = lock::lock_to_write();
+        }
         let outcome = call(&guard, args, flags);
         let paused = matches!(outcome, Err(CallError::WritesPaused(_)));
         if !paused || !lock::is_outermost() || Instant::now() >= deadline {

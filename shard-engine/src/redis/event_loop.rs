@@ -3,9 +3,10 @@
 use std::{
     cell::Cell,
     ffi::c_void,
+    ptr::null_mut,
     sync::{
         OnceLock,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
 };
 
@@ -27,6 +28,9 @@ const REFUSED: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(NEW);
 
 type Work = fn(&ServerLock);
+
+/// A turn has been asked for.
+static WOKEN: AtomicBool = AtomicBool::new(false);
 
 static AT_END: OnceLock<Work> = OnceLock::new();
 
@@ -84,18 +88,43 @@ pub fn listen(guard: &ServerLock) -> bool {
     STATE.load(Ordering::Acquire) == LISTENS
 }
 
+/// Who borrows may write, so nobody does while writes are paused.
+fn lend(late: bool) {
+    if !replicate::is_paused(&lock::lock()) {
+        sharing::lend(late);
+    }
+}
+
+/// The main thread makes a turn soon, though nothing has come for it. From any thread, without the lock.
+pub(super) fn wake() {
+    // SAFETY: the pointer is filled at load and not changed after.
+    if let Some(add) = unsafe { raw::RedisModule_EventLoopAddOneShot }
+        && !WOKEN.swap(true, Ordering::AcqRel)
+    {
+        // SAFETY: the server lets any thread call it; the callback lives as long as the module.
+        let outcome = unsafe { add(Some(awake), null_mut()) };
+        if outcome != raw::REDISMODULE_OK as i32 {
+            WOKEN.store(false, Ordering::Release);
+        }
+    }
+}
+
+extern "C" fn awake(_: *mut c_void) {
+    WOKEN.store(false, Ordering::Release);
+}
+
 extern "C" fn turn(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
     if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP {
         TURN.set(Turn::Began);
         if sharing::turn_begins() {
             guarded("sharing the server lock", || {
-                // Who borrows may write.
-                if !replicate::is_paused(&lock::lock()) {
-                    sharing::lend();
-                }
+                lend(false);
             });
         }
     } else if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
+        if sharing::is_wanted_late() {
+            guarded("sharing the server lock", || lend(true));
+        }
         if later::is_asked() {
             guarded("work before the event loop sleeps", || later::work(&lock::lock()));
         }

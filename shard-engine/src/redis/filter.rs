@@ -73,6 +73,11 @@ pub fn install(guard: &ServerLock, judge: Judge) {
     FILTER.store(filter, Ordering::Release);
 }
 
+/// Commands are looked at.
+pub fn is_installed() -> bool {
+    !FILTER.load(Ordering::Acquire).is_null()
+}
+
 /// Commands are looked at no more.
 pub fn uninstall(guard: &ServerLock) {
     let filter = FILTER.swap(null_mut(), Ordering::AcqRel);

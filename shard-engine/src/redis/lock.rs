@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicPtr, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex};
 use redis_module::raw;
 
 use super::{
+    before_serving,
     call::Surroundings,
     event_loop,
     ffi::api,
@@ -88,6 +89,43 @@ pub fn try_lock() -> Option<ServerLock> {
     try_enter().then(|| ServerLock { _not_send: PhantomData })
 }
 
+/// Waits for the lock, to write.
+pub fn lock_to_write() -> ServerLock {
+    enter_by(|| take_to_write(None));
+    ServerLock { _not_send: PhantomData }
+}
+
+/// Whoever holds the lock may write now. If not: give it back, and `lock_to_write`.
+pub fn is_fit_to_write(guard: &ServerLock) -> bool {
+    let state = STATE.get();
+    state.held.is_none() || is_fit(state.held, guard)
+}
+
+fn is_fit(held: Option<Held>, guard: &ServerLock) -> bool {
+    held == Some(Held::LateSlice) || !before_serving::is_end_of_turn_needed(guard)
+}
+
+/// The lock in a way that lets its holder write, if it comes within so long.
+fn take_to_write(wait: Option<Duration>) -> Option<Held> {
+    let deadline = wait.map(|wait| Instant::now() + wait);
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    loop {
+        let held = match left() {
+            None => sharing::take(),
+            Some(left) => sharing::take_within(left)?,
+        };
+        let guard = ManuallyDrop::new(ServerLock { _not_send: PhantomData });
+        if is_fit(Some(held), &guard) {
+            return Some(held);
+        }
+        sharing::give_back(held);
+        let late = sharing::take_late(left());
+        if late.is_some() || left() == Some(Duration::ZERO) {
+            return late;
+        }
+    }
+}
+
 /// The lock, if it comes within so long.
 pub fn lock_within(wait: Duration) -> Option<ServerLock> {
     enter_by(|| sharing::take_within(wait)).then(|| ServerLock { _not_send: PhantomData })
@@ -135,7 +173,7 @@ fn enter_by(take: impl FnOnce() -> Option<Held>) -> bool {
 /// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that takes longer
 /// than `wait`, and not while writes are paused.
 pub fn try_enter_unpaused(wait: Duration) -> bool {
-    if !enter_by(|| sharing::take_within(wait)) {
+    if !enter_by(|| take_to_write(Some(wait))) {
         return false;
     }
     let guard = ServerLock { _not_send: PhantomData };

@@ -2,6 +2,7 @@
 //!
 //! * `load`: the doors that the server calls at load and unload
 //! * `lock`, `sharing`: the server lock as a token, which a function that needs the lock takes; who has it next
+//! * `before_serving`: when threads may write on older servers
 //! * `guarded`: values that this lock guards
 //! * `call`, `call_reply`, `value`: running commands of the server
 //! * `register`, `command_info`: our own commands
@@ -18,6 +19,7 @@
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
 
 pub mod aux_data;
+mod before_serving;
 pub mod blocked;
 mod bus;
 pub mod call;

@@ -6,7 +6,8 @@
 //! not yet read, the main thread lends its own hold to those who wait: for a *slice*, in which they take turns and come
 //! back as often as they like. Between two calls nobody but the main thread holds the lock: a thread that loses the
 //! GIL there for seconds loses the rest of the slice, and the server goes on. While the server sleeps, threads take the
-//! mutex itself.
+//! mutex itself. Those that may only write before it serves the clients that wait for keys (`before_serving`) wait for
+//! a *late* slice, at the end of a turn.
 //!
 //! Never lends inside a command, while writes are paused, or while the server loads or runs a long script.
 
@@ -39,6 +40,10 @@ const GRACE: Duration = Duration::from_micros(100);
 const SHORT_CALL: Duration = Duration::from_micros(200);
 /// A thread may go on with calls for so long before another one that waits has its turn.
 const PART: Duration = Duration::from_micros(250);
+/// So long a thread waits for a late slice before it looks whether it needs one still.
+const LATE_WAIT: Duration = Duration::from_millis(10);
+/// So often it asks for one meanwhile.
+const LATE_ASK: Duration = Duration::from_millis(1);
 /// Pauses between two looks at the mutex, each for so many looks.
 const LOOKS: [(u32, Duration); 3] = [
     (20, Duration::from_micros(50)),
@@ -59,6 +64,8 @@ pub(super) enum Held {
     Mutex,
     /// It borrows the main thread's hold.
     Slice,
+    /// The same, at the end of a turn.
+    LateSlice,
 }
 
 /// Where the loan lies.
@@ -66,12 +73,15 @@ static DESK: Desk = Desk {
     slice: Mutex::new(Slice::CLOSED),
     lender: Condvar::new(),
     borrowers: Condvar::new(),
+    late_borrowers: Condvar::new(),
 };
 /// Threads that wait.
 static WAITING: AtomicU32 = AtomicU32::new(0);
+/// Threads that wait for a late slice.
+static WAITING_LATE: AtomicU32 = AtomicU32::new(0);
 /// Somebody has waited.
 static WANTED: AtomicBool = AtomicBool::new(false);
-/// Turns that the main thread has begun.
+/// Beginnings and ends of turns of the main thread.
 static TURNS: AtomicU64 = AtomicU64::new(0);
 /// When the last slice ended. Used by the main thread only.
 static LAST_LOAN: AtomicU64 = AtomicU64::new(0);
@@ -107,12 +117,26 @@ struct Desk {
     slice: Mutex<Slice>,
     lender: Condvar,
     borrowers: Condvar,
+    late_borrowers: Condvar,
+}
+
+impl Desk {
+    /// Somebody who waits may have the loan.
+    fn call_next(&self, slice: &Slice) {
+        if slice.late && WAITING_LATE.load(Relaxed) > 0 {
+            self.late_borrowers.notify_one();
+        } else {
+            self.borrowers.notify_one();
+        }
+    }
 }
 
 /// Times are nanoseconds of `now`.
 struct Slice {
     /// The main thread lends.
     open: bool,
+    /// At the end of a turn.
+    late: bool,
     /// A thread has the loan.
     busy: bool,
     /// The one that had it last is likely to come back.
@@ -187,9 +211,15 @@ pub(super) fn turn_begins() -> bool {
     HOURS.is_busy() && WAITING.load(Relaxed) > 0
 }
 
-/// It is almost over.
+/// Somebody waits for the end of a turn.
+pub(super) fn is_wanted_late() -> bool {
+    WAITING_LATE.load(Relaxed) > 0
+}
+
+/// It is over.
 pub(super) fn turn_ends() {
     let time = now();
+    add(&TURNS, 1);
     add(
         &HOURS.awake,
         time.saturating_sub(HOURS.turn_start.load(Relaxed)).min(ns(MEMORY)),
@@ -197,22 +227,32 @@ pub(super) fn turn_ends() {
     HOURS.turn_end.store(time, Relaxed);
 }
 
+/// Grows with each beginning and end of a turn: as long as it stays, the main thread has run no command.
+pub(super) fn turns() -> u64 {
+    TURNS.load(Relaxed)
+}
+
 /// Lends the lock to those who wait. On the main thread, between commands, and not while writes are paused.
-pub(super) fn lend() {
+pub(super) fn lend(late: bool) {
     let start = now();
     let since = start.saturating_sub(LAST_LOAN.load(Relaxed)).min(ns(MEMORY));
-    let length = (since * SHARE_PERCENT / 100).min(ns(SLICE));
+    let mut length = (since * SHARE_PERCENT / 100).min(ns(SLICE));
     if length < ns(SLICE_LEAST) {
-        return;
+        if !late {
+            return;
+        }
+        // Those who wait have no other way.
+        length = ns(SLICE_LEAST);
     }
     let mut slice = DESK.slice.lock();
     *slice = Slice {
         open: true,
+        late,
         end: start + length,
         last: start,
         ..Slice::CLOSED
     };
-    DESK.borrowers.notify_one();
+    DESK.call_next(&slice);
     while slice.open || slice.busy {
         let time = now();
         let patience = slice.patience();
@@ -239,6 +279,7 @@ pub(super) fn lend() {
 impl Slice {
     const CLOSED: Slice = Slice {
         open: false,
+        late: false,
         busy: false,
         staying: false,
         end: 0,
@@ -250,21 +291,26 @@ impl Slice {
     /// Until then the lender waits for a call. Who waits at the desk needs nothing but a processor to come; who has to
     /// come back may wait for the GIL.
     fn patience(&self) -> u64 {
-        if self.busy || WAITING.load(Relaxed) > 0 {
+        if self.busy || self.is_awaited() {
             self.end
         } else {
             self.end.min(self.last + ns(GRACE))
         }
     }
 
+    /// Threads wait that may have the loan.
+    fn is_awaited(&self) -> bool {
+        WAITING.load(Relaxed) > 0 || (self.late && WAITING_LATE.load(Relaxed) > 0)
+    }
+
     /// Takes the loan if it is there. `waited`: so has this thread; others let those go first after a while.
-    fn claim(&mut self, waited: bool, staying: bool) -> bool {
+    fn claim(&mut self, waited: bool, staying: bool) -> Option<Held> {
         if !self.open || self.busy {
-            return false;
+            return None;
         }
         let time = now();
-        if time >= self.end || (!waited && time >= self.part_end && WAITING.load(Relaxed) > 0) {
-            return false;
+        if time >= self.end || (!waited && time >= self.part_end && self.is_awaited()) {
+            return None;
         }
         if waited {
             self.part_end = time + ns(PART);
@@ -272,7 +318,7 @@ impl Slice {
         self.busy = true;
         self.staying = staying;
         begin_hold(time);
-        true
+        Some(if self.late { Held::LateSlice } else { Held::Slice })
     }
 }
 
@@ -280,8 +326,9 @@ impl Slice {
 
 /// Takes the lock if that needs no waiting.
 pub(super) fn try_take() -> Option<Held> {
-    if DESK.slice.lock().claim(false, true) {
-        return Some(Held::Slice);
+    let held = DESK.slice.lock().claim(false, true);
+    if held.is_some() {
+        return held;
     }
     (try_mutex() == Look::Taken).then_some(Held::Mutex)
 }
@@ -313,16 +360,35 @@ fn take_until(deadline: Option<u64>) -> Option<Held> {
             break;
         }
         let mut slice = DESK.slice.lock();
-        if !slice.claim(true, again) {
+        let mut held = slice.claim(true, again);
+        if held.is_none() {
             DESK.borrowers.wait_for(&mut slice, pause_before(look));
-            if !slice.claim(true, again) {
-                continue;
-            }
+            held = slice.claim(true, again);
         }
-        return Some(Held::Slice);
+        if held.is_some() {
+            return held;
+        }
     }
     drop(waiting);
     None
+}
+
+/// Waits for a late slice, but not for long, nor longer than `most`: what it is needed for may be over.
+pub(super) fn take_late(most: Option<Duration>) -> Option<Held> {
+    let again = comes_in_series();
+    let end = now() + ns(most.unwrap_or(LATE_WAIT).min(LATE_WAIT));
+    let _waiting = Waiting::begin_late();
+    let mut slice = DESK.slice.lock();
+    loop {
+        let held = if slice.late { slice.claim(true, again) } else { None };
+        let time = now();
+        if held.is_some() || time >= end {
+            return held;
+        }
+        event_loop::wake();
+        let pause = Duration::from_nanos(end - time).min(LATE_ASK);
+        DESK.late_borrowers.wait_for(&mut slice, pause);
+    }
 }
 
 fn pause_before(look: u32) -> Duration {
@@ -331,19 +397,27 @@ fn pause_before(look: u32) -> Duration {
 }
 
 /// Counts a thread that waits.
-struct Waiting;
+struct Waiting(&'static AtomicU32);
 
 impl Waiting {
     fn begin() -> Waiting {
-        WAITING.fetch_add(1, Relaxed);
         WANTED.store(true, Relaxed);
-        Waiting
+        Waiting::of(&WAITING)
+    }
+
+    fn begin_late() -> Waiting {
+        Waiting::of(&WAITING_LATE)
+    }
+
+    fn of(number: &'static AtomicU32) -> Waiting {
+        number.fetch_add(1, Relaxed);
+        Waiting(number)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        WAITING.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -366,17 +440,17 @@ pub(super) fn give_back(held: Held) {
             // SAFETY: this thread took the mutex in `try_mutex`.
             unsafe { api!(RedisModule_ThreadSafeContextUnlock)(detached()) }
         }
-        Held::Slice => {
+        Held::Slice | Held::LateSlice => {
             let mut slice = DESK.slice.lock();
             slice.busy = false;
             slice.last = time;
             slice.calls += 1;
-            let somebody_waits = WAITING.load(Relaxed) > 0;
+            let somebody_waits = slice.is_awaited();
             if !slice.open || time >= slice.end || !(slice.staying || somebody_waits) {
                 slice.open = false;
                 DESK.lender.notify_one();
             } else if somebody_waits && (!slice.staying || time >= slice.part_end) {
-                DESK.borrowers.notify_one();
+                DESK.call_next(&slice);
             }
         }
     }

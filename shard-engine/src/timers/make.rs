@@ -34,7 +34,7 @@ const PAUSE_POLL: Duration = Duration::from_millis(5);
 pub fn make(draft: TimerDraft) -> Result<bool, String> {
     let deadline = Instant::now() + PAUSE_WAIT;
     loop {
-        let guard = lock::lock();
+        let guard = lock::lock_to_write();
         if draft.key.is_none() || !replicate::is_paused(&guard) {
             return make_now(&guard, draft);
         }

@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 
 use crate::redis::{
     call::{Flags, Reply, call, may_replicate},
+    filter,
     lock::{self, ServerLock},
     log,
 };
@@ -116,6 +117,19 @@ pub fn find(name: &str) -> Option<Facts> {
         return None;
     }
     refresh(&lock::lock()).get(name).cloned()
+}
+
+/// A function's command neither writes nor has anybody write.
+pub fn only_reads(args: &[Vec<u8>]) -> bool {
+    let Some(name) = args.first().and_then(|name| std::str::from_utf8(name).ok()) else {
+        return false;
+    };
+    let name = name.to_ascii_lowercase();
+    // Our own commands run functions, and so may whatever can be taken over.
+    if filter::is_installed() || name.starts_with("rg.") {
+        return false;
+    }
+    find(&name).is_some_and(|facts| !facts.writes && !facts.may_replicate)
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ impl Original {
             let _tied = link.as_ref().map(Link::enter);
             match live {
                 Some(live) => live.with(Wrapped::run_for_code),
-                None => call::call_patiently(args, flags).map_err(|e| e.to_string()),
+                None => call::call_patiently(args, flags, || false).map_err(|e| e.to_string()),
             }
         };
         if live.is_some() && !call::in_nested_call() {

@@ -140,7 +140,7 @@ fn park(call: &mut Wrapped, link: Option<Link>, python: bool, for_room: bool) {
 /// The server lock, while writes are not paused.
 fn lock_unpaused() -> ServerLock {
     loop {
-        let guard = lock::lock();
+        let guard = lock::lock_to_write();
         if !replicate::is_paused(&guard) {
             return guard;
         }

@@ -164,7 +164,7 @@ enum Step {
 
 /// Settles the batch that is over, if there is one, and starts the next one, if it is time for that.
 fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
-    let mut slices = Slices::default();
+    let mut slices = Slices::to_write();
     let mut step = slices.run(|guard, deadline| {
         let kept = match over {
             None => None,
@@ -309,7 +309,7 @@ pub fn go_on_later(
 /// The execution could not be created: it counts as aborted, and is tried again.
 fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
     thread::sleep(limits::STREAM_RETRY);
-    let guard = lock::lock();
+    let guard = lock::lock_to_write();
     drop(batch::settle(&guard, consumer, key, batch, Verdict::Aborted, 0));
     if let Some((number, _)) = consumer.number(key)
         && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, wall_ms()))
