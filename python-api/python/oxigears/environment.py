@@ -202,6 +202,8 @@ pickling.base_names.update(base_environment)
 
 def prepare_process(deepest_recursion):
     """Settings of the interpreter that all scripts share."""
+    # Libraries look for the builtin names there: in the original scripts ran in that module.
+    vars(sys.modules["__main__"]).update(base_environment)
     sys.argv = ["oxigears"]
     output.redirect()
     threading.stack_size(_STACK_BYTES)

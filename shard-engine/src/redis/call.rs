@@ -1,10 +1,10 @@
 //! Running commands of the server. Always on database 0, whatever database a client selected.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ffi::CString,
     ptr::{NonNull, null},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use super::{
     ffi::{OwnedString, api},
     filter,
     lock::{self, ServerLock},
-    replicate,
+    replicate, unfit,
     version::at_least,
 };
 
@@ -31,9 +31,6 @@ const PAUSE_POLL: Duration = Duration::from_millis(5);
 
 /// Commands that are not marked as writes, but may be replicated. The server does not show that mark.
 const MAY_REPLICATE: [&str; 6] = ["EVAL", "EVALSHA", "FCALL", "PFCOUNT", "PUBLISH", "SPUBLISH"];
-
-/// They turn a client into a replica: a function's is none.
-const OF_REPLICAS: [&str; 2] = ["SYNC", "PSYNC"];
 
 /// How a command is run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -121,18 +118,15 @@ pub fn in_nested_call() -> bool {
 /// What a thread that borrows the lock must know of the lender's calls, so that its own ones run like the lender's.
 pub(super) struct Surroundings {
     nested: u32,
-    user: *const raw::RedisModuleUser,
+    user: Option<Arc<str>>,
 }
-
-// SAFETY: the user is the lender's: it lives until the loan is back, and only the borrower touches it meanwhile.
-unsafe impl Send for Surroundings {}
 
 impl Surroundings {
     /// Those of this thread.
     pub(super) fn of_this_thread() -> Surroundings {
         Surroundings {
             nested: NESTED.get(),
-            user: CONTEXT_USER.get(),
+            user: user_in_force(),
         }
     }
 
@@ -141,7 +135,7 @@ impl Surroundings {
         Entered {
             before: Surroundings {
                 nested: NESTED.replace(self.nested),
-                user: CONTEXT_USER.replace(self.user),
+                user: CONTEXT_USER.replace(self.user.clone()),
             },
         }
     }
@@ -155,7 +149,7 @@ pub(super) struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         NESTED.set(self.before.nested);
-        CONTEXT_USER.set(self.before.user);
+        CONTEXT_USER.set(self.before.user.take());
     }
 }
 
@@ -174,9 +168,10 @@ pub(super) fn nested() -> Nested {
     Nested::enter()
 }
 
-/// The user whose rights count in the command of a function that this thread is in; null: all rights.
-pub(super) fn user_in_force() -> *const raw::RedisModuleUser {
-    CONTEXT_USER.get()
+/// The user whose rights count in the command of a function that this thread is in; `None`: all rights. A name, because
+/// the user may be deleted meanwhile.
+pub(super) fn user_in_force() -> Option<Arc<str>> {
+    CONTEXT_USER.with_borrow(Clone::clone)
 }
 
 impl Drop for Nested {
@@ -196,7 +191,9 @@ pub fn after_each(work: fn(&ServerLock)) {
 /// Runs `args` (name first). An error of the command is `Err`; errors inside an array are elements.
 pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
     let outcome = call_alone(guard, args, flags);
-    if !in_nested_call()
+    // Our own questions change nothing, and whoever asks may be in the middle of something.
+    if flags.replicate
+        && !in_nested_call()
         && let Some(work) = AFTER_EACH.get()
     {
         work(guard);
@@ -212,8 +209,7 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         return Err(CallError::UnknownCommand(shown()));
     };
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
-    if is_one_of(&OF_REPLICAS, name.as_ref()) {
-        let text = format!("ERR command '{}' is for replicas, functions can not call it", shown());
+    if let Some(text) = unfit::refusal(args) {
         return Err(CallError::Answered(text));
     }
     let mut strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
@@ -441,10 +437,10 @@ fn errno() -> i32 {
 
 /// Sets the user of the shared context while a command runs, then the one before.
 pub(super) struct ContextUser<'a> {
-    guard: &'a ServerLock,
+    _guard: &'a ServerLock,
     ctx: *mut raw::RedisModuleCtx,
     user: NonNull<raw::RedisModuleUser>,
-    before: *const raw::RedisModuleUser,
+    before: Option<Arc<str>>,
 }
 
 impl<'a> ContextUser<'a> {
@@ -474,11 +470,11 @@ impl<'a> ContextUser<'a> {
         let key = OwnedString::new(name.as_bytes());
         // SAFETY: the string is alive, the lock is held.
         let user = NonNull::new(unsafe { find(key.as_ptr()) }).ok_or_else(|| CallError::NoSuchUser(name.to_owned()))?;
-        let before = CONTEXT_USER.replace(user.as_ptr());
+        let before = CONTEXT_USER.replace(Some(name.into()));
         // SAFETY: the user lives until `drop`, which takes it off the context again.
         unsafe { set(ctx, user.as_ptr()) };
         Ok(ContextUser {
-            guard,
+            _guard: guard,
             ctx,
             user,
             before,
@@ -488,21 +484,16 @@ impl<'a> ContextUser<'a> {
 
 thread_local! {
     // Calls nest only on the thread that holds the lock, so its own memory of the user is the context's.
-    static CONTEXT_USER: Cell<*const raw::RedisModuleUser> = const { Cell::new(null()) };
+    static CONTEXT_USER: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
 }
 
 impl Drop for ContextUser<'_> {
     fn drop(&mut self) {
-        CONTEXT_USER.set(self.before);
-        // SAFETY: the outer user, if any, outlives this call; ours is not referred to after it is taken off.
+        CONTEXT_USER.set(self.before.take());
+        // Whoever was set before has looked at it already: each command sets its own.
+        // SAFETY: ours is not referred to after it is taken off.
         unsafe {
-            // Another context than the shared one is this user's alone.
-            let before = if self.ctx == self.guard.ctx() {
-                self.before
-            } else {
-                null()
-            };
-            api!(RedisModule_SetContextUser)(self.ctx, before);
+            api!(RedisModule_SetContextUser)(self.ctx, null());
             api!(RedisModule_FreeModuleUser)(self.user.as_ptr());
         }
     }

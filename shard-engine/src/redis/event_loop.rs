@@ -57,11 +57,16 @@ pub fn at_end(work: Work) {
 /// or nobody has listened yet.
 #[inline]
 pub fn want_end() -> bool {
-    let is_in_one = TURN.get() != Turn::None;
+    let is_in_one = is_in_turn();
     if is_in_one {
         TURN.set(Turn::Wanted);
     }
     is_in_one
+}
+
+/// This thread is in a turn of the event loop, whose end is still to come.
+pub(super) fn is_in_turn() -> bool {
+    TURN.get() != Turn::None
 }
 
 /// Nobody has listened yet.

@@ -1,11 +1,10 @@
 //! A moment when the command at hand is over: its values are not used any more, and it has been handed to replicas.
 //!
-//! Servers from 7.2 on have jobs for that, which belong to the command that raised a notification; before, the moment
-//! before the event loop sleeps is the next one that is known. Never runs anything inside a command.
+//! The moment before the event loop sleeps is the next one that is known. The jobs that servers from 7.2 on have for that
+//! are no use: where an event is raised by the server itself (fields of hashes expire, a slot is cleared) they run in the
+//! middle of its walk, and a handler that deletes keys ends the server. Never runs anything inside a command.
 
 use std::{
-    ffi::c_void,
-    ptr::null_mut,
     sync::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -13,14 +12,7 @@ use std::{
     time::Duration,
 };
 
-use redis_module::raw;
-
-use super::{
-    event_loop,
-    ffi::guarded,
-    lock::{self, ServerLock},
-    timer,
-};
+use super::{event_loop, lock::ServerLock, timer};
 
 type Work = fn(&ServerLock);
 
@@ -35,9 +27,15 @@ pub fn when_over(work: Work) {
 
 /// The work is wanted when the command at hand is over. Called in a notification, under the lock.
 pub fn ask(guard: &ServerLock) {
-    if !ASKED.swap(true, Ordering::AcqRel) && !by_job(guard) && !by_event_loop(guard) {
-        // A server that knows neither, or refuses: the next turn of the event loop.
+    if ASKED.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    if !event_loop::listen(guard) {
+        // A server before 7.0 does not tell: the next turn of the event loop.
         timer::once(guard, Duration::from_millis(1), work);
+    } else if !event_loop::is_in_turn() {
+        // The end of this turn is behind us: clients that wait are served, and keys expire, after that.
+        event_loop::wake();
     }
 }
 
@@ -52,22 +50,4 @@ pub(super) fn work(guard: &ServerLock) {
     if let Some(work) = WORK.get() {
         work(guard);
     }
-}
-
-fn by_job(guard: &ServerLock) -> bool {
-    // SAFETY: the pointer is filled at load; the context is alive, the callback lives as long as the module.
-    let outcome =
-        unsafe { raw::RedisModule_AddPostNotificationJob.map(|add| add(guard.ctx(), Some(over), null_mut(), None)) };
-    outcome == Some(raw::REDISMODULE_OK as i32)
-}
-
-extern "C" fn over(_: *mut raw::RedisModuleCtx, _: *mut c_void) {
-    guarded("work after a command", || work(&lock::lock()));
-}
-
-/// For servers without such jobs.
-fn by_event_loop(guard: &ServerLock) -> bool {
-    // SAFETY: the pointer is filled at load and not changed after.
-    let has_jobs = unsafe { raw::RedisModule_AddPostNotificationJob };
-    has_jobs.is_none() && event_loop::listen(guard)
 }

@@ -137,6 +137,11 @@ pub fn is_held() -> bool {
     state.depth > 0 || state.callbacks > 0
 }
 
+/// The server calls this thread, or a thread that it calls has lent the lock: a client's command may be under way.
+pub fn is_in_callback() -> bool {
+    STATE.get().callbacks > 0
+}
+
 /// This thread took the lock once, itself: giving that back sets it free.
 pub fn is_outermost() -> bool {
     let state = STATE.get();

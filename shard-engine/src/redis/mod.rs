@@ -13,6 +13,7 @@
 //! * `data_type`: values of our own under keys
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `filter`, `front`, `wrapper`, `refusal`: taking over commands of clients
+//! * `unfit`: commands that functions may not run
 //! * `later`, `event_loop`: when the command at hand is over; the turns of the main thread
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
@@ -51,6 +52,7 @@ pub mod reply;
 pub mod sharing;
 mod slots;
 pub mod timer;
+pub mod unfit;
 pub mod value;
 pub mod version;
 pub mod wrapper;

@@ -138,7 +138,10 @@ impl Wrapped {
         };
         // SAFETY: the vector has a name; its text ends with a NUL, as those of all strings of the server do.
         let name = unsafe { api!(RedisModule_StringPtrLen)(*self.argv, null_mut()) };
-        let check = self.check();
+        let (check, _user) = match self.check() {
+            Ok(checked) => checked,
+            Err(text) => return Some(Ran(Answer::Refused(text))),
+        };
         // SAFETY: context and strings are alive while the command runs, and the lock is held.
         unsafe { run_in(self.ctx, name, rest, (check, self.denies_writes(), speech)) }
     }
@@ -152,48 +155,9 @@ impl Wrapped {
 
     /// Whether a user may run the command, which has a right number of arguments; else the server's error text.
     pub fn permits(&self, user: &str) -> Result<(), String> {
-        // SAFETY: the pointers are filled at load.
-        let functions = unsafe {
-            raw::RedisModule_GetModuleUserFromUserName
-                .zip(raw::RedisModule_ACLCheckCommandPermissions)
-                .zip(raw::RedisModule_FreeModuleUser)
-        };
-        let Some(((find, check), free)) = functions else {
-            return Err(CallError::NoUserSupport(user.to_owned()).to_string());
-        };
-        let name = OwnedString::new(user.as_bytes());
-        // SAFETY: the name is alive and the lock is held; the vector has `argc` strings; the user is freed once.
-        let allowed = unsafe {
-            let user = NonNull::new(find(name.as_ptr()));
-            user.is_some_and(|user| {
-                let outcome = check(user.as_ptr(), self.argv, self.argc as i32);
-                free(user.as_ptr());
-                outcome == raw::REDISMODULE_OK as i32
-            })
-        };
-        if allowed { Ok(()) } else { Err(self.why_not(user)) }
-    }
-
-    /// Why the user may not run it, in the words that clients know.
-    fn why_not(&self, user: &str) -> String {
-        let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-        dry_run.extend((0..self.argc).map(|at| self.arg(at)));
-        let told = call::call(&self.guard, &dry_run, call::Flags::default());
-        let told = told
-            .ok()
-            .and_then(|reply| reply.text().map(str::to_owned))
-            .unwrap_or_default();
-        // 7.0 has other words than later servers, which tell administrators more than clients.
-        let newer = at_least(7, 2);
-        let reason = match () {
-            () if told.contains("permissions to run") && newer => &told,
-            () if told.contains("permissions to run") => "run this command or subcommand",
-            () if told.contains("channel") && newer => "No permissions to access a channel",
-            () if told.contains("channel") => "access at least one of the channels",
-            () if newer => "No permissions to access a key",
-            () => "access at least one of the keys",
-        };
-        no_permission(reason, &self.name())
+        let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
+        // SAFETY: the vector has `argc` strings, alive during the command.
+        unsafe { permits(&self.guard, user, self.argv, &args) }
     }
 
     /// The user of the client or script that runs it; `None` if that is a function, another module, the master or the log.
@@ -232,19 +196,22 @@ impl Wrapped {
         unsafe { api!(RedisModule_GetSelectedDb)(self.ctx) }
     }
 
-    fn check(&self) -> Check {
+    /// Whose rights are checked. Those of a function's user are looked at here: the user may have been deleted since the
+    /// function called the command, and made anew.
+    fn check(&self) -> Result<(Check, Option<ContextUser<'_>>), String> {
         if self.flags.replicated {
-            return Check::Nobody;
+            return Ok((Check::Nobody, None));
         }
-        if call::in_nested_call() {
-            let user = call::user_in_force();
-            if user.is_null() {
-                return Check::Nobody;
-            }
-            // SAFETY: the user lives as long as the command that runs with its rights; the context is alive.
-            unsafe { api!(RedisModule_SetContextUser)(self.ctx, user) };
+        if !call::in_nested_call() {
+            return Ok((Check::Caller, None));
         }
-        Check::Caller
+        let Some(name) = call::user_in_force() else {
+            return Ok((Check::Nobody, None));
+        };
+        // SAFETY: the context is alive while the command runs.
+        let user = unsafe { ContextUser::set_in(&self.guard, self.ctx, &name) }.map_err(|e| e.to_string())?;
+        self.permits(&name)?;
+        Ok((Check::Caller, Some(user)))
     }
 
     fn denies_writes(&self) -> bool {
@@ -323,6 +290,64 @@ impl Ran {
     }
 }
 
+/// Whether a user may run a command, which has a right number of arguments; else the server's error text.
+///
+/// # Safety
+/// The vector has the strings of `args`, alive during the call.
+unsafe fn permits(
+    guard: &ServerLock,
+    user: &str,
+    argv: *mut *mut raw::RedisModuleString,
+    args: &[&[u8]],
+) -> Result<(), String> {
+    // SAFETY: the pointers are filled at load.
+    let functions = unsafe {
+        raw::RedisModule_GetModuleUserFromUserName
+            .zip(raw::RedisModule_ACLCheckCommandPermissions)
+            .zip(raw::RedisModule_FreeModuleUser)
+    };
+    let Some(((find, check), free)) = functions else {
+        return Err(CallError::NoUserSupport(user.to_owned()).to_string());
+    };
+    let name = OwnedString::new(user.as_bytes());
+    // SAFETY: the name is alive and the lock is held; the caller says so of the vector; the user is freed once.
+    let allowed = unsafe {
+        let user = NonNull::new(find(name.as_ptr()));
+        user.is_some_and(|user| {
+            let outcome = check(user.as_ptr(), argv, args.len() as i32);
+            free(user.as_ptr());
+            outcome == raw::REDISMODULE_OK as i32
+        })
+    };
+    if allowed {
+        Ok(())
+    } else {
+        Err(why_not(guard, user, args))
+    }
+}
+
+/// Why the user may not run it, in the words that clients know.
+fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> String {
+    let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+    dry_run.extend(args);
+    let told = call::call(guard, &dry_run, call::Flags::default());
+    let told = told
+        .ok()
+        .and_then(|reply| reply.text().map(str::to_owned))
+        .unwrap_or_default();
+    // 7.0 has other words than later servers, which tell administrators more than clients.
+    let newer = at_least(7, 2);
+    let reason = match () {
+        () if told.contains("permissions to run") && newer => &told,
+        () if told.contains("permissions to run") => "run this command or subcommand",
+        () if told.contains("channel") && newer => "No permissions to access a channel",
+        () if told.contains("channel") => "access at least one of the channels",
+        () if newer => "No permissions to access a key",
+        () => "access at least one of the keys",
+    };
+    no_permission(reason, &String::from_utf8_lossy(args[0]).to_lowercase())
+}
+
 /// Runs a command in a client's context.
 ///
 /// # Safety
@@ -385,9 +410,20 @@ impl ReplyWriter {
         let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg)).collect();
         let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
         // SAFETY: the writer's context is alive as long as the user is set.
-        let user = user.map(|user| unsafe { ContextUser::set_in(guard, self.ctx(), user) });
-        let user = user.transpose().map_err(|e| e.to_string())?;
-        let check = if user.is_some() { Check::Caller } else { Check::Nobody };
+        let set = user.map(|user| unsafe { ContextUser::set_in(guard, self.ctx(), user) });
+        let set = set.transpose().map_err(|e| e.to_string())?;
+        // Version 7.0 ends itself if it has to refuse a command of a parked client.
+        if let Some(user) = user {
+            let shown: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+            let name = OwnedString::new(shown[0]);
+            let mut all: Vec<_> = std::iter::once(&name)
+                .chain(&strings)
+                .map(OwnedString::as_ptr)
+                .collect();
+            // SAFETY: the strings are alive.
+            unsafe { permits(guard, user, all.as_mut_ptr(), &shown)? };
+        }
+        let check = if set.is_some() { Check::Caller } else { Check::Nobody };
         let how = (check, replicate::is_paused(guard), Speech::AsClient);
         // SAFETY: the context is that of a parked client, the lock is held, the strings are alive.
         let ran = unsafe { run_in(self.ctx(), name.as_ptr(), &mut pointers, how) };

@@ -117,17 +117,29 @@ fn settle(index: u64, then: Box<dyn FnOnce() + Send>) {
     state.activation.when_active(index, wait, Box::new(then));
 }
 
-/// Makes a change where nobody may wait. Done at once on a server that is alone; refused in a group.
+/// Makes a change where nobody may wait. Done at once on a server that is alone; in a group it is on its way, ahead of
+/// what is handed in later.
 pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failure> {
     let state = registrations();
-    if state.service.is_group() {
-        return Err(Failure::Failed(
-            "ERR in a cluster this command waits for other nodes and can not be called from a transaction, a script or a \
-             function"
-                .into(),
-        ));
+    if !state.service.is_group() {
+        return state.activation.remove_here(guard, command).map(drop);
     }
-    state.activation.remove_here(guard, command).map(drop)
+    state.service.state().check(command)?;
+    hand_in(
+        command.clone(),
+        "a registration was not removed as a function, script or transaction wanted",
+    );
+    Ok(())
+}
+
+/// Makes a change whose outcome nobody waits for.
+pub fn hand_in(command: Command, failed: &'static str) {
+    let done = move |outcome: Result<(), Failure>| {
+        if let Err(failure) = outcome {
+            log::warning(&format!("{failed}: {failure}"));
+        }
+    };
+    make(command, Box::new(done));
 }
 
 /// Makes a change and waits for its end. For threads that may block, without GIL and server lock.

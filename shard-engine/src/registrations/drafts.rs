@@ -22,7 +22,7 @@ use super::{
 use crate::{
     identity,
     module::module,
-    redis::{lock, log},
+    redis::lock,
 };
 
 /// What a script's registrations are to replace.
@@ -328,7 +328,7 @@ pub fn register_now(draft: RegistrationDraft) -> Result<(), String> {
     }
     keep(&command, loaded);
     if lock::is_held() {
-        hand_in(command);
+        change::hand_in(command, "a registration that a function asked for was not made");
         return Ok(());
     }
     change::make_and_wait(command).map_err(|e| e.to_string())
@@ -343,15 +343,4 @@ fn keep(command: &Command, mut loaded: HashMap<Arc<str>, Loaded>) {
             prepared::keep(new.id.clone(), new.plan.clone(), functions);
         }
     }
-}
-
-fn hand_in(command: Command) {
-    let done = Box::new(|outcome: Result<(), Failure>| {
-        if let Err(failure) = outcome {
-            log::warning(&format!(
-                "a registration that a function asked for was not made: {failure}"
-            ));
-        }
-    });
-    change::make(command, done);
 }

@@ -17,6 +17,7 @@ use crate::redis::{
     front::Front,
     guarded::Guarded,
     lock::ServerLock,
+    unfit,
 };
 
 static TABLE: Guarded<Option<Table>> = Guarded::new(None);
@@ -69,6 +70,9 @@ fn judge(command: &Passing<'_>) -> Option<Front> {
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));
     if !(found.hook || found.link || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {
+        return None;
+    }
+    if found.hook && unfit::is_for_server(command.len(), |at| command.arg(at)) {
         return None;
     }
     let kind = taken.kind();
