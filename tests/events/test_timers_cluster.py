@@ -137,6 +137,69 @@ def test_the_owner_changes_with_slots_and_fail_over(own_cluster):
     assert len({moment for moment, _ in moments}) == len(moments)
 
 
+@pytest.mark.matrix
+def test_a_cluster_that_is_down_stops_no_timer():
+    aof = ("--appendonly", "yes", "--appendfsync", "always")
+    with localcluster.LocalCluster(masters=3, server_args=aof) as own:
+        server, other, _ = own.servers
+        tag = own_tag(server)
+        keyed, loose = (f"{name}{{{tag}}}" for name in ("keyed", "loose"))
+        with Wire(server.port) as wire:
+            program = f"""
+registerTE(0, lambda: execute('incr', {keyed!r}), 'te{{{tag}}}')
+registerTE(0, lambda: execute('incr', {loose!r}))
+"""
+            assert wire.call("RG.PYEXECUTE", program) == Simple("OK")
+            expect_counting(server, keyed)
+            expect_counting(server, loose)
+            other.kill()
+            wait_until(lambda: b"cluster_state:fail" in wire.ok("CLUSTER", "INFO"), "the cluster being down")
+            # Their periods pass, in which they would fail.
+            time.sleep(0.2)
+            other.start()
+            own.wait_cluster_ok()
+            expect_counting(server, keyed)
+            expect_counting(server, loose)
+        # Its own restart: the server is up before its cluster is.
+        server.restart()
+        own.wait_cluster_ok()
+        expect_counting(server, keyed)
+        assert "stopped for good" not in server.log()
+        no_crash(own.servers)
+
+
+def expect_counting(server, counter):
+    with Wire(server.port) as wire:
+        start = int(wire.ok("GET", counter) or 0)
+        wait_until(lambda: int(wire.ok("GET", counter) or 0) > start + 2, f"{counter} growing")
+
+
+@pytest.mark.matrix
+def test_a_server_that_stood_still_fires_nothing_by_what_it_knew():
+    with localcluster.LocalCluster(masters=3, replicas=1, server_args=("--enable-debug-command", "yes")) as own:
+        own.wait_mesh()
+        wait_group(own.servers)
+        masters = own.masters()
+        with Wire(masters[0].port) as wire:
+            for who, everywhere in (("one", False), ("each", True)):
+                options = f"interval=0.1, mode='async_local', everywhere={everywhere}"
+                register(wire, f"GB('TimerReader').foreach(lambda x: log('{who} fires')).register({options})")
+        owner = wait_until(lambda: next((s for s in masters if "one fires" in s.log()), None), "an owner firing")
+        replica = next(s for s in own.replicas() if master_of(s) == owner.port)
+        with Wire(owner.port) as wire:
+            # Stopped while its main thread is busy: what comes due waits for the lock, and gets it before news is read.
+            wire.send("DEBUG", "SLEEP", "1")
+            time.sleep(0.5)
+            owner.pause()
+            before = owner.log().count(" fires")
+            wait_until(lambda: "one fires" in replica.log(), "the promoted replica firing", TAKEN_OVER_S)
+            owner.resume()
+            wire.read()
+            wait_until(lambda: wire.ok("ROLE")[0] == b"slave", "the old owner knowing that it is none", TAKEN_OVER_S)
+        assert owner.log().count(" fires") == before
+        no_crash(own.servers)
+
+
 def master_of(replica):
     with Wire(replica.port) as wire:
         return wire.ok("ROLE")[2]

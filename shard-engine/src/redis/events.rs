@@ -1,6 +1,6 @@
 //! Events of the server: loads, emptied and swapped databases, changes of the role, forks, the link to the master.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, sync::OnceLock};
 
 use parking_lot::RwLock;
 use redis_module::raw;
@@ -79,18 +79,39 @@ pub fn subscribe(guard: &ServerLock, listener: Listener) -> Result<(), String> {
     if !first {
         return Ok(());
     }
-    for id in SOURCES {
-        let event = raw::RedisModuleEvent {
-            id,
-            dataver: DATA_VERSION,
-        };
-        // SAFETY: the context names this module; the callback lives as long as the module.
-        let outcome = unsafe { api!(RedisModule_SubscribeToServerEvent)(guard.ctx(), event, Some(happened)) };
-        if outcome != raw::REDISMODULE_OK as i32 {
-            return Err(format!("the server does not tell of its event {id}"));
+    SOURCES.into_iter().try_for_each(|id| subscribe_to(guard, id, happened))
+}
+
+static AT_CRON: OnceLock<fn(&ServerLock)> = OnceLock::new();
+
+/// Calls `work` in each turn of the server's cron, on the main thread: ten times a second as a rule, at least once. By the
+/// monotonic clock, unlike the server's timers. For one caller, at load.
+pub fn on_cron(guard: &ServerLock, work: fn(&ServerLock)) -> Result<(), String> {
+    let _ = AT_CRON.set(work);
+    subscribe_to(guard, raw::REDISMODULE_EVENT_CRON_LOOP, cron)
+}
+
+extern "C" fn cron(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, _: u64, _: *mut c_void) {
+    guarded("the server's cron", || {
+        if let Some(work) = AT_CRON.get() {
+            work(&lock::lock());
         }
+    });
+}
+
+type Callback = extern "C" fn(*mut raw::RedisModuleCtx, raw::RedisModuleEvent, u64, *mut c_void);
+
+fn subscribe_to(guard: &ServerLock, id: u64, callback: Callback) -> Result<(), String> {
+    let event = raw::RedisModuleEvent {
+        id,
+        dataver: DATA_VERSION,
+    };
+    // SAFETY: the context names this module; the callback lives as long as the module.
+    let outcome = unsafe { api!(RedisModule_SubscribeToServerEvent)(guard.ctx(), event, Some(callback)) };
+    match outcome == raw::REDISMODULE_OK as i32 {
+        true => Ok(()),
+        false => Err(format!("the server does not tell of its event {id}")),
     }
-    Ok(())
 }
 
 extern "C" fn happened(_: *mut raw::RedisModuleCtx, event: raw::RedisModuleEvent, sub: u64, data: *mut c_void) {

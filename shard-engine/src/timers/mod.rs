@@ -3,7 +3,7 @@
 //! * `clock`: the thread that knows what is due
 //! * `timer`: one timer of `registerTE`; `saved`: its bytes; `inner_command`: RG.INNERTIMER, which carries it
 //! * `make`: what `registerTE` asks for
-//! * `registered`: registrations of TimerReader; `ticker`: when they are due
+//! * `registered`: registrations of TimerReader; `ticker`: when they are due; `pulse`: whether this server stood still
 //!
 //! Python runs on the threads `oxi-timer`, never on the clock's or the main thread. Nothing starts, and nothing wakes,
 //! while there is no timer.
@@ -11,6 +11,7 @@
 mod clock;
 mod inner_command;
 mod make;
+mod pulse;
 mod registered;
 mod saved;
 mod ticker;
@@ -33,6 +34,7 @@ use crate::{
         cluster,
         context::server_flags,
         data_type::{self, DataType, Held},
+        events,
         lock::ServerLock,
     },
 };
@@ -45,6 +47,9 @@ const ENCODING: i32 = 100;
 /// Registers type and command. At load.
 pub fn register(guard: &ServerLock) -> Result<(), String> {
     inner_command::register(guard)?;
+    if cluster::is_enabled(guard) {
+        events::on_cron(guard, pulse::beat)?;
+    }
     data_type::register(
         guard,
         DataType {
@@ -63,6 +68,11 @@ fn load(_: &ServerLock, key: &[u8], bytes: &[u8]) -> Result<Arc<dyn Held>, Strin
 /// Timers run here now: on a master that has its dataset.
 fn may_run(guard: &ServerLock) -> bool {
     !server_flags(guard).loading && !cluster::is_replica(guard)
+}
+
+/// This server's cluster is down: commands on keys fail. At the start it is for about two seconds.
+fn is_cluster_down(guard: &ServerLock) -> bool {
+    module().is_cluster && !cluster::is_ok(guard)
 }
 
 /// Where the slot of a key is.

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use super::{
     clock::{self, Alarm},
-    may_run,
+    may_run, pulse,
     ticker::{Now, Tick, Ticker},
     timer::pool,
 };
@@ -116,7 +116,8 @@ fn wall_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn now_since(start: Instant) -> Now {
+/// The clocks, of something that began then.
+pub(super) fn now_since(start: Instant) -> Now {
     Now {
         elapsed: start.elapsed(),
         wall_ms: wall_ms(),
@@ -152,8 +153,8 @@ impl Alarm for Watch {
 enum Claim {
     Ours,
     NotOurs,
-    /// This shard's, but another one may think the same: the slot is on the move, or the cluster is down. Rather none
-    /// than two.
+    /// This shard's, but another one may think the same: the slot is on the move, the cluster is down, or this server
+    /// stood still. Rather none than two.
     Unsure,
 }
 
@@ -217,8 +218,8 @@ impl Watch {
             return Claim::NotOurs;
         }
         // Two masters may call a slot theirs for a moment at the end of its move.
-        let unsure = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
-        match !self.everywhere && unsure() {
+        let contested = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
+        match !pulse::is_steady(guard) || (!self.everywhere && contested()) {
             true => Claim::Unsure,
             false => Claim::Ours,
         }

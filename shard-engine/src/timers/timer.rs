@@ -2,7 +2,7 @@
 //!
 //! A timer with a key is the key's value: it runs as long as the key holds it in database 0, also under a new name. It is
 //! looked at before each call, so nothing that happens to the key is missed. Timers rest on replicas and while a
-//! dataset is loaded; they go on with a whole period then.
+//! dataset is loaded; they go on with a whole period then. While the cluster is down they skip their turns.
 
 use std::{
     any::Any,
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use super::{
     Place,
     clock::{self, Alarm},
-    inner_command, may_run, place,
+    inner_command, is_cluster_down, may_run, place,
     saved::Saved,
 };
 use crate::{
@@ -219,9 +219,10 @@ impl Timer {
         if !may_run(guard) {
             return Turn::NotNow;
         }
-        if self.stopped.load(Ordering::Acquire) || !self.is_in_place(guard) {
-            // Stopped by what was loaded meanwhile, in another database, on its way to another shard, or about to be
-            // freed: nothing runs, but it may come back.
+        if self.stopped.load(Ordering::Acquire) || !self.is_in_place(guard) || is_cluster_down(guard) {
+            // Stopped by what was loaded meanwhile, in another database, on its way to another shard, about to be freed,
+            // or bound to fail: nothing runs, but it may come back. While the function runs nothing of this changes: the
+            // server stays locked.
             return Turn::Done;
         }
         match python::call_function(functions, 0, functions.session()) {
