@@ -19,11 +19,7 @@ use super::{
     spread::Refusals,
     streams,
 };
-use crate::{
-    identity,
-    module::module,
-    redis::lock,
-};
+use crate::{identity, module::module, redis::lock};
 
 /// What a script's registrations are to replace.
 #[derive(Debug, Clone, Default)]

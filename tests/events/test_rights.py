@@ -1,0 +1,171 @@
+"""Rights that change while functions run."""
+
+import threading
+
+import pytest
+from registrations import COUNTERS
+from replies import wait_until
+from wire import Error, Simple, Wire
+
+OK = Simple("OK")
+pytestmark = pytest.mark.matrix
+HOG = """
+def hog(x):
+    while not execute('exists', 'enough'):
+        sum(range(10**6))
+GB('CommandReader').map(hog).register(trigger='hog', mode='async_local')
+"""
+TAKEN = """
+GB().foreach(lambda x: execute('incr', 'ran')).register('low:*', mode='sync', eventTypes=['set'])
+missed = GB().foreach(lambda x: override_reply('miss'))
+missed.register('low:*', commands=['get'], eventTypes=['keymiss'], mode='async_local')
+GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='hset', mode='sync', convertToStr=False)
+"""
+
+
+def make_user(wire, name, keys="*"):
+    wire.ok("ACL", "SETUSER", name, "reset", "on", "nopass", f"~{keys}", "&*", "+@all")
+
+
+def test_a_parked_client_loses_its_rights(fresh):
+    """Redis 7.0 ends itself if it has to refuse a command in a thread."""
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low, Wire(server.port) as busy:
+        make_user(wire, "low", "low:*")
+        assert wire.ok("RG.PYEXECUTE", HOG + TAKEN) == OK
+        busy.send("RG.TRIGGER", "hog")
+        low.ok("AUTH", "low", "x")
+        refused = 0
+        for turn in range(60):
+            command = (("SET", "low:1", "1"), ("HSET", f"low:h{turn}", "a", "1"), ("GET", "low:none"))[turn % 3]
+            low.send(*command)
+            wire.ok("ACL", "SETUSER", "low", "resetkeys", "~other")
+            reply = low.read()
+            if isinstance(reply, Error):
+                assert "NOPERM" in reply.text
+                refused += 1
+            wire.ok("ACL", "SETUSER", "low", "resetkeys", "~low:*")
+        wire.ok("SET", "enough", "1")
+        busy.read()
+        assert refused
+
+
+def test_a_hook_deletes_the_user_whose_function_it_serves(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as admin, Wire(server.port) as other:
+        for name in ("me", "admin"):
+            make_user(wire, name)
+        admin.ok("AUTH", "admin", "x")
+        program = """
+def hook(x):
+    execute('acl', 'deluser', 'me')
+    return call_next(*x[1:])
+GB('CommandReader').map(hook).register(hook='hset', mode='sync', convertToStr=False)
+"""
+        assert admin.ok("RG.PYEXECUTE", program) == OK
+        other.ok("AUTH", "me", "x")
+        program = """
+def f(x):
+    said = []
+    for command in (('hset', 'k', 'a', '1'), ('get', 'k2')):
+        try:
+            said.append(execute(*command))
+        except Exception as e:
+            said.append(str(e))
+    return said
+GB('CommandReader').map(f).register(trigger='sync', mode='sync')
+GB('CommandReader').map(f).register(trigger='async', mode='async_local')
+"""
+        assert other.ok("RG.PYEXECUTE", program) == OK
+        for trigger in ("sync", "async") * 5:
+            make_user(wire, "me")
+            (said,) = wire.ok("RG.TRIGGER", trigger)
+            assert said.count(b"does not exist any more") == 2, said
+        assert wire.ok("EXISTS", "k") == 0
+
+
+def test_no_event_is_lost_when_handlers_of_a_user_run_late(fresh):
+    """The default user's password shuts out the internal commands: sync handlers run at the end of the turn, where
+    records for the others are read with the rights of their user."""
+    server = fresh()
+    sets = 3000
+    with Wire(server.port) as wire:
+        make_user(wire, "boss")
+        taken = [f"-rg.innerhook{kind}" for kind in ("", ".read", ".effect", ".grow")]
+        wire.ok("ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all", *taken)
+        wire.ok("ACL", "SETUSER", "default", "resetpass", ">secret")
+        wire.ok("AUTH", "boss", "x")
+        program = """
+GB().foreach(lambda x: execute('incr', 'local')).register('s:*', eventTypes=['set'], mode='async_local')
+GB().foreach(lambda x: execute('incr', 'sync')).register('s:*', eventTypes=['set'], mode='sync')
+"""
+        assert wire.ok("RG.PYEXECUTE", program) == OK
+
+        def write(number):
+            with Wire(server.port) as own:
+                own.ok("AUTH", "boss", "x")
+                for i in range(sets):
+                    if i % 3:
+                        own.ok("SET", f"s:{number}:{i}", "1")
+                    else:
+                        own.ok("MULTI")
+                        own.call("SET", f"s:{number}:{i}", "1")
+                        own.ok("EXEC")
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for key in ("local", "sync"):
+            wait_until(lambda key=key: int(wire.ok("GET", key) or 0) >= 3 * sets, f"all events of {key}")
+            assert int(wire.ok("GET", key)) == 3 * sets
+        for row in wire.ok("RG.DUMPREGISTRATIONS"):
+            found = dict(zip(row[7][::2], row[7][1::2], strict=True))
+            assert [found[name.encode()] for name in COUNTERS] == [3 * sets, 3 * sets, 0, 0]
+
+
+REFUSED = ("'client', 'pause', '100'", "'client', 'pause', '100', 'write'", "'failover'", "'failover', 'to', 'h', '1'")
+
+
+@pytest.mark.parametrize("mode", ("sync", "async_local"))
+@pytest.mark.parametrize("command", (*REFUSED, "'client', 'kill', 'type', 'normal'"))
+def test_commands_that_would_end_the_server(wire, mode, command):
+    program = f"""
+def f(x):
+    execute('set', 'written', '1')
+    return execute({command})
+GB('CommandReader').map(f).register(trigger='t', mode='{mode}')
+"""
+    if mode == "async_local" and "kill" in command:
+        # In a thread it kills its own caller's connection, like any other.
+        command = "'client', 'kill', 'id', '999999'"
+        program = program.replace("'type', 'normal'", "'id', '999999'")
+        assert wire.ok("RG.PYEXECUTE", program) == OK
+        assert wire.ok("RG.TRIGGER", "t") == [b"0"]
+        return
+    assert wire.ok("RG.PYEXECUTE", program) == OK
+    reply = wire.call("RG.TRIGGER", "t")
+    text = reply.text if isinstance(reply, Error) else str(reply)
+    assert "functions can not call it here" in text
+    assert wire.ok("GET", "written") == b"1"
+
+
+def test_hooks_leave_these_to_the_server(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        program = """
+def hook(x):
+    execute('incr', 'hooked')
+    return call_next(*x[1:])
+GB('CommandReader').map(hook).register(hook='client', mode='sync', convertToStr=False)
+"""
+        number = other.ok("CLIENT", "ID")
+        assert wire.ok("RG.PYEXECUTE", program) == OK
+        assert wire.ok("CLIENT", "GETNAME") is None
+        assert wire.ok("GET", "hooked") == b"1"
+        assert wire.ok("CLIENT", "PAUSE", "1", "WRITE") == OK
+        assert wire.ok("CLIENT", "KILL", "ID", number) == 1
+        assert wire.ok("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no") == 1
+    with Wire(server.port) as wire:
+        assert wire.ok("GET", "hooked") == b"1"
