@@ -169,3 +169,33 @@ GB('CommandReader').map(hook).register(hook='client', mode='sync', convertToStr=
         assert wire.ok("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no") == 1
     with Wire(server.port) as wire:
         assert wire.ok("GET", "hooked") == b"1"
+
+
+@pytest.mark.parametrize("policy", ("retry", "abort", "continue"))
+@pytest.mark.parametrize("more", ("", ", atomicBatch=True"), ids=("plain", "atomic"))
+def test_a_new_stream_that_the_user_may_not_read(fresh, policy, more):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as boss:
+        make_user(wire, "boss")
+        boss.ok("AUTH", "boss", "x")
+        program = "GB('StreamReader').foreach(lambda x: execute('incr', 'ran'))"
+        words = f"mode='async_local', onFailedPolicy='{policy}', onFailedRetryInterval=1{more}"
+        assert boss.ok("RG.PYEXECUTE", f"{program}.register('s*', {words})") == OK
+
+        def row():
+            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
+            return dict(zip(found[7][::2], found[7][1::2], strict=True))
+
+        wire.ok("ACL", "SETUSER", "boss", "resetkeys", "~other")
+        wire.ok("XADD", "s1", "*", "a", "1")
+        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
+        assert b"NOPERM" in row()[b"lastError"]
+        wire.ok("ACL", "SETUSER", "boss", "~*")
+        if policy == "continue":
+            # Its entry waits for the next one.
+            wire.ok("XADD", "s1", "*", "a", "2")
+            wait_until(lambda: wire.ok("GET", "ran") == b"2", "both entries")
+        elif policy == "retry":
+            wait_until(lambda: wire.ok("GET", "ran") == b"1", "the next try")
+        assert row()[b"status"] == (b"ABORTED" if policy == "abort" else b"OK")
+        wait_until(lambda: wire.ok("XLEN", "s1") == (1 if policy == "abort" else 0), "the stream's length")

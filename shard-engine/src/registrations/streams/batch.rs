@@ -155,7 +155,7 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
     if wanted.fresh
         && let Err(text) = may_read(consumer, key)
     {
-        return refused(consumer, key, &text);
+        return refused(consumer, key, number, &text);
     }
     let standing = match known {
         Some(standing) if consumer.has_own_group => Ok(standing),
@@ -187,14 +187,20 @@ fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
     identity::check_reader(user, &reader)
 }
 
-/// The registration can not have this stream; nothing more happens until it is found again.
-fn refused(consumer: &Consumer, key: &Key, text: &str) -> Look {
+/// The registration can not have this stream: a failure, with which the policy deals as with others.
+fn refused(consumer: &Consumer, key: &Key, number: u64, text: &str) -> Look {
+    consumer.core.stats.ran(&End::Failure(text), 0);
+    if consumer.policy == FailurePolicy::Retry {
+        let next = consumer.with(key, number, |flow, rules| flow.postponed(rules.retry_ms));
+        return Look::Nothing(next.unwrap_or(Next::Wait));
+    }
     log::warning(&format!(
         "registration {} can not read the stream {}: {text}",
         consumer.registration.id,
         String::from_utf8_lossy(key)
     ));
-    consumer.core.stats.ran(&End::Failure(text), 0);
+    stop(consumer, text);
+    // What it holds is not lost: its next entry finds it again.
     consumer.forget(key);
     Look::Nothing(Next::Wait)
 }
@@ -214,7 +220,7 @@ fn in_trouble(guard: &ServerLock, consumer: &Consumer, key: &Key, number: u64, t
                     .unwrap_or(Next::Wait),
             )
         }
-        Trouble::Failed(text) => refused(consumer, key, &text),
+        Trouble::Failed(text) => refused(consumer, key, number, &text),
     }
 }
 
