@@ -93,20 +93,30 @@ pub fn of_caller(client: &Call) -> Option<Arc<str>> {
     (!unlimited).then(|| name.into())
 }
 
-/// What ACL GETUSER says of a user: commands and keys.
-fn rules(guard: &ServerLock, name: &str) -> Option<(String, String)> {
-    let reply = call(guard, &["ACL", "GETUSER", name], Flags::default()).ok()?;
-    let pairs = reply.pairs();
-    let text = |wanted: &str| {
-        let (_, value) = pairs.iter().find(|(key, _)| key.text() == Some(wanted))?;
+/// What ACL GETUSER says of a user.
+struct Rules(Reply);
+
+impl Rules {
+    fn of(guard: &ServerLock, name: &str) -> Option<Rules> {
+        call(guard, &["ACL", "GETUSER", name], Flags::default()).ok().map(Rules)
+    }
+
+    /// The rules of one kind; `None` if the server has no such kind.
+    fn get(&self, kind: &str) -> Option<String> {
+        let pairs = self.0.pairs();
+        let (_, value) = pairs.iter().find(|(key, _)| key.text() == Some(kind))?;
         value.text().map(str::to_owned)
-    };
-    Some((text("commands")?, text("keys")?))
+    }
 }
 
 /// The user may do everything.
 pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
-    rules(guard, name).is_some_and(|(commands, keys)| commands == "+@all" && keys == "~*")
+    let all = [("commands", "+@all"), ("keys", "~*"), ("channels", "&*")];
+    Rules::of(guard, name).is_some_and(|rules| {
+        all.iter().all(|(kind, all)| rules.get(kind).as_deref() == Some(*all))
+            // Only some servers know rights for databases.
+            && rules.get("databases").is_none_or(|databases| databases == "alldbs")
+    })
 }
 
 /// Refuses a native reader to a user who could not read the same by commands.
@@ -133,8 +143,8 @@ pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
                 keys.split_whitespace()
                     .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
             };
-            match rules(&guard, user) {
-                Some((_, keys)) if all(&keys) => Ok(()),
+            match Rules::of(&guard, user).and_then(|rules| rules.get("keys")) {
+                Some(keys) if all(&keys) => Ok(()),
                 _ => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),
             }
         }),

@@ -2,6 +2,8 @@
 
 import pytest
 import redis
+from replies import is_error, pair
+from wire import Error
 
 USERS = {
     "bob": ["on", ">pw", "~b:*", "+@all"],
@@ -106,3 +108,22 @@ def test_a_full_server_takes_no_writes_of_functions(server, policy, refused):
             client.config_set("maxmemory-policy", "noeviction")
         assert bool(results) is not refused
         assert all(b"OOM" in error for error in errors) and bool(errors) is refused
+
+
+LIMITS = [(["resetchannels"], "allchannels", ["PUBLISH", "c", "x"]), (["resetdbs", "db=1"], "alldbs", ["GET", "k"])]
+
+
+@pytest.mark.matrix
+def test_a_default_user_with_a_limit_is_not_one_with_all_rights(wire):
+    for limit, restore, command in LIMITS:
+        if isinstance(wire.call("ACL", "SETUSER", "default", *limit), Error):
+            # The server knows no rights for databases.
+            assert restore == "alldbs"
+            continue
+        try:
+            is_error(wire.call(*command), "NOPERM")
+            script = f"GB('ShardsIDReader').map(lambda x: execute(*{command})).run()"
+            results, errors = pair(wire.ok("RG.PYEXECUTE", script))
+        finally:
+            wire.ok("ACL", "SETUSER", "default", restore)
+        assert results == [] and "NOPERM" in errors[0]

@@ -54,6 +54,22 @@ def test_a_wrong_number_of_arguments_reaches_the_hook(wire):
     is_error(wire.call("HSET", "h"), "gears.error", "wrong number of arguments")
 
 
+@pytest.mark.matrix
+def test_an_unknown_subcommand_reaches_the_hook(wire, server):
+    register(wire, f"{NEXT}.register(hook='object', mode='sync')")
+    is_error(wire.call("OBJECT", "nosuch", "k"), "gears.error", "OBJECT")
+    assert only(wire).counters == (1, 0, 1, 0)
+    # Not from those who may not do everything: it is not known what this one would need.
+    wire.ok("ACL", "SETUSER", "bob", "on", "nopass", "~*", "+object")
+    try:
+        with Wire(server.port) as bob:
+            bob.ok("AUTH", "bob", "x")
+            assert bob.call("OBJECT", "nosuch", "k") == Error("ERR unknown subcommand 'nosuch'. Try OBJECT HELP.")
+    finally:
+        wire.ok("ACL", "DELUSER", "bob")
+    assert only(wire).counters == (1, 0, 1, 0)
+
+
 def test_not_one_result(wire):
     register(wire, f"{B}.flatmap(lambda x: x).register(hook='hset', mode='sync')")
     assert wire.call("HSET", "h", "a", "b") == Error("Command hook must return exactly one result")

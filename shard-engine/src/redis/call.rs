@@ -430,7 +430,7 @@ fn set_errno(value: i32) {
     unsafe { *libc::__errno_location() = value }
 }
 
-fn errno() -> i32 {
+pub(super) fn errno() -> i32 {
     // SAFETY: the location is this thread's own.
     unsafe { *libc::__errno_location() }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    ptr::{NonNull, null_mut},
+    ptr::null_mut,
     slice,
     sync::OnceLock,
 };
@@ -15,7 +15,7 @@ use redis_module::raw;
 
 use super::{
     blocked::Client,
-    call::{self, CallError, ContextUser},
+    call::{self, ContextUser},
     call_reply::CallReply,
     context::Flags,
     ffi::{OwnedString, api, c_string, lossy, panic_text, string_bytes},
@@ -23,12 +23,15 @@ use super::{
     front::{self, Front, TYPED},
     lock::{self, ServerLock},
     log, plain_call,
-    refusal::{Fault, for_client, judge_error, no_permission},
+    refusal::{Fault, for_client, judge_error},
     replicate,
     reply::ReplyWriter,
     value::Reply,
-    version::at_least,
 };
+
+mod permits;
+
+pub use permits::Verdict;
 
 /// The server gave no reply.
 const FAILED: &str = "ERR error happened running the command";
@@ -153,13 +156,6 @@ impl Wrapped {
         unsafe { answer_in(self.ctx, &mut self.reply, ran) };
     }
 
-    /// Whether a user may run the command, which has a right number of arguments; else the server's error text.
-    pub fn permits(&self, user: &str) -> Result<(), String> {
-        let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
-        // SAFETY: the vector has `argc` strings, alive during the command.
-        unsafe { permits(&self.guard, user, self.argv, &args) }
-    }
-
     /// The user of the client or script that runs it; `None` if that is a function, another module, the master or the log.
     pub fn client_user(&self) -> Option<String> {
         if self.flags.replicated || call::in_nested_call() {
@@ -210,7 +206,9 @@ impl Wrapped {
         };
         // SAFETY: the context is alive while the command runs.
         let user = unsafe { ContextUser::set_in(&self.guard, self.ctx, &name) }.map_err(|e| e.to_string())?;
-        self.permits(&name)?;
+        if let Verdict::Denied(text) = self.permits(&name) {
+            return Err(text);
+        }
         Ok((Check::Caller, Some(user)))
     }
 
@@ -290,64 +288,6 @@ impl Ran {
     }
 }
 
-/// Whether a user may run a command, which has a right number of arguments; else the server's error text.
-///
-/// # Safety
-/// The vector has the strings of `args`, alive during the call.
-unsafe fn permits(
-    guard: &ServerLock,
-    user: &str,
-    argv: *mut *mut raw::RedisModuleString,
-    args: &[&[u8]],
-) -> Result<(), String> {
-    // SAFETY: the pointers are filled at load.
-    let functions = unsafe {
-        raw::RedisModule_GetModuleUserFromUserName
-            .zip(raw::RedisModule_ACLCheckCommandPermissions)
-            .zip(raw::RedisModule_FreeModuleUser)
-    };
-    let Some(((find, check), free)) = functions else {
-        return Err(CallError::NoUserSupport(user.to_owned()).to_string());
-    };
-    let name = OwnedString::new(user.as_bytes());
-    // SAFETY: the name is alive and the lock is held; the caller says so of the vector; the user is freed once.
-    let allowed = unsafe {
-        let user = NonNull::new(find(name.as_ptr()));
-        user.is_some_and(|user| {
-            let outcome = check(user.as_ptr(), argv, args.len() as i32);
-            free(user.as_ptr());
-            outcome == raw::REDISMODULE_OK as i32
-        })
-    };
-    if allowed {
-        Ok(())
-    } else {
-        Err(why_not(guard, user, args))
-    }
-}
-
-/// Why the user may not run it, in the words that clients know.
-fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> String {
-    let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-    dry_run.extend(args);
-    let told = call::call(guard, &dry_run, call::Flags::default());
-    let told = told
-        .ok()
-        .and_then(|reply| reply.text().map(str::to_owned))
-        .unwrap_or_default();
-    // 7.0 has other words than later servers, which tell administrators more than clients.
-    let newer = at_least(7, 2);
-    let reason = match () {
-        () if told.contains("permissions to run") && newer => &told,
-        () if told.contains("permissions to run") => "run this command or subcommand",
-        () if told.contains("channel") && newer => "No permissions to access a channel",
-        () if told.contains("channel") => "access at least one of the channels",
-        () if newer => "No permissions to access a key",
-        () => "access at least one of the keys",
-    };
-    no_permission(reason, &String::from_utf8_lossy(args[0]).to_lowercase())
-}
-
 /// Runs a command in a client's context.
 ///
 /// # Safety
@@ -421,7 +361,9 @@ impl ReplyWriter {
                 .map(OwnedString::as_ptr)
                 .collect();
             // SAFETY: the strings are alive.
-            unsafe { permits(guard, user, all.as_mut_ptr(), &shown)? };
+            if let Verdict::Denied(text) = unsafe { permits::permits(guard, user, all.as_mut_ptr(), &shown) } {
+                return Err(text);
+            }
         }
         let check = if set.is_some() { Check::Caller } else { Check::Nobody };
         let how = (check, replicate::is_paused(guard), Speech::AsClient);

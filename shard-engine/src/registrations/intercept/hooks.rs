@@ -32,7 +32,7 @@ use crate::{
         call::{self, Flags},
         lock,
         reply::ReplyWriter,
-        wrapper::{Lent, Wrapped},
+        wrapper::{Lent, Verdict, Wrapped},
     },
     server::PythonHere,
 };
@@ -253,19 +253,35 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
     true
 }
 
-/// The caller may run its command. The server can not judge one with a wrong number of arguments: the hook of a caller
-/// who may do everything gets it all the same.
+/// The caller may run its command. The server can not judge one with a wrong number of arguments or an unknown
+/// subcommand: the hook of a caller who may do everything gets it all the same.
 fn may_run(call: &Wrapped, taken: &Taken) -> Result<(), String> {
     let Some(user) = caller(call) else {
         return Ok(());
     };
-    if taken.facts.takes(call.len()) {
-        return call.permits(&user);
+    let fault = if taken.facts.takes(call.len()) {
+        match call.permits(&user) {
+            Verdict::Allowed => return Ok(()),
+            Verdict::Denied(text) => return Err(text),
+            Verdict::Unknown => unknown_subcommand(call),
+        }
+    } else {
+        format!("ERR wrong number of arguments for '{}' command", call.name())
+    };
+    match identity::is_unlimited(call.guard(), &user) {
+        true => Ok(()),
+        false => Err(fault),
     }
-    if identity::is_unlimited(call.guard(), &user) {
-        return Ok(());
-    }
-    Err(format!("ERR wrong number of arguments for '{}' command", call.name()))
+}
+
+/// The server's own words.
+fn unknown_subcommand(call: &Wrapped) -> String {
+    let word = if call.len() > 1 { call.arg(1) } else { b"" };
+    let shown = String::from_utf8_lossy(&word[..word.len().min(128)]);
+    format!(
+        "ERR unknown subcommand '{shown}'. Try {} HELP.",
+        call.name().to_uppercase()
+    )
 }
 
 /// The user with whose rights the command itself runs; `None`: all rights.

@@ -1,0 +1,91 @@
+//! Whether a user may run an intercepted command.
+
+use std::ptr::NonNull;
+
+use redis_module::raw;
+
+use super::Wrapped;
+use crate::redis::{
+    call::{self, CallError},
+    ffi::OwnedString,
+    lock::ServerLock,
+    refusal::no_permission,
+    version::at_least,
+};
+
+/// Whether a user may run a command.
+pub enum Verdict {
+    /// The user may.
+    Allowed,
+    /// The user may not; the server's error text.
+    Denied(String),
+    /// The server has no such command or subcommand.
+    Unknown,
+}
+
+impl Wrapped {
+    /// Whether a user may run the command, which has a right number of arguments.
+    pub fn permits(&self, user: &str) -> Verdict {
+        let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
+        // SAFETY: the vector has `argc` strings, alive during the command.
+        unsafe { permits(&self.guard, user, self.argv, &args) }
+    }
+}
+
+/// The same for any command.
+///
+/// # Safety
+/// The vector has the strings of `args`, alive during the call.
+pub(super) unsafe fn permits(
+    guard: &ServerLock,
+    user: &str,
+    argv: *mut *mut raw::RedisModuleString,
+    args: &[&[u8]],
+) -> Verdict {
+    // SAFETY: the pointers are filled at load.
+    let functions = unsafe {
+        raw::RedisModule_GetModuleUserFromUserName
+            .zip(raw::RedisModule_ACLCheckCommandPermissions)
+            .zip(raw::RedisModule_FreeModuleUser)
+    };
+    let Some(((find, check), free)) = functions else {
+        return Verdict::Denied(CallError::NoUserSupport(user.to_owned()).to_string());
+    };
+    let name = OwnedString::new(user.as_bytes());
+    // SAFETY: the name is alive and the lock is held; the caller says so of the vector; the user is freed once.
+    let refused = unsafe {
+        NonNull::new(find(name.as_ptr())).map_or(Some(libc::EACCES), |user| {
+            let outcome = check(user.as_ptr(), argv, args.len() as i32);
+            let refused = (outcome != raw::REDISMODULE_OK as i32).then(call::errno);
+            free(user.as_ptr());
+            refused
+        })
+    };
+    match refused {
+        None => Verdict::Allowed,
+        Some(libc::ENOENT) => Verdict::Unknown,
+        Some(_) => Verdict::Denied(why_not(guard, user, args)),
+    }
+}
+
+/// Why the user may not run it, in the words that clients know.
+fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> String {
+    let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+    dry_run.extend(args);
+    let told = call::call(guard, &dry_run, call::Flags::default());
+    let told = told
+        .ok()
+        .and_then(|reply| reply.text().map(str::to_owned))
+        .unwrap_or_default();
+    // 7.0 has other words than later servers, which tell administrators more than clients.
+    let newer = at_least(7, 2);
+    let reason = match () {
+        () if told.contains("permissions to run") && newer => &told,
+        () if told.contains("permissions to run") => "run this command or subcommand",
+        () if told.contains("channel") && newer => "No permissions to access a channel",
+        () if told.contains("channel") => "access at least one of the channels",
+        () if newer => "No permissions to access a key",
+        () => "access at least one of the keys",
+    };
+    no_permission(reason, &String::from_utf8_lossy(args[0]).to_lowercase())
+}
