@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import localcluster
 import pytest
 from replies import SINGLE_ID
 from wire import Wire
@@ -80,6 +81,30 @@ def test_redgrease_on_a_single_server(packages, server, wire):
     assert [kind for kind, _ in plan["steps"]] == ["collect", "map", "map", "map"]
     assert execution["everywhere"] == [SINGLE_ID]
     assert execution["aborted"] is True and execution["dropped"] is True
+
+
+@pytest.fixture
+def own_server():
+    """Its interpreter may load what others should not see."""
+    server = localcluster.start_server(module=localcluster.DEFAULT_MODULE)
+    yield server
+    server.stop()
+
+
+def test_redgrease_in_functions(packages, own_server):
+    """It takes the builtin names from the module `__main__`, as in the original."""
+    program = f"""
+import sys
+sys.path.append({str(packages)!r})
+import redgrease
+def step(x):
+    with redgrease.atomic():
+        redgrease.cmd.set('k', 'v')
+    return [redgrease.cmd.get('k'), redgrease.gearsConfigGet('none', 'default'), redgrease.hashtag() is not None]
+redgrease.GB('ShardsIDReader').map(step).run()
+"""
+    with Wire(own_server.port) as wire:
+        assert wire.ok("RG.PYEXECUTE", program) == [[b"['v', 'default', True]"], []]
 
 
 def test_redgrease_on_a_cluster(packages, cluster, wires):

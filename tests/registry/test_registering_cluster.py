@@ -206,3 +206,36 @@ def test_unregister_by_a_client_that_leaves(cluster, wires):
         leaving.send("RG.PYEXECUTE", simple_trigger("t"))
     for wire in wires:
         wait_until(lambda wire=wire: trigger(wire, "t") == [b"1"], "the registration coming")
+
+
+FUNCTION = """
+def remove(x):
+    gone = [row[1] for row in execute('RG.DUMPREGISTRATIONS') if row[5] == 'old']
+    return [execute('RG.UNREGISTER', one) for one in gone]
+"""
+
+
+@pytest.mark.parametrize("where", ("body", "step", "sync", "async", "MULTI"))
+def test_a_registration_is_removed_where_nobody_may_wait(wires, where):
+    """As clients' libraries do it: a script removes the old registrations of its name, and makes new ones."""
+    register(wires[0], "GB('CommandReader', desc='old').map(lambda x: 1).register(trigger='t')")
+    new = "GB('CommandReader').map(lambda x: 2).register(trigger='u', mode='sync')"
+    wire = wires[1]
+    if where == "body":
+        register(wire, f"{FUNCTION}remove(None)\n{new}")
+        wait_until(lambda: trigger(wire, "u") == [b"2"], "the new one")
+    elif where == "step":
+        assert wire.ok("RG.PYEXECUTE", f"{FUNCTION}GB('PythonReader').map(remove).run(lambda: iter([1]))")[0]
+    elif where == "MULTI":
+        (one,) = dump(wire)
+        wire.ok("MULTI")
+        wire.call("RG.UNREGISTER", one)
+        assert wire.ok("EXEC") == [Simple("OK")]
+    else:
+        mode = "async_local" if where == "async" else "sync"
+        register(wire, f"{FUNCTION}GB('CommandReader').map(remove).register(trigger='remove', mode='{mode}')")
+        assert trigger(wire, "remove") == [b"['OK']"]
+    for each in wires:
+        wait_until(lambda each=each: trigger(each, "t") == Error(NOT_FOUND), "the old one is gone")
+    unknown = wire.error("RG.PYEXECUTE", "execute('RG.UNREGISTER', '0000-1')")
+    assert "execution is not registered" in unknown

@@ -91,7 +91,12 @@ impl Engine {
         if queued >= limits::QUEUED_EXECUTIONS {
             return Err(CreateError::TooMany(queued));
         }
-        let topology = self.topology();
+        let mut topology = self.topology();
+        if order.fired.is_some() && plan.mode == Mode::Async && topology.is_cluster() && topology.my_number().is_none() {
+            // Masters fire, so this one was promoted a moment ago: what is known is from before.
+            self.host.refresh_topology();
+            topology = self.topology();
+        }
         let distributed = plan.mode == Mode::Async && topology.is_cluster();
         let reads = !distributed || topology.my_number().is_some();
         let (participants, me) = if distributed {

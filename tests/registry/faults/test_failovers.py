@@ -162,3 +162,26 @@ def test_a_client_that_waits_when_its_master_hands_over(six):
             wait_until(lambda count=count: writer.count > count + 3 or writer.broken, "the writer being refused")
         settle(six)
     ledger.check(six.servers)
+
+
+def test_the_new_master_fires_on_three_shards(six):
+    """What it knew of the cluster before its promotion does not count."""
+    with Wire(six.masters()[0].port) as wire:
+        register(wire, "GB('CommandReader').map(lambda x: 1).register(trigger='all', mode='async')")
+    for _ in range(3):
+        heir = six.replicas()[0]
+        with Wire(heir.port) as wire:
+            wait_until(lambda wire=wire: isinstance(trigger(wire, "all"), Error), "the registration")
+            again = 0
+
+            def is_over(wire=wire, heir=heir):
+                nonlocal again
+                if has_role(wire, b"slave") and time.monotonic() > again:
+                    begin_hand_over(heir)
+                    again = time.monotonic() + FAILOVER_S
+                reply = trigger(wire, "all")
+                assert isinstance(reply, Error) or reply == [b"1"] * 3
+                return not isinstance(reply, Error)
+
+            wait_until(is_over, "the promotion", HEAL_S)
+        settle(six)
