@@ -92,7 +92,8 @@ impl Engine {
             return Err(CreateError::TooMany(queued));
         }
         let mut topology = self.topology();
-        if order.fired.is_some() && plan.mode == Mode::Async && topology.is_cluster() && topology.my_number().is_none() {
+        if order.fired.is_some() && plan.mode == Mode::Async && topology.is_cluster() && topology.my_number().is_none()
+        {
             // Masters fire, so this one was promoted a moment ago: what is known is from before.
             self.host.refresh_topology();
             topology = self.topology();

@@ -61,6 +61,10 @@ impl Entry {
         else {
             return None;
         };
+        // It matches nothing, the key with the empty name neither.
+        if prefix.is_empty() {
+            return None;
+        }
         let name = match prefix.strip_suffix(b"*") {
             Some(start) => Name::Prefix(prefix.slice_ref(start)),
             None => Name::Exact(prefix.clone()),
