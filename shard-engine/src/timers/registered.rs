@@ -153,7 +153,7 @@ enum Claim {
     Ours,
     NotOurs,
     /// This shard's, but another one may think the same: the slot is on the move, or the cluster is down. Rather none
-    /// than two.
+    /// than two. Or this shard has just started, and the registration may be gone or another one.
     Unsure,
 }
 
@@ -218,7 +218,7 @@ impl Watch {
         }
         // Two masters may call a slot theirs for a moment at the end of its move.
         let unsure = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
-        match !self.everywhere && unsure() {
+        match registrations().activation.is_behind() || (!self.everywhere && unsure()) {
             true => Claim::Unsure,
             false => Claim::Ours,
         }
