@@ -212,6 +212,9 @@ pub const LEAVE_AFTER: Duration = Duration::from_secs(3);
 pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(3);
 /// Pause before a leader that should not lead tries again to hand the lead over.
 pub const TRANSFER_AGAIN: Duration = Duration::from_secs(5);
+/// A node that has started does not run registrations before a leader has told how old its log is, for this time at most.
+/// Longer than an election takes.
+pub const NEWEST_WAIT: Duration = Duration::from_secs(3);
 /// Pause before a log that could not be written is tried again.
 pub const DISK_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between two calls of a timer, in ms: a hundred years.

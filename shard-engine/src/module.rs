@@ -101,6 +101,11 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     python::initialize(options, Arc::new(RedisServer)).map_err(|e| format!("Python can not start: {e}"))?;
     let host = Arc::new(EngineHost::new());
     let engine = Engine::start(host.clone(), config.execution_threads()).map_err(|e| format!("no threads: {e}"))?;
+    if is_cluster {
+        // Before anything runs: the engine takes a node whose cluster it does not know for a server that is alone.
+        let topology = cluster::topology(guard).ok_or("the cluster's slots can not be read (CLUSTER SLOTS)")?;
+        engine.set_topology(topology);
+    }
     let scripts = ScriptThread::start().map_err(|e| format!("no threads: {e}"))?;
     registrations::create(guard)?;
     commands::register(guard)?;

@@ -13,7 +13,7 @@ from breaking import (
     wait_works,
 )
 from replies import FINISHED, Gate, executions, results_of, start, wait_until
-from wire import Wire
+from wire import Error, Wire
 
 PHASE = pytest.mark.parametrize("phase", PHASES)
 
@@ -126,3 +126,23 @@ def test_it_works_again_after_a_restart(trio, wires):
             assert results_of(wire.ok("RG.PYEXECUTE", "GB().count().run('k*')")) == [b"30"]
             counted = "GB().countby(lambda r: r['value']).map(lambda r: r['value']).run('k*')"
             assert results_of(wire.ok("RG.PYEXECUTE", counted)) == [b"30"]
+
+
+@pytest.mark.matrix
+def test_a_shard_that_has_just_started_never_answers_for_itself_alone(trio):
+    """From its first answer on: all shards, or an error."""
+    victim = trio.servers[1]
+    answers = []
+
+    def answers_for_all():
+        try:
+            with Wire(victim.port) as wire:
+                answers.append(wire.call("RG.PYEXECUTE", EVERYWHERE, timeout=ERROR_S))
+        except OSError:
+            return False
+        return not isinstance(answers[-1], Error) and not answers[-1][1]
+
+    victim.kill()
+    victim.spawn()
+    wait_until(answers_for_all, "an answer without errors")
+    assert len(answers[-1][0]) == 3, answers

@@ -133,6 +133,9 @@ pub(super) fn start(config: GroupConfig, shared: Arc<Shared>, queue: Arc<Queue>)
     };
     driver.guard(|driver| {
         driver.open();
+        if let Some(member) = &mut driver.member {
+            member.await_newest();
+        }
         driver.turn(VecDeque::new());
     });
     driver.show_status();
@@ -223,6 +226,9 @@ impl Driver {
             self.work(events);
             *bound = self.member.as_ref().is_some_and(Member::is_bound);
         }
+        // Before the state that it is about is published.
+        let awaited = self.member.as_ref().map_or(0, Member::awaited_index);
+        self.shared.set_awaited_index(awaited);
         self.carry_out();
     }
 

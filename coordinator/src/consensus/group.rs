@@ -287,6 +287,11 @@ impl<D: Disk> Group<D> {
         self.raw.raft.term
     }
 
+    /// Something of this term is committed.
+    pub fn commits_in_term(&self) -> bool {
+        self.raw.raft.commit_to_current_term()
+    }
+
     pub fn commit(&self) -> u64 {
         self.raw.raft.raft_log.committed
     }

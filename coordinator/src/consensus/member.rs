@@ -4,6 +4,7 @@
 //! in simulations. Each event is followed by `flush`, before which nothing is written to disk.
 
 mod groups;
+mod newest;
 mod status;
 
 use std::{
@@ -16,6 +17,7 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use self::newest::Awaited;
 use super::{
     ClusterView,
     disk::Disk,
@@ -100,6 +102,8 @@ pub(super) struct Member<D: Disk> {
     transfer_ms: u64,
     raft_tick_ms: u64,
     hello_ms: u64,
+    /// The state that was the newest one when this process started, until that is long ago.
+    awaited: Option<Awaited>,
     outputs: Vec<Output>,
 }
 
@@ -133,6 +137,7 @@ impl<D: Disk> Member<D> {
             transfer_ms: 0,
             raft_tick_ms: now_ms,
             hello_ms: now_ms,
+            awaited: None,
             outputs: Vec::new(),
         };
         member.open_disk(disk);
@@ -285,6 +290,7 @@ impl<D: Disk> Member<D> {
     /// Time goes on; to be called every `limits::RAFT_TICK`, about.
     pub fn tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
+        self.await_no_longer();
         self.retry_disk();
         let length = limits::RAFT_TICK.as_millis() as u64;
         // After a pause of the process it is not all made up for: the others must get a chance to be heard.
@@ -344,6 +350,7 @@ impl<D: Disk> Member<D> {
             self.hello_ms = self.now_ms;
         }
         self.view = view;
+        self.count_from_now();
     }
 
     /// A message of an authenticated node.
@@ -369,6 +376,7 @@ impl<D: Disk> Member<D> {
             self.outputs
                 .push(Output::Send(from.clone(), RegistryMessage::Hello(answer)));
         }
+        self.leader_told(from, &hello);
         self.said.insert(from.clone(), Said { hello, valid: true });
         self.follow_advice();
         self.tend_members();
@@ -626,6 +634,7 @@ impl<D: Disk> Member<D> {
         let result = group.flush(&mut effects, &mut early);
         let leader = group.leader();
         self.take_effects(effects);
+        self.look_for_newest();
         if leader != self.last_leader {
             self.last_leader = leader;
             self.proposals.hurry();

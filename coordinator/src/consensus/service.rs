@@ -77,6 +77,8 @@ pub(super) struct Shared {
     state: ArcSwap<Registry>,
     /// The next number: 0 while nothing was ever seen.
     numbers: AtomicU64,
+    /// See `RegistryService::awaited_index`.
+    awaited: AtomicU64,
     /// A group decides, or will.
     group: AtomicBool,
     /// The log of a group has decided about the state, which must not be changed past it. Held during alone changes.
@@ -90,6 +92,7 @@ impl Shared {
             host,
             state: ArcSwap::from_pointee(Registry::default()),
             numbers: AtomicU64::new(0),
+            awaited: AtomicU64::new(0),
             group: AtomicBool::new(false),
             bound: Mutex::new(false),
             status: ArcSwap::from_pointee(RegistryStatus {
@@ -117,6 +120,10 @@ impl Shared {
         self.state.store(state);
     }
 
+    pub fn set_awaited_index(&self, index: u64) {
+        self.awaited.store(index, Ordering::SeqCst);
+    }
+
     pub fn set_status(&self, status: RegistryStatus) {
         self.status.store(Arc::new(status));
     }
@@ -141,6 +148,12 @@ impl RegistryService {
     /// The newest committed state. Never waits, and may be called in a forked child.
     pub fn state(&self) -> Arc<Registry> {
         self.shared.state()
+    }
+
+    /// After a restart the log may be old: what is not active up to this index should not run. `u64::MAX` while no leader
+    /// has told the index, for `limits::NEWEST_WAIT` at most; 0 if nothing is awaited.
+    pub fn awaited_index(&self) -> u64 {
+        self.shared.awaited.load(Ordering::SeqCst)
     }
 
     /// A group decides about changes: `propose`. Otherwise this server is alone: `apply_alone`.

@@ -190,6 +190,12 @@ impl Activation {
         self.table.read().state().index()
     }
 
+    /// This node has started a moment ago, and what is active may be older than what the cluster has decided.
+    pub fn is_behind(&self) -> bool {
+        let awaited = registrations().service.awaited_index();
+        awaited > 0 && self.index() < awaited
+    }
+
     /// Looks at deadlines. Called now and then on the main thread.
     pub fn look(&self, now_ms: u64) {
         let mut late = Vec::new();

@@ -32,6 +32,9 @@ const UNKNOWN: &str = "ERR subcommand not found";
 const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
 const NOT_ACTIVE: &str = "ERR the trigger is registered but not active on this shard yet; try again";
 
+const BEHIND: &str = "CLUSTERDOWN this shard has just started and does not know yet whether its registrations are the newest; \
+                      try again";
+
 /// What is to be run: the registration, its functions, and the index of the state that it is active in.
 pub struct Shot {
     /// The registration.
@@ -48,12 +51,19 @@ enum Aim {
     Broken(String),
     /// Known, but active only with the state of this index.
     NotYet(u64),
+    /// This node has just started, and what it knows may be old.
+    Behind,
     Unknown,
 }
 
 fn aim(name: &[u8]) -> Aim {
     let state = registrations();
     let table = state.activation.table().read();
+    match state.service.awaited_index() {
+        u64::MAX => return Aim::Behind,
+        index if index > table.state().index() => return Aim::NotYet(index),
+        _ => {}
+    }
     if let Some(active) = table.trigger(name) {
         return match active.code() {
             Ok(code) => Aim::Ready(Shot {
@@ -84,6 +94,7 @@ pub fn trigger(call: &mut Call) {
         Aim::Ready(shot) => shot,
         Aim::Broken(text) => return call.reply().error(&text),
         Aim::Unknown => return call.reply().error(UNKNOWN),
+        Aim::Behind => return call.reply().error(BEHIND),
         Aim::NotYet(_) if !flags.may_block() => return call.reply().error(NOT_ACTIVE),
         Aim::NotYet(index) => return later(call, index),
     };

@@ -154,7 +154,7 @@ enum Claim {
     Ours,
     NotOurs,
     /// This shard's, but another one may think the same: the slot is on the move, the cluster is down, or this server
-    /// stood still. Rather none than two.
+    /// stood still. Rather none than two. Or this shard has just started, and the registration may be gone or another one.
     Unsure,
 }
 
@@ -219,7 +219,8 @@ impl Watch {
         }
         // Two masters may call a slot theirs for a moment at the end of its move.
         let contested = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
-        match !pulse::is_steady(guard) || (!self.everywhere && contested()) {
+        let may_be_old = !pulse::is_steady(guard) || registrations().activation.is_behind();
+        match may_be_old || (!self.everywhere && contested()) {
             true => Claim::Unsure,
             false => Claim::Ours,
         }

@@ -9,6 +9,7 @@ from breaking import HEAL_S, no_crash
 from ledger import Ledger, Writer
 from logs import cut, flip, log_file, log_folder, set_aside, wipe
 from registrations import (
+    OK,
     find_leader,
     register,
     simple_trigger,
@@ -19,7 +20,7 @@ from registrations import (
     wait_group,
 )
 from replies import wait_until
-from wire import Simple, Wire
+from wire import Error, Simple, Wire
 
 
 def make(server, *names):
@@ -119,6 +120,50 @@ def test_a_node_is_forgotten_and_met_again(own):
     cluster.wait_cluster_ok(HEAL_S)
     make(lost, "back")
     assert "back" in names_of(wait_equal(cluster.servers))
+
+
+def try_triggers(server, names, answers):
+    """One more row of `answers`, if the node is there; true if the first two are no errors."""
+    try:
+        with Wire(server.port) as wire:
+            answers.append([trigger(wire, name) for name in names])
+    except OSError:
+        return False
+    return not any(isinstance(answer, Error) for answer in answers[-1][:2])
+
+
+@pytest.mark.matrix
+def test_a_node_that_was_away_runs_nothing_old(trio):
+    """From its first answer on: what was decided meanwhile, or an error."""
+    first, _, victim = trio.servers
+    versions = [
+        "\n".join(simple_trigger(mode, f"{version} {mode}", mode) for mode in ("sync", "async"))
+        for version in ("old", "new")
+    ]
+    with Wire(first.port) as wire:
+        register(wire, versions[0], "ID", "versions")
+        make(first, "gone")
+        wait_equal(trio.servers)
+        (gone,) = [row[0] for row in state(first)[0] if row[3] == b"gone"]
+        victim.kill()
+        register(wire, versions[1], "ID", "versions", "UPGRADE")
+        assert wire.call("RG.UNREGISTER", gone) == OK
+    answers = []
+    victim.spawn()
+    wait_until(lambda: try_triggers(victim, ("sync", "async", "gone"), answers), "answers without errors", HEAL_S)
+    assert not [found for found in answers if "old" in repr(found) or not isinstance(found[2], Error)]
+    assert answers[-1][1] == [b"new async"] * 3
+
+
+def test_a_node_that_finds_nobody_after_its_start_runs_what_it_has(trio):
+    victim = trio.servers[2]
+    make(victim, "kept")
+    wait_equal(trio.servers)
+    for server in trio.servers:
+        server.kill()
+    victim.spawn()
+    answers = []
+    wait_until(lambda: try_triggers(victim, ("kept",), answers), "the trigger running", HEAL_S)
 
 
 def test_a_minority_is_lost_and_forgotten(own):

@@ -7,7 +7,7 @@ use oxigears_coordinator::{plan::Reader, registry::FailurePolicy};
 use parking_lot::Mutex;
 
 use super::{
-    super::{is_master, limits, stats::End},
+    super::{is_master, limits, registrations, stats::End},
     all,
     consumer::{Consumer, Key, Status},
     flow::{Ended, Found, Next, Wanted},
@@ -135,7 +135,7 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
                 .unwrap_or(Next::Wait),
         )
     };
-    if replicate::is_paused(guard) {
+    if replicate::is_paused(guard) || registrations().activation.is_behind() {
         return later();
     }
     let (hold, known) = match hold {
