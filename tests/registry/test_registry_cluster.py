@@ -131,6 +131,7 @@ def test_a_new_node_gets_everything_in_one_step(growing):
         assert set(map(str, trier.replies[:switch])) <= {str(Error(NOT_FOUND))}
         assert all(reply == [value] for reply in trier.replies[switch:])
     wait_group(growing.servers)
+    growing.wait_cluster_ok()
     # It takes part at once, also in executions on all shards once it has slots.
     with Wire(server.port) as wire:
         register(wire, simple_trigger("from the new one") + f"\n{B}.count().register(trigger='shards')")
