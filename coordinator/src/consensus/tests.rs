@@ -15,6 +15,7 @@ use super::{
     simulation::disk::SimDisk,
 };
 use crate::{
+    limits,
     message::{GroupHello, GroupId, RegistryMessage},
     plan::{Mode, Plan, Reader},
     registry::{Command, EventSource, NewRegistration, RegisterMode, Registry, SessionChange},
@@ -101,6 +102,7 @@ impl Net {
         let (id, disk) = (NodeId::new(node), FileDisk::new(&self.folder(node)));
         let alone = Arc::new(Registry::default());
         let mut member = Member::open(id.clone(), rand::random(), alone, disk, self.now_ms);
+        member.await_newest();
         member.set_view(self.view.clone());
         for (other, peer) in &mut self.members {
             member.on_peer(other, true);
@@ -432,6 +434,59 @@ fn an_operator_recovers_from_the_loss_of_most_logs() {
     net.run(6000);
     net.create("c", "two");
     net.check_all(&["one", "two"]);
+}
+
+/// How far the registry of a node has to be before anything runs there: `None` if that is not known yet, 0 if any will do.
+fn awaited(net: &Net, node: &str) -> Option<u64> {
+    let index = net.members[&NodeId::new(node)].awaited_index();
+    (index < u64::MAX).then_some(index)
+}
+
+#[test]
+fn a_node_that_was_away_knows_when_it_has_what_was_decided_meanwhile() {
+    for leader_goes in [false, true] {
+        let mut net = Net::new("a b c");
+        net.run(6000);
+        net.create("a", "one");
+        let leader = net.leader();
+        let away = if leader == "a" { "b" } else { "a" };
+        net.stop(away);
+        net.create("c", "two");
+        let gone = leader_goes.then_some(leader.as_str());
+        if let Some(gone) = gone {
+            // Whoever leads next knows only after a while what has been decided.
+            net.stop(gone);
+        }
+        net.start(away);
+        assert_eq!(awaited(&net, away), None);
+        let mut waited = 0;
+        while awaited(&net, away).is_none_or(|index| net.members[&NodeId::new(away)].registry().index() < index) {
+            net.run(50);
+            waited += 50;
+            assert!(waited < 10_000);
+        }
+        assert_ne!(awaited(&net, away), Some(0), "it has heard, not given up");
+        assert_eq!(net.sessions(away), ["one", "two"]);
+        net.run(4000);
+        assert_eq!(awaited(&net, away), Some(0));
+    }
+}
+
+#[test]
+fn a_node_that_finds_nobody_goes_on_with_what_it_has() {
+    let mut net = Net::new("a b c");
+    assert_eq!(awaited(&net, "a"), Some(0), "it has no log from before");
+    net.run(6000);
+    net.create("a", "one");
+    for node in ["a", "b", "c"] {
+        net.stop(node);
+    }
+    net.start("a");
+    let most = limits::NEWEST_WAIT.as_millis() as u64;
+    net.run(most - 100);
+    assert_eq!(awaited(&net, "a"), None);
+    net.run(200);
+    assert_eq!(awaited(&net, "a"), Some(0));
 }
 
 /// Node `a` in a group of which it is the only voter.
