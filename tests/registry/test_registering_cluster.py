@@ -239,3 +239,35 @@ def test_a_registration_is_removed_where_nobody_may_wait(wires, where):
         wait_until(lambda each=each: trigger(each, "t") == Error(NOT_FOUND), "the old one is gone")
     unknown = wire.error("RG.PYEXECUTE", "execute('RG.UNREGISTER', '0000-1')")
     assert "execution is not registered" in unknown
+
+
+REPLACE = """
+def replace(x):
+    (gone,) = [row[1] for row in execute('RG.DUMPREGISTRATIONS') if row[5] == 'old']
+    answer = execute('RG.UNREGISTER', gone)
+    GB('CommandReader').map(lambda x: 'new').register(trigger='t', mode='sync')
+    try:
+        execute('RG.UNREGISTER', gone)
+    except Exception as e:
+        return [answer, str(e)]
+"""
+
+
+@pytest.mark.parametrize("where", ("body", "atomic", "sync", "async_local"))
+def test_a_trigger_is_replaced_where_nobody_may_wait(wires, where):
+    """The order counts, as on a server that is alone."""
+    for _ in range(ROUNDS):
+        old = "GB('CommandReader', desc='old').map(lambda x: 'old').register(trigger='t', mode='sync')"
+        register(wires[0], old)
+        wire = wires[1]
+        if where == "body":
+            register(wire, f"{REPLACE}replace(None)")
+        elif where == "atomic":
+            register(wire, f"{REPLACE}with atomic():\n    replace(None)")
+        else:
+            register(wire, f"{REPLACE}GB('CommandReader').map(replace).register(trigger='u', mode='{where}')")
+            assert trigger(wire, "u") == [b"['OK', 'execution is not registered']"]
+        for each in wires:
+            wait_until(lambda each=each: trigger(each, "t") == [b"new"], "the new one")
+        for one in dump(wire):
+            assert wire.call("RG.UNREGISTER", one) == Simple("OK")

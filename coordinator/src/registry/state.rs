@@ -300,6 +300,18 @@ impl Registry {
         self.clone().perform(self.index.saturating_add(1), command)
     }
 
+    /// The state to come when these commands, too, have been applied; what is refused changes nothing.
+    pub fn after<'a>(&self, commands: impl IntoIterator<Item = &'a Command>) -> Registry {
+        commands.into_iter().fold(self.clone(), |state, command| {
+            let mut next = state.clone();
+            let index = state.index.saturating_add(1);
+            match next.perform(index, command) {
+                Ok(()) => Registry { index, ..next },
+                Err(_) => state,
+            }
+        })
+    }
+
     /// The outcome of a request that was applied and is remembered.
     pub fn outcome(&self, request: RequestId) -> Option<Result<(), Refusal>> {
         self.remembered.get(&request.0).map(|r| r.outcome.clone())

@@ -2,8 +2,10 @@
 //!
 //! Such a server serves clients that wait for a key which a thread has written after the *next* command, or before its
 //! event loop sleeps. If that command is CLIENT PAUSE or FAILOVER, or a fail-over by hand begins at that moment, it would
-//! serve them, and replicate that, inside the pause, and ends itself. What is written at the end of a turn is served
-//! before anything else runs, so while clients wait for keys, threads write there: in late slices (`sharing`).
+//! serve them, and replicate that, inside the pause, and ends itself. What is written at the end of a turn is served before
+//! requests are read, so while clients wait for keys, threads write there: in late slices (`sharing`). Between the two only
+//! clients go on that were let go by a blocking command a moment before: those that have sent CLIENT PAUSE behind it, in
+//! one go, can still end the server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -2,13 +2,13 @@
 //!
 //! Nothing here waits: who wants to know the outcome gives a closure.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use oxigears_coordinator::{
     consensus::ProposeError,
     limits as bounds,
     message::RegistryQuestion,
-    registry::{Command, Refusal},
+    registry::{Command, Refusal, Registry},
 };
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -124,7 +124,10 @@ pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failu
     if !state.service.is_group() {
         return state.activation.remove_here(guard, command).map(drop);
     }
-    state.service.state().check(command)?;
+    expected().check(command)?;
+    if state.service.status().leader.is_none() {
+        return Err(ProposeError::NoQuorum("this node knows of no leader".into()).into());
+    }
     hand_in(
         command.clone(),
         "a registration was not removed as a function, script or transaction wanted",
@@ -132,9 +135,32 @@ pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failu
     Ok(())
 }
 
+/// Removals that were handed in and are not settled, each with a number. The service bounds how many are under way.
+static REMOVALS: Mutex<(u64, BTreeMap<u64, Command>)> = Mutex::new((0, BTreeMap::new()));
+
+/// The state that what is handed in now will meet: what was removed before, here, is gone.
+pub fn expected() -> Arc<Registry> {
+    let removals = REMOVALS.lock();
+    let state = registrations().service.state();
+    match removals.1.is_empty() {
+        true => state,
+        false => Arc::new(state.after(removals.1.values())),
+    }
+}
+
 /// Makes a change whose outcome nobody waits for.
 pub fn hand_in(command: Command, failed: &'static str) {
+    let number = matches!(command, Command::Unregister { .. }).then(|| {
+        let mut removals = REMOVALS.lock();
+        removals.0 += 1;
+        let number = removals.0;
+        removals.1.insert(number, command.clone());
+        number
+    });
     let done = move |outcome: Result<(), Failure>| {
+        if let Some(number) = number {
+            REMOVALS.lock().1.remove(&number);
+        }
         if let Err(failure) = outcome {
             log::warning(&format!("{failed}: {failure}"));
         }

@@ -112,7 +112,7 @@ pub fn validate(source: &EventSource, earlier: &[RegistrationDraft]) -> Result<S
 
 /// No hook comes upon one that is not `sync`.
 fn check_hook(command: &str, script: Option<&Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {
-    let holder = registrations().service.state().last_hook(command);
+    let holder = change::expected().last_hook(command);
     let is_removed = |session: &str| script.is_some_and(|s| s.replacing.removes(session));
     if holder.is_some_and(|holder| !is_removed(&holder.session)) {
         return Err(Refusal::HookTaken.to_string());
@@ -125,7 +125,7 @@ fn check_hook(command: &str, script: Option<&Script>, earlier: &[RegistrationDra
 }
 
 fn check_trigger(trigger: &Bytes, script: Option<&mut Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {
-    let holder = registrations().service.state().trigger(trigger);
+    let holder = change::expected().trigger(trigger);
     let is_removed = |session: &str| script.as_ref().is_some_and(|s| s.replacing.removes(session));
     if holder.is_some_and(|holder| !is_removed(&holder.session)) {
         return Err(Refusal::TriggerTaken.to_string());
@@ -263,7 +263,7 @@ pub fn register_script(
     // On a node that lags behind the group this may be wrong in both directions; the group has the last word. But it spares
     // the others the work.
     if !state.service.is_group()
-        && let Err(refusal) = state.service.state().check(&command)
+        && let Err(refusal) = change::expected().check(&command)
     {
         return then(Failure::Refused(refusal).into());
     }
@@ -315,7 +315,7 @@ pub fn register_now(draft: RegistrationDraft) -> Result<(), String> {
     }
     let command = Command::ChangeSession(change);
     let state = registrations();
-    state.service.state().check(&command).map_err(|e| e.to_string())?;
+    change::expected().check(&command).map_err(|e| e.to_string())?;
     let group = state.service.is_group();
     if lock::is_held() && !group && !activation::is_activation_thread() {
         let guard = lock::lock();

@@ -50,6 +50,12 @@ def test_changes_are_refused_and_the_rest_goes_on(trio, how):
                     assert reply.text.startswith(("NOQUORUM", "TIMEOUT")), reply.text
                     if turn:
                         assert reply.text.startswith("NOQUORUM"), f"by now it is known: {reply.text}"
+                if turn:
+                    # Nobody waits there, but what is known is said.
+                    wire.ok("MULTI")
+                    wire.call(*changes(next(iter(dump(wire))))["unregister"])
+                    (reply,) = wire.ok("EXEC")
+                    assert reply.text.startswith("NOQUORUM"), reply
                 assert trigger(wire, "t") == [b"v"] and trigger(wire, "l", "a") == [b"a"]
                 assert wire.call("RG.PYEXECUTE", "x = 1") == Simple("OK")
                 run = "GB('ShardsIDReader').run(mode='async_local')"

@@ -190,19 +190,9 @@ fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
 /// The registration can not have this stream: a failure, with which the policy deals as with others.
 fn refused(consumer: &Consumer, key: &Key, number: u64, text: &str) -> Look {
     consumer.core.stats.ran(&End::Failure(text), 0);
-    if consumer.policy == FailurePolicy::Retry {
-        let next = consumer.with(key, number, |flow, rules| flow.postponed(rules.retry_ms));
-        return Look::Nothing(next.unwrap_or(Next::Wait));
-    }
-    log::warning(&format!(
-        "registration {} can not read the stream {}: {text}",
-        consumer.registration.id,
-        String::from_utf8_lossy(key)
-    ));
     stop(consumer, text);
-    // What it holds is not lost: its next entry finds it again.
-    consumer.forget(key);
-    Look::Nothing(Next::Wait)
+    let next = consumer.with(key, number, |flow, rules| flow.barred(rules));
+    Look::Nothing(next.unwrap_or(Next::Wait))
 }
 
 fn in_trouble(guard: &ServerLock, consumer: &Consumer, key: &Key, number: u64, trouble: Trouble) -> Look {

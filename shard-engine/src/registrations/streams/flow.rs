@@ -94,6 +94,8 @@ pub struct Flow {
     failed: Option<Failed>,
     /// The time of an incomplete batch is over.
     due: bool,
+    /// The stream may not be read; nobody looks before the timer is over.
+    barred: bool,
     /// Number of the timer that is set; others are stale.
     timer: u64,
     is_set: bool,
@@ -109,14 +111,14 @@ impl Flow {
         }
     }
 
-    /// A batch failed and waits for its next try.
+    /// A batch failed, or the stream could not be read, and the next try is waited for.
     pub fn waits_for_retry(&self) -> bool {
-        self.failed.is_some_and(|failed| !failed.due)
+        self.barred || self.failed.is_some_and(|failed| !failed.due)
     }
 
     /// Nothing is known that would be lost by forgetting it.
     pub fn is_idle(&self) -> bool {
-        !self.taken && self.waiting == 0 && !self.behind && self.failed.is_none()
+        !self.taken && !self.barred && self.waiting == 0 && !self.behind && self.failed.is_none()
     }
 
     /// An entry came.
@@ -134,6 +136,7 @@ impl Flow {
             return Next::Wait;
         }
         self.is_set = false;
+        self.barred = false;
         match &mut self.failed {
             Some(failed) => failed.due = true,
             None => self.due = true,
@@ -147,6 +150,12 @@ impl Flow {
         // Whatever was the reason to look is one still.
         self.due = true;
         self.ring(ms)
+    }
+
+    /// The stream may not be read, whatever comes: try again as after a failure.
+    pub fn barred(&mut self, rules: &Rules) -> Next {
+        self.barred = true;
+        self.postponed(rules.retry_ms)
     }
 
     /// What is to be read by who looks.
@@ -236,7 +245,7 @@ impl Flow {
 
     /// What is to be done now.
     pub fn next(&mut self, rules: &Rules, now_ms: u64) -> Next {
-        if self.taken {
+        if self.taken || self.barred {
             return Next::Wait;
         }
         if let Some(failed) = self.failed {
@@ -321,6 +330,20 @@ mod tests {
         assert_eq!(flow.ended(Ended::Acknowledged, &rules, 5), Next::Wait);
         assert_eq!(flow.added(&rules, 6), Next::Wait);
         assert_eq!(flow.added(&rules, 7), Next::Look);
+    }
+
+    #[test]
+    fn a_stream_that_may_not_be_read_is_tried_again_when_it_is_time() {
+        let rules = rules(3, 0);
+        let mut flow = Flow::new(true);
+        assert_eq!(flow.next(&rules, 0), Next::Look);
+        assert_eq!(flow.barred(&rules), Next::Ring(1, 1000));
+        assert!(flow.waits_for_retry() && !flow.is_idle());
+        for now_ms in 1..9 {
+            assert_eq!(flow.added(&rules, now_ms), Next::Wait);
+        }
+        assert_eq!(flow.rang(1, &rules, 1000), Next::Look);
+        assert!(flow.wanted(&rules).fresh && !flow.waits_for_retry());
     }
 
     #[test]
