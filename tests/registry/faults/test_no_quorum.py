@@ -52,8 +52,9 @@ def test_changes_are_refused_and_the_rest_goes_on(trio, how):
                         assert reply.text.startswith("NOQUORUM"), f"by now it is known: {reply.text}"
                 if turn:
                     # Nobody waits there, but what is known is said.
+                    command = changes(next(iter(dump(wire))))["unregister"]
                     wire.ok("MULTI")
-                    wire.call(*changes(next(iter(dump(wire))))["unregister"])
+                    wire.call(*command)
                     (reply,) = wire.ok("EXEC")
                     assert reply.text.startswith("NOQUORUM"), reply
                 assert trigger(wire, "t") == [b"v"] and trigger(wire, "l", "a") == [b"a"]
