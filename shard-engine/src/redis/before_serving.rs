@@ -20,6 +20,11 @@ pub(super) fn is_end_of_turn_needed(guard: &ServerLock) -> bool {
     !at_least(7, 2) && event_loop::listen(guard) && do_clients_wait(guard) && !replicate::is_paused(guard)
 }
 
+/// It was so when it was looked at last. Without the lock.
+pub(super) fn was_end_of_turn_needed() -> bool {
+    LAST.load(Ordering::Relaxed) & 1 == 1
+}
+
 /// Clients wait that we have not parked.
 fn do_clients_wait(guard: &ServerLock) -> bool {
     // While the main thread runs no command no client begins to wait.

@@ -209,7 +209,7 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         return Err(CallError::UnknownCommand(shown()));
     };
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
-    if let Some(text) = unfit::refusal(args) {
+    if let Some(text) = unfit::refusal(guard, args) {
         return Err(CallError::Answered(text));
     }
     let mut strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
@@ -293,7 +293,10 @@ pub fn call_patiently<A: AsRef<[u8]>>(
 ) -> Result<Reply, CallError> {
     let deadline = Instant::now() + PAUSE_WAIT;
     loop {
-        let mut guard = lock::lock();
+        let mut guard = match lock::seems_unfit_to_write() && !only_reads() {
+            true => lock::lock_to_write(),
+            false => lock::lock(),
+        };
         if !lock::is_fit_to_write(&guard) && !only_reads() {
             drop(guard);
             guard = lock::lock_to_write();

@@ -101,8 +101,15 @@ pub fn is_fit_to_write(guard: &ServerLock) -> bool {
     state.held.is_none() || is_fit(state.held, guard)
 }
 
+/// This thread has not the lock, and whoever takes it in the ordinary way now may not write, as far as was seen last.
+pub(super) fn seems_unfit_to_write() -> bool {
+    let state = STATE.get();
+    state.depth == 0 && state.callbacks == 0 && before_serving::was_end_of_turn_needed()
+}
+
 fn is_fit(held: Option<Held>, guard: &ServerLock) -> bool {
-    held == Some(Held::LateSlice) || !before_serving::is_end_of_turn_needed(guard)
+    // Looked at in any case, so that it is known when the end of a turn is not needed any more.
+    !before_serving::is_end_of_turn_needed(guard) || held == Some(Held::LateSlice)
 }
 
 /// The lock in a way that lets its holder write, if it comes within so long.
@@ -110,18 +117,22 @@ fn take_to_write(wait: Option<Duration>) -> Option<Held> {
     let deadline = wait.map(|wait| Instant::now() + wait);
     let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     loop {
-        let held = match left() {
-            None => sharing::take(),
-            Some(left) => sharing::take_within(left)?,
+        // What was seen last is true as a rule: one wait is enough then.
+        let late = before_serving::was_end_of_turn_needed()
+            .then(|| sharing::take_late(left()))
+            .flatten();
+        let held = match (late, left()) {
+            (Some(held), _) => held,
+            (None, None) => sharing::take(),
+            (None, Some(left)) => sharing::take_within(left)?,
         };
         let guard = ManuallyDrop::new(ServerLock { _not_send: PhantomData });
         if is_fit(Some(held), &guard) {
             return Some(held);
         }
         sharing::give_back(held);
-        let late = sharing::take_late(left());
-        if late.is_some() || left() == Some(Duration::ZERO) {
-            return late;
+        if left() == Some(Duration::ZERO) {
+            return None;
         }
     }
 }

@@ -377,17 +377,22 @@ fn take_until(deadline: Option<u64>) -> Option<Held> {
 pub(super) fn take_late(most: Option<Duration>) -> Option<Held> {
     let again = comes_in_series();
     let end = now() + ns(most.unwrap_or(LATE_WAIT).min(LATE_WAIT));
-    let _waiting = Waiting::begin_late();
     let mut slice = DESK.slice.lock();
+    if slice.late
+        && let Some(held) = slice.claim(false, again)
+    {
+        return Some(held);
+    }
+    // Those who wait already come first.
+    let _waiting = Waiting::begin_late();
     loop {
+        event_loop::wake();
+        let pause = Duration::from_nanos(end.saturating_sub(now())).min(LATE_ASK);
+        DESK.late_borrowers.wait_for(&mut slice, pause);
         let held = if slice.late { slice.claim(true, again) } else { None };
-        let time = now();
-        if held.is_some() || time >= end {
+        if held.is_some() || now() >= end {
             return held;
         }
-        event_loop::wake();
-        let pause = Duration::from_nanos(end - time).min(LATE_ASK);
-        DESK.late_borrowers.wait_for(&mut slice, pause);
     }
 }
 

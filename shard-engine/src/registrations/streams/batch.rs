@@ -191,7 +191,8 @@ fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
 fn refused(consumer: &Consumer, key: &Key, number: u64, text: &str) -> Look {
     consumer.core.stats.ran(&End::Failure(text), 0);
     stop(consumer, text);
-    let next = consumer.with(key, number, |flow, rules| flow.barred(rules));
+    let least_ms = limits::STREAM_RETRY.as_millis() as u64;
+    let next = consumer.with(key, number, |flow, rules| flow.barred(rules, least_ms));
     Look::Nothing(next.unwrap_or(Next::Wait))
 }
 

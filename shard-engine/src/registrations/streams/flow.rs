@@ -152,10 +152,10 @@ impl Flow {
         self.ring(ms)
     }
 
-    /// The stream may not be read, whatever comes: try again as after a failure.
-    pub fn barred(&mut self, rules: &Rules) -> Next {
+    /// The stream may not be read, whatever comes: try again as after a failure, but not sooner than in so many ms.
+    pub fn barred(&mut self, rules: &Rules, least_ms: u64) -> Next {
         self.barred = true;
-        self.postponed(rules.retry_ms)
+        self.postponed(rules.retry_ms.max(least_ms))
     }
 
     /// What is to be read by who looks.
@@ -337,7 +337,7 @@ mod tests {
         let rules = rules(3, 0);
         let mut flow = Flow::new(true);
         assert_eq!(flow.next(&rules, 0), Next::Look);
-        assert_eq!(flow.barred(&rules), Next::Ring(1, 1000));
+        assert_eq!(flow.barred(&rules, 50), Next::Ring(1, 1000));
         assert!(flow.waits_for_retry() && !flow.is_idle());
         for now_ms in 1..9 {
             assert_eq!(flow.added(&rules, now_ms), Next::Wait);
