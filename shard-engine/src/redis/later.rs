@@ -17,7 +17,7 @@ use super::{event_loop, lock::ServerLock, timer};
 type Work = fn(&ServerLock);
 
 static WORK: OnceLock<Work> = OnceLock::new();
-/// A job is under way.
+/// The work is wanted.
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Names the work. At load.

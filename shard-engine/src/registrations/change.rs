@@ -8,7 +8,7 @@ use oxigears_coordinator::{
     consensus::ProposeError,
     limits as bounds,
     message::RegistryQuestion,
-    registry::{Command, Refusal, Registry},
+    registry::{Command, Refusal},
 };
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -124,7 +124,7 @@ pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failu
     if !state.service.is_group() {
         return state.activation.remove_here(guard, command).map(drop);
     }
-    expected().check(command)?;
+    check(command)?;
     if state.service.status().leader.is_none() {
         return Err(ProposeError::NoQuorum("this node knows of no leader".into()).into());
     }
@@ -135,31 +135,38 @@ pub fn remove_at_once(guard: &ServerLock, command: &Command) -> Result<(), Failu
     Ok(())
 }
 
-/// Removals that were handed in and are not settled, each with a number. The service bounds how many are under way.
-static REMOVALS: Mutex<(u64, BTreeMap<u64, Command>)> = Mutex::new((0, BTreeMap::new()));
+/// Removals that were handed in and are not settled, by the registration's id. The service bounds how many are under way.
+static REMOVALS: Mutex<BTreeMap<Arc<str>, Command>> = Mutex::new(BTreeMap::new());
 
-/// The state that what is handed in now will meet: what was removed before, here, is gone.
-pub fn expected() -> Arc<Registry> {
+/// The registration was removed here, and what is handed in now will not meet it.
+pub fn is_leaving(id: &str) -> bool {
+    REMOVALS.lock().contains_key(id)
+}
+
+/// Whether what is handed in now would be refused: what was removed before, here, is gone then.
+pub fn check(command: &Command) -> Result<(), Refusal> {
     let removals = REMOVALS.lock();
     let state = registrations().service.state();
-    match removals.1.is_empty() {
-        true => state,
-        false => Arc::new(state.after(removals.1.values())),
+    match command {
+        Command::Unregister { id, .. } if removals.contains_key(id) => Err(Refusal::NotRegistered),
+        // A script may remove thousands: each is looked at alone.
+        Command::Unregister { .. } => state.check(command),
+        _ => state.after(removals.values()).check(command),
     }
 }
 
 /// Makes a change whose outcome nobody waits for.
 pub fn hand_in(command: Command, failed: &'static str) {
-    let number = matches!(command, Command::Unregister { .. }).then(|| {
-        let mut removals = REMOVALS.lock();
-        removals.0 += 1;
-        let number = removals.0;
-        removals.1.insert(number, command.clone());
-        number
-    });
+    let leaving = match &command {
+        Command::Unregister { id, .. } => Some(id.clone()),
+        _ => None,
+    };
+    if let Some(id) = &leaving {
+        REMOVALS.lock().insert(id.clone(), command.clone());
+    }
     let done = move |outcome: Result<(), Failure>| {
-        if let Some(number) = number {
-            REMOVALS.lock().1.remove(&number);
+        if let Some(id) = &leaving {
+            REMOVALS.lock().remove(id);
         }
         if let Err(failure) = outcome {
             log::warning(&format!("{failed}: {failure}"));

@@ -7,7 +7,7 @@ use hashbrown::{HashMap, HashSet};
 use oxigears_coordinator::{
     limits as bounds,
     message::RegistryQuestion,
-    registry::{Command, EventSource, NewRegistration, Refusal, RegisterMode, Registry, SessionChange},
+    registry::{Command, EventSource, NewRegistration, Refusal, RegisterMode, Registration, Registry, SessionChange},
 };
 use oxigears_python_api::{self as python, RegistrationDraft, Session};
 
@@ -110,9 +110,14 @@ pub fn validate(source: &EventSource, earlier: &[RegistrationDraft]) -> Result<S
     Ok(new_id())
 }
 
+/// A registration that was removed a moment ago, where nobody waits, does not count.
+fn still_there(holder: Option<Arc<Registration>>) -> Option<Arc<Registration>> {
+    holder.filter(|holder| !change::is_leaving(&holder.id))
+}
+
 /// No hook comes upon one that is not `sync`.
 fn check_hook(command: &str, script: Option<&Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {
-    let holder = change::expected().last_hook(command);
+    let holder = still_there(registrations().service.state().last_hook(command));
     let is_removed = |session: &str| script.is_some_and(|s| s.replacing.removes(session));
     if holder.is_some_and(|holder| !is_removed(&holder.session)) {
         return Err(Refusal::HookTaken.to_string());
@@ -125,7 +130,7 @@ fn check_hook(command: &str, script: Option<&Script>, earlier: &[RegistrationDra
 }
 
 fn check_trigger(trigger: &Bytes, script: Option<&mut Script>, earlier: &[RegistrationDraft]) -> Result<(), String> {
-    let holder = change::expected().trigger(trigger);
+    let holder = still_there(registrations().service.state().trigger(trigger));
     let is_removed = |session: &str| script.as_ref().is_some_and(|s| s.replacing.removes(session));
     if holder.is_some_and(|holder| !is_removed(&holder.session)) {
         return Err(Refusal::TriggerTaken.to_string());
@@ -263,7 +268,7 @@ pub fn register_script(
     // On a node that lags behind the group this may be wrong in both directions; the group has the last word. But it spares
     // the others the work.
     if !state.service.is_group()
-        && let Err(refusal) = change::expected().check(&command)
+        && let Err(refusal) = state.service.state().check(&command)
     {
         return then(Failure::Refused(refusal).into());
     }
@@ -315,7 +320,7 @@ pub fn register_now(draft: RegistrationDraft) -> Result<(), String> {
     }
     let command = Command::ChangeSession(change);
     let state = registrations();
-    change::expected().check(&command).map_err(|e| e.to_string())?;
+    change::check(&command).map_err(|e| e.to_string())?;
     let group = state.service.is_group();
     if lock::is_held() && !group && !activation::is_activation_thread() {
         let guard = lock::lock();
