@@ -34,12 +34,41 @@ pub(crate) struct Decoder {
     pub(crate) kept: *const Kept,
 }
 
+/// Longer texts are left to Python, which looks at more bytes at once.
+const SHORT_TEXT: usize = 64;
+
+/// A `str` of some ASCII characters: half the work of the general way, and most texts are such ones.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn short_text(bytes: &[u8]) -> Option<Obj> {
+    // Python has the shorter ones ready.
+    if !(2..=SHORT_TEXT).contains(&bytes.len()) || !bytes.is_ascii() {
+        return None;
+    }
+    // SAFETY: the GIL is held; a new text for ASCII holds as many bytes as characters, and nobody else has seen it.
+    unsafe {
+        let Some(text) = Obj::from_owned(ffi::PyUnicode_New(bytes.len() as ffi::Py_ssize_t, 0x7f)) else {
+            ffi::PyErr_Clear();
+            return None;
+        };
+        let data = ffi::PyUnicode_1BYTE_DATA(text.as_ptr());
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len());
+        Some(text)
+    }
+}
+
 /// A `str` from UTF-8 in which lone surrogates may be encoded.
 ///
 /// # Safety
 /// The GIL is held.
 #[inline]
 pub(crate) unsafe fn new_text(bytes: &[u8]) -> Option<Obj> {
+    // SAFETY: as for this function.
+    if let Some(text) = unsafe { short_text(bytes) } {
+        return Some(text);
+    }
     // SAFETY: pointer and length are those of a slice; the GIL is held.
     unsafe {
         Obj::from_owned(ffi::PyUnicode_DecodeUTF8(
@@ -56,6 +85,10 @@ unsafe fn keyspace_text(
     bytes: &[u8],
     fallback: unsafe extern "C" fn(*const std::os::raw::c_char, ffi::Py_ssize_t) -> *mut ffi::PyObject,
 ) -> Decoded {
+    // SAFETY: the GIL is held.
+    if let Some(text) = unsafe { short_text(bytes) } {
+        return Ok(text);
+    }
     let (start, len) = (bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t);
     // SAFETY: pointer and length are those of a slice; the GIL is held.
     unsafe {

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{blocked, context::server_info, event_loop, lock::ServerLock, replicate, sharing, version::at_least};
+use super::{blocked, event_loop, lock::ServerLock, replicate, sharing, version::at_least};
 
 /// What was found last: number of the turn, and whether clients waited.
 static LAST: AtomicU64 = AtomicU64::new(0);
@@ -33,8 +33,7 @@ fn do_clients_wait(guard: &ServerLock) -> bool {
     if last & !1 == turn && turn > 0 {
         return last & 1 == 1;
     }
-    let all = server_info(guard, "clients", "blocked_clients").unwrap_or(0);
-    let wait = all > blocked::parked();
+    let wait = blocked::are_others(guard);
     LAST.store(turn | u64::from(wait), Ordering::Relaxed);
     wait
 }

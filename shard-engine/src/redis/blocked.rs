@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use redis_module::raw;
 
 use super::{
+    context::server_info,
     ffi::{api, catch, guarded},
+    lock::ServerLock,
     register::Call,
     reply::ReplyWriter,
 };
@@ -27,9 +29,11 @@ static DISCONNECTS: Mutex<Option<HashMap<usize, Watch>>> = Mutex::new(None);
 /// Clients that are parked and have not left.
 static PARKED: AtomicU64 = AtomicU64::new(0);
 
-/// Clients that the server shows as blocked because we have parked them. Exact under the server lock.
-pub(super) fn parked() -> u64 {
-    PARKED.load(Ordering::Relaxed)
+/// Clients wait that we have not parked: for keys, mostly.
+pub fn are_others(guard: &ServerLock) -> bool {
+    let all = server_info(guard, "clients", "blocked_clients").unwrap_or(0);
+    // Exact under the server lock.
+    all > PARKED.load(Ordering::Relaxed)
 }
 
 struct Watch {

@@ -4,9 +4,8 @@
 //! for commands of functions and scripts on whichever thread runs those. Never runs user code, never blocks.
 
 use std::{
-    cell::Cell,
     ptr::null_mut,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
 use redis_module::raw;
@@ -57,10 +56,8 @@ pub type Judge = fn(&Passing<'_>) -> Option<Front>;
 static JUDGE: AtomicPtr<()> = AtomicPtr::new(null_mut());
 static FILTER: AtomicPtr<raw::RedisModuleCommandFilter> = AtomicPtr::new(null_mut());
 
-thread_local! {
-    /// The next command that this thread runs passes as it is.
-    static PASS: Cell<bool> = const { Cell::new(false) };
-}
+/// The next command that the holder of the server lock runs passes as it is. Only used under that lock.
+static PASS: AtomicBool = AtomicBool::new(false);
 
 /// Lets `judge` look at every command from now on.
 pub fn install(guard: &ServerLock, judge: Judge) {
@@ -87,17 +84,17 @@ pub fn uninstall(guard: &ServerLock) {
     }
 }
 
-/// While it lives, the next command that this thread runs is not looked at.
+/// While it lives, the next command that this thread runs, which has the server lock, is not looked at.
 pub(super) struct Unseen(bool);
 
 /// See `Unseen`.
 pub(super) fn unseen() -> Unseen {
-    Unseen(PASS.replace(true))
+    Unseen(PASS.swap(true, Ordering::Relaxed))
 }
 
 impl Drop for Unseen {
     fn drop(&mut self) {
-        PASS.set(self.0);
+        PASS.store(self.0, Ordering::Relaxed);
     }
 }
 
@@ -109,8 +106,8 @@ pub fn in_callback<R>(work: impl FnOnce(&ServerLock) -> R) -> R {
 
 extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
     // Only the first command: those that it runs itself (a script) are looked at.
-    if PASS.replace(false) {
-        return;
+    if PASS.load(Ordering::Relaxed) {
+        return PASS.store(false, Ordering::Relaxed);
     }
     let judge = JUDGE.load(Ordering::Acquire);
     if judge.is_null() {
@@ -121,13 +118,13 @@ extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
     // SAFETY: the server calls; the judge takes no lock, but through `in_callback`.
     let guard = unsafe { lock::in_quick_callback() };
     let command = Passing { filter, guard: &guard };
+    let Some(front) = catch("the command filter", || judge(&command)).flatten() else {
+        return;
+    };
     // It was held up before (CLIENT PAUSE) and is looked at again.
     if Front::of(command.pointer(0)).is_some() {
         return;
     }
-    let Some(front) = catch("the command filter", || judge(&command)).flatten() else {
-        return;
-    };
     if let Some(name) = front.retained() {
         // SAFETY: the context is alive; the string is retained for the command, which lets it go.
         unsafe { api!(RedisModule_CommandFilterArgInsert)(filter, 0, name) };

@@ -1,7 +1,8 @@
 //! Notifications of key events: the server tells the module of each, in the middle of the command that causes it.
 //!
-//! Subscribed to only when somebody wants them, because each costs the server a context; a subscription can not be
-//! taken back, so a gate stays behind. The listener must be quick and runs nothing: the command is still under way.
+//! Subscribed to only when somebody wants them, because each costs the server a context (a tenth of a SET); a subscription
+//! can not be taken back, so a gate stays behind. The listener must be quick and runs nothing: the command is still under
+//! way.
 
 use std::{
     cell::Cell,
@@ -25,8 +26,12 @@ use super::{
 /// Classes of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Classes {
-    /// What a registration without filter is told: all ordinary events, misses, keys that leave with their slot.
+    /// What a registration without filter is told: all ordinary events, misses, keys that leave with their slot. But
+    /// for those of `Values`.
     Ordinary,
+    /// Ordinary events that nothing but a command on that very key raises: those of strings, lists, sets and sorted sets.
+    /// Fields of hashes expire by themselves, so hashes are not among them.
+    Values,
     /// Events that come beside an ordinary one: `new`, `overwritten`, `type_changed`.
     Beside,
 }
@@ -36,13 +41,18 @@ pub const BESIDE: [&[u8]; 3] = [b"new", b"overwritten", b"type_changed"];
 
 impl Classes {
     fn mask(self) -> u32 {
+        let values = raw::REDISMODULE_NOTIFY_STRING
+            | raw::REDISMODULE_NOTIFY_LIST
+            | raw::REDISMODULE_NOTIFY_SET
+            | raw::REDISMODULE_NOTIFY_ZSET;
         let mask = match self {
             Classes::Ordinary => {
-                raw::REDISMODULE_NOTIFY_ALL
+                raw::REDISMODULE_NOTIFY_ALL & !values
                     | raw::REDISMODULE_NOTIFY_KEY_MISS
                     | raw::REDISMODULE_NOTIFY_KEY_TRIMMED
                     | raw::REDISMODULE_NOTIFY_TRIMMED
             }
+            Classes::Values => values,
             Classes::Beside => {
                 raw::REDISMODULE_NOTIFY_NEW | raw::REDISMODULE_NOTIFY_OVERWRITTEN | raw::REDISMODULE_NOTIFY_TYPE_CHANGED
             }
@@ -113,7 +123,7 @@ pub fn listen(listener: Listener) {
 /// Events of these classes are wanted from now on.
 pub fn subscribe(guard: &ServerLock, classes: Classes) -> Result<(), String> {
     let mask = classes.mask() & known();
-    if SUBSCRIBED.load(Ordering::Acquire) & mask != mask {
+    if !is_told(classes) {
         // SAFETY: the context names this module; the callback lives as long as the module.
         let outcome = unsafe { api!(RedisModule_SubscribeToKeyspaceEvents)(guard.ctx(), mask as c_int, Some(told)) };
         if outcome != raw::REDISMODULE_OK as i32 {
@@ -122,6 +132,12 @@ pub fn subscribe(guard: &ServerLock, classes: Classes) -> Result<(), String> {
         SUBSCRIBED.fetch_or(mask, Ordering::AcqRel);
     }
     Ok(())
+}
+
+/// The server tells of events of these classes.
+#[inline]
+pub fn is_told(classes: Classes) -> bool {
+    SUBSCRIBED.load(Ordering::Acquire) & classes.mask() != 0
 }
 
 /// Classes that the server knows.

@@ -6,9 +6,10 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+use std::time::Duration;
 
 use super::{
-    super::is_master,
+    super::{is_master, keys},
     access::{self, Access},
     table::{Entry, Table},
 };
@@ -17,7 +18,7 @@ use crate::redis::{
     front::Front,
     guarded::Guarded,
     lock::ServerLock,
-    unfit,
+    timer, unfit,
 };
 
 static TABLE: Guarded<Option<Table>> = Guarded::new(None);
@@ -61,12 +62,20 @@ pub fn set_loading(loading: bool) {
 fn judge(command: &Passing<'_>) -> Option<Front> {
     // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
     let table = TABLE.borrow(command.guard());
-    let entry = table.as_ref()?.find(command.arg(0))?;
+    let table = table.as_ref()?;
+    let Some(entry) = table.find(command.arg(0)) else {
+        tell_if_needed(table, None, command);
+        return None;
+    };
     if entry.of_rights {
         access::rights_change();
     } else if entry.is_exec {
         access::transaction_runs();
     }
+    if !entry.may_matter(|| command.len(), |at| command.arg(at)) {
+        return None;
+    }
+    tell_if_needed(table, Some(entry), command);
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));
     if !(found.hook || found.link || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {
@@ -82,4 +91,15 @@ fn judge(command: &Passing<'_>) -> Option<Front> {
         // A hook is not by-passed: who may not run the internal command gets NOPERM.
         Access::Restricted => found.hook.then_some(Front { kind, free: false }),
     }
+}
+
+/// Has the server tell of the events that this command may raise, if it does not yet.
+fn tell_if_needed(table: &Table, entry: Option<&Arc<Entry>>, command: &Passing<'_>) {
+    if !table.is_to_tell(entry.map(|entry| &**entry), command.len(), |at| command.arg(at)) {
+        return;
+    }
+    let guard = command.guard();
+    keys::tell_of_values(guard);
+    // The filter may not be needed any more, and can not go while it runs.
+    timer::once(guard, Duration::from_millis(1), see_to_filter);
 }

@@ -36,6 +36,16 @@ impl KeySet {
         self.beginnings.insert(beginning);
     }
 
+    /// The first bytes of the keys that are meant. `None`: any may be.
+    pub fn first_bytes(&self) -> Option<[u64; 4]> {
+        let mut first = self.first;
+        for name in &self.names {
+            let byte = name.first()?;
+            first[usize::from(byte / 64)] |= 1 << (byte % 64);
+        }
+        (self.lengths.first() != Some(&0)).then_some(first)
+    }
+
     /// All of these are also in `other`.
     pub fn add_to(&self, other: &mut KeySet) {
         other.names.extend(self.names.iter().cloned());
@@ -108,8 +118,17 @@ mod tests {
             assert_eq!(set.has(key.as_bytes()), is_in, "{key}");
         }
         set.add_pattern(&Bytes::from_static(b"*"));
-        assert!(set.has(b"") && set.has(b"anything"));
+        assert!(set.has(b"") && set.has(b"anything") && set.first_bytes().is_none());
         assert!(KeySet::default().is_empty() && !KeySet::default().has(b"x"));
+    }
+
+    #[test]
+    fn first_bytes_of_names_and_beginnings() {
+        let mut set = KeySet::default();
+        assert_eq!(set.first_bytes(), Some([0; 4]));
+        set.add_pattern(&Bytes::from_static(b"exact"));
+        set.add_pattern(&Bytes::from_static(b"\xffab*"));
+        assert_eq!(set.first_bytes(), Some([0, 1 << (b'e' % 64), 0, 1 << 63]));
     }
 
     #[test]

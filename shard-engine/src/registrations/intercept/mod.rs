@@ -1,7 +1,7 @@
 //! Commands that registrations take over: which they are, and what is done with them.
 //!
 //! * `facts`: what the server says of its commands; `keyset`: which keys are meant
-//! * `table`: from the active registrations to the commands that are to be taken over
+//! * `needs`: from the active registrations to the commands that are to be taken over; `table`: those, to be looked up
 //! * `check`: what may be registered
 //! * `judge`: the look at every command; `access`: which internal command may stand in front
 //! * `wrap`: running a command that was taken over; `hooks`: the functions that take its place;
@@ -16,6 +16,7 @@ mod hooks;
 mod judge;
 pub mod keyset;
 mod links;
+mod needs;
 mod raised;
 mod table;
 mod wrap;
@@ -52,5 +53,5 @@ pub fn changed(guard: &ServerLock, activation: &Activation, difference: &Differe
         return;
     }
     let registrations = activation.table().read().registrations();
-    judge::publish(guard, table::Table::build(guard, &registrations));
+    judge::publish(guard, needs::table(guard, &registrations));
 }

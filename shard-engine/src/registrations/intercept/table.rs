@@ -1,23 +1,23 @@
-//! From the active registrations to the commands that are to be taken over. Built anew with each change, never changed.
+//! The commands that are looked at, to be looked up. Built anew with each change (`needs`), never changed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use oxigears_coordinator::registry::{EventSource, RegisterMode};
+use oxigears_coordinator::registry::EventSource;
 
 use super::{
-    facts::{self, Commands, Facts},
+    facts::Facts,
     keyset::{KeySet, matches},
-    raised::may_raise,
 };
 use crate::{
-    redis::{front::Kind, lock::ServerLock},
+    redis::{
+        front::Kind,
+        notify::{self, Classes},
+    },
     registrations::{Active, keys::queue},
 };
 
-/// Commands that change who may do what: the look at rights must be made again.
-const OF_RIGHTS: [&str; 2] = ["acl", "config"];
 /// Longer names are looked up in another way; no command of the server has one.
 pub const NAME_BYTES: usize = 64;
 
@@ -29,17 +29,45 @@ pub struct Table {
     long: HashMap<Box<[u8]>, Arc<Entry>>,
     /// Commands are taken over for nothing else than that writers wait while the queue is full.
     only_queued: bool,
+    /// Writes to these keys may raise events of which the server does not tell yet.
+    watched: Option<Arc<KeySet>>,
 }
 
 /// A command that is looked at.
 #[derive(Default)]
 pub struct Entry {
-    /// It may be taken over; absent for commands that are only watched.
+    /// It may be taken over; absent if it never is.
     pub taken: Option<Taken>,
     /// It changes who may do what.
     pub of_rights: bool,
     /// It runs what was queued.
     pub is_exec: bool,
+    /// Most commands end here.
+    first: First,
+    watched: Watched,
+}
+
+/// A first look at a command: which it can not be for.
+#[derive(Default)]
+struct First {
+    /// It may be for any key.
+    any: bool,
+    /// A bit for each first byte of keys for which it may be.
+    bytes: [u64; 4],
+    /// It has one key, its first argument.
+    is_simple: bool,
+}
+
+/// Whether a command may raise events of which the server does not tell yet.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// It raises none.
+    #[default]
+    No,
+    /// If one of its keys is meant.
+    ByKey,
+    /// It may.
+    Any,
 }
 
 /// A command that may be taken over.
@@ -85,18 +113,24 @@ pub struct Match {
 }
 
 impl Table {
-    /// The table for these registrations.
-    pub fn build(guard: &ServerLock, registrations: &[Arc<Active>]) -> Table {
-        let mut needs = Needs::default();
-        registrations.iter().for_each(|active| needs.add(active));
-        if needs.is_empty() {
-            return Table::default();
+    /// A table of these commands, by their names in lower case.
+    pub(super) fn new(
+        by_name: HashMap<Box<[u8]>, Arc<Entry>>,
+        only_queued: bool,
+        watched: Option<Arc<KeySet>>,
+    ) -> Table {
+        let mut table = Table {
+            only_queued,
+            watched,
+            ..Table::default()
+        };
+        for (name, entry) in by_name {
+            match packed(&name) {
+                Some(packed) => drop(table.short.insert(packed, entry)),
+                None => drop(table.long.insert(name, entry)),
+            }
         }
-        let mut commands = facts::all();
-        if needs.names().any(|name| !commands.contains_key(name)) {
-            commands = facts::refresh(guard);
-        }
-        needs.table(&commands)
+        table
     }
 
     /// Nothing is looked at.
@@ -106,7 +140,28 @@ impl Table {
 
     /// Somebody has to look at commands now.
     pub fn is_wanted(&self) -> bool {
-        !self.only_queued || queue::is_long()
+        !self.only_queued || queue::is_long() || self.is_watching()
+    }
+
+    /// The server does not tell of all events yet: who sees a command that may raise others has it tell of them.
+    #[inline]
+    fn is_watching(&self) -> bool {
+        self.watched.is_some() && !notify::is_told(Classes::Values)
+    }
+
+    /// This command, with the entry that was found for it, may raise events of which the server does not tell yet.
+    #[inline]
+    pub fn is_to_tell<'a>(&self, entry: Option<&Entry>, count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
+        let Some(keys) = self.watched.as_ref().filter(|_| self.is_watching()) else {
+            return false;
+        };
+        // Of a command that is not known (it has been renamed, or is new) nothing is known.
+        let Some(entry) = entry else { return true };
+        match (entry.watched, &entry.taken) {
+            (Watched::No, _) => false,
+            (Watched::ByKey, Some(taken)) => taken.facts.keys(count).any(|at| keys.has(arg(at))),
+            _ => true,
+        }
     }
 
     /// The command of this name, in any case.
@@ -135,6 +190,48 @@ fn packed(name: &[u8]) -> Option<u64> {
         number << 8 | u64::from(byte.to_ascii_lowercase())
     });
     Some(number)
+}
+
+impl Entry {
+    /// `watched_keys`: keys whose events are wanted, of which the server does not tell yet.
+    pub(super) fn new(taken: Taken, watched: Watched, watched_keys: &KeySet) -> Entry {
+        let facts = &taken.facts;
+        let of_events = [&taken.sync_keys, &taken.slow_keys].map(Option::as_deref);
+        let mut first = First {
+            any: watched == Watched::Any || taken.any_key || (facts.movable && of_events.iter().any(Option::is_some)),
+            bytes: [0; 4],
+            is_simple: facts.first == 1 && facts.last == 1,
+        };
+        let watched_keys = (watched == Watched::ByKey).then_some(watched_keys);
+        let sets = [Some(&taken.hook_keys), Some(&taken.link_keys), watched_keys];
+        for set in sets.into_iter().chain(of_events).flatten() {
+            match set.first_bytes() {
+                None => first.any = true,
+                Some(bytes) => first.bytes.iter_mut().zip(bytes).for_each(|(all, own)| *all |= own),
+            }
+        }
+        Entry {
+            taken: Some(taken),
+            watched,
+            first,
+            ..Entry::default()
+        }
+    }
+
+    /// A command with these arguments may be for some registration: there is reason to look further.
+    #[inline]
+    pub fn may_matter<'a>(&self, count: impl Fn() -> usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
+        let is_in = |key: &[u8]| {
+            key.first()
+                .is_some_and(|byte| self.first.bytes[usize::from(byte / 64)] & 1 << (byte % 64) != 0)
+        };
+        match &self.taken {
+            _ if self.first.any => true,
+            Some(_) if self.first.is_simple => is_in(arg(1)),
+            Some(taken) => taken.facts.keys(count()).any(|at| is_in(arg(at))),
+            None => false,
+        }
+    }
 }
 
 impl Taken {
@@ -199,181 +296,13 @@ pub fn is_linked<'a>(active: &Active, facts: &Facts, count: usize, arg: impl Fn(
     }
 }
 
-/// What the registrations need, before the server's commands are looked at.
-#[derive(Default)]
-struct Needs {
-    hooks: HashMap<String, Vec<Hook>>,
-    links: HashMap<String, Vec<Arc<Active>>>,
-    /// Keys whose writes matter, whatever they raise.
-    written: KeySet,
-    /// Keys whose writes matter if they can raise one of these events, which are in lower case and in order.
-    raising: BTreeMap<Vec<String>, KeySet>,
-    /// Keys whose writes fire in the background.
-    queued: KeySet,
-    /// Keys whose reads matter too: they may be missed.
-    missed: KeySet,
-    /// Streams that are added to.
-    streams: KeySet,
-}
-
-impl Needs {
-    fn add(&mut self, active: &Arc<Active>) {
-        let is_sync = active.registration.mode == RegisterMode::Sync;
-        match &active.registration.source {
-            EventSource::Hook {
-                command, key_prefix, ..
-            } => {
-                let hook = Hook {
-                    active: active.clone(),
-                    prefix: key_prefix.clone(),
-                };
-                // In the order in which they were made: the newest one comes first.
-                self.hooks.entry(command.clone()).or_default().insert(0, hook);
-            }
-            EventSource::Keys {
-                commands: Some(commands),
-                ..
-            } => {
-                for command in commands {
-                    self.links.entry(command.clone()).or_default().push(active.clone());
-                }
-            }
-            EventSource::Keys {
-                prefix, event_types, ..
-            } if is_sync => {
-                let misses = |types: &Vec<String>| types.iter().any(|t| t.eq_ignore_ascii_case("keymiss"));
-                if event_types.as_ref().is_none_or(misses) {
-                    self.missed.add_pattern(prefix);
-                }
-                let written = match event_types {
-                    None => &mut self.written,
-                    Some(types) => self.raising.entry(in_order(types)).or_default(),
-                };
-                written.add_pattern(prefix);
-            }
-            EventSource::Keys { prefix, .. } => self.queued.add_pattern(prefix),
-            EventSource::Stream { prefix, .. } if is_sync => self.streams.add_pattern(prefix),
-            _ => {}
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.queued.is_empty() && self.is_only_queued()
-    }
-
-    fn is_only_queued(&self) -> bool {
-        let keys = [&self.written, &self.missed, &self.streams];
-        let raising = self.raising.values();
-        self.hooks.is_empty() && self.links.is_empty() && keys.into_iter().chain(raising).all(KeySet::is_empty)
-    }
-
-    fn names(&self) -> impl Iterator<Item = &String> {
-        self.hooks.keys().chain(self.links.keys())
-    }
-
-    fn table(mut self, commands: &Commands) -> Table {
-        let only_queued = self.is_only_queued();
-        let (missed, queued) = (Arc::new(self.missed), Arc::new(self.queued));
-        let mut written = Written {
-            all: self.written,
-            raising: self.raising,
-            streams: self.streams,
-            made: HashMap::new(),
-        };
-        let mut by_name: HashMap<Box<[u8]>, Arc<Entry>> = HashMap::new();
-        // No internal command works on slots that are being imported: MIGRATE would fail.
-        for (name, facts) in commands.iter().filter(|(_, facts)| !facts.asking) {
-            let own_hooks = self.hooks.remove(name).unwrap_or_default();
-            let links = self.links.remove(name).unwrap_or_default();
-            let sync_keys = match name.as_str() {
-                // A handler within these would run before what they wait for, or not be seen by it.
-                _ if facts.blocks || facts.no_script || (facts.first <= 0 && !facts.movable) => None,
-                _ if facts.writes => Some(written.by(name)),
-                _ => Some(missed.clone()),
-            };
-            let sync_keys = sync_keys.filter(|keys| !keys.is_empty());
-            let queues = facts.writes && !(facts.blocks || facts.no_script || queued.is_empty());
-            let slow_keys = queues.then(|| queued.clone());
-            let is_plain = own_hooks.is_empty() && links.is_empty() && sync_keys.is_none() && slow_keys.is_none();
-            if name.len() <= NAME_BYTES && !is_plain {
-                let taken = Taken {
-                    sync_keys,
-                    slow_keys,
-                    ..Taken::new(facts.clone(), own_hooks, links)
-                };
-                let entry = Entry {
-                    taken: Some(taken),
-                    ..Entry::default()
-                };
-                by_name.insert(name.as_bytes().into(), Arc::new(entry));
-            }
-        }
-        if by_name.is_empty() {
-            return Table::default();
-        }
-        for (name, is_exec) in OF_RIGHTS.map(|name| (name, false)).into_iter().chain([("exec", true)]) {
-            let taken = by_name
-                .remove(name.as_bytes())
-                .and_then(Arc::into_inner)
-                .and_then(|entry| entry.taken);
-            let entry = Entry {
-                taken,
-                of_rights: !is_exec,
-                is_exec,
-            };
-            by_name.insert(name.as_bytes().into(), Arc::new(entry));
-        }
-        let mut table = Table {
-            only_queued,
-            ..Table::default()
-        };
-        for (name, entry) in by_name {
-            match packed(&name) {
-                Some(packed) => drop(table.short.insert(packed, entry)),
-                None => drop(table.long.insert(name, entry)),
-            }
-        }
-        table
-    }
-}
-
-fn in_order(types: &[String]) -> Vec<String> {
-    let mut types: Vec<String> = types.iter().map(|name| name.to_ascii_lowercase()).collect();
-    types.sort_unstable();
-    types.dedup();
-    types
-}
-
-/// Keys whose writes matter, for each command: the same set for all commands that differ in nothing.
-struct Written {
-    all: KeySet,
-    raising: BTreeMap<Vec<String>, KeySet>,
-    streams: KeySet,
-    made: HashMap<Vec<bool>, Arc<KeySet>>,
-}
-
-impl Written {
-    fn by(&mut self, command: &str) -> Arc<KeySet> {
-        let mut which: Vec<bool> = self.raising.keys().map(|events| may_raise(command, events)).collect();
-        which.push(command == "xadd");
-        let sets = self.raising.values().chain([&self.streams]);
-        let make = || {
-            let mut keys = self.all.clone();
-            let wanted = sets.zip(&which).filter(|(_, wanted)| **wanted);
-            wanted.for_each(|(set, _)| set.add_to(&mut keys));
-            Arc::new(keys)
-        };
-        if let Some(known) = self.made.get(&which) {
-            return known.clone();
-        }
-        let keys = make();
-        self.made.insert(which, keys.clone());
-        keys
-    }
-}
-
 impl Taken {
-    fn new(facts: Facts, hooks: Vec<Hook>, links: Vec<Arc<Active>>) -> Taken {
+    /// `events`: keys whose events are handled within the command, and keys whose events are queued.
+    pub(super) fn new(
+        facts: Facts,
+        (hooks, links): (Vec<Hook>, Vec<Arc<Active>>),
+        [sync_keys, slow_keys]: [Option<Arc<KeySet>>; 2],
+    ) -> Taken {
         let (mut hook_keys, mut link_keys) = (KeySet::default(), KeySet::default());
         for prefix in hooks.iter().filter_map(|hook| hook.prefix.as_ref()) {
             hook_keys.add_beginning(prefix.clone());
@@ -390,8 +319,8 @@ impl Taken {
             links,
             hook_keys,
             link_keys,
-            sync_keys: None,
-            slow_keys: None,
+            sync_keys,
+            slow_keys,
         }
     }
 }

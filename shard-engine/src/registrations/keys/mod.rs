@@ -32,7 +32,10 @@ use std::{
 use bytes::Bytes;
 
 use super::{is_master, registrations};
+use crate::module::MODULE_NAME;
 use crate::redis::{
+    blocked,
+    call::{Flags, Reply, call},
     event_loop,
     lock::ServerLock,
     log,
@@ -75,13 +78,44 @@ pub fn activated(guard: &ServerLock, patterns: &[Bytes], streams: bool) {
     if wanted.beside {
         classes.push(Classes::Beside);
     }
+    if !(classes.is_empty() || notify::is_told(Classes::Values) || are_writes_seen(guard)) {
+        classes.push(Classes::Values);
+    }
     let starts: Vec<Start> = patterns.iter().map(Start::of_pattern).collect();
     notify::set_gate(guard, &starts);
-    for class in classes {
-        if let Err(why) = notify::subscribe(guard, class) {
-            log::warning(&format!("registrations of keys and streams can not fire: {why}"));
-        }
+    classes.into_iter().for_each(|class| tell(guard, class));
+}
+
+/// Has the server tell of events of strings and the like, which cost each SET something. Up to the first command that
+/// may raise one for a registration they are not told (`intercept`).
+pub fn tell_of_values(guard: &ServerLock) {
+    tell(guard, Classes::Values);
+}
+
+fn tell(guard: &ServerLock, classes: Classes) {
+    if let Err(why) = notify::subscribe(guard, classes) {
+        log::warning(&format!("registrations of keys and streams can not fire: {why}"));
     }
+}
+
+/// Whatever changes a key from now on passes the command filter first. Clients that wait for a key have passed already,
+/// and other modules may write without a command.
+fn are_writes_seen(guard: &ServerLock) -> bool {
+    !blocked::are_others(guard) && has_no_other_modules(guard)
+}
+
+/// Modules that come with servers write in commands only.
+fn has_no_other_modules(guard: &ServerLock) -> bool {
+    const HARMLESS: [&str; 3] = [MODULE_NAME, "lua", "vectorset"];
+    let Ok(reply) = call(guard, &["MODULE", "LIST"], Flags::default()) else {
+        return false;
+    };
+    let mut modules = reply.array().into_iter().flatten().map(Reply::pairs);
+    modules.all(|fields| {
+        let name = fields.iter().find(|(key, _)| key.text() == Some("name"));
+        name.and_then(|(_, value)| value.text())
+            .is_some_and(|name| HARMLESS.contains(&name))
+    })
 }
 
 /// Inside a handler of mode `sync`: its writes raise no events of keys, as ever.

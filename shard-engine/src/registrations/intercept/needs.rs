@@ -1,0 +1,220 @@
+//! What registrations need of the server's commands, and the table that follows from it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hashbrown::HashMap;
+use oxigears_coordinator::registry::{EventSource, RegisterMode};
+
+use super::{
+    facts::{self, Commands, Facts},
+    keyset::KeySet,
+    raised::may_raise,
+    table::{Entry, Hook, NAME_BYTES, Table, Taken, Watched},
+};
+use crate::{
+    redis::{
+        lock::ServerLock,
+        notify::{self, Classes},
+    },
+    registrations::Active,
+};
+
+/// Commands that change who may do what: the look at rights must be made again.
+const OF_RIGHTS: [&str; 2] = ["acl", "config"];
+
+/// The table for these registrations.
+pub fn table(guard: &ServerLock, registrations: &[Arc<Active>]) -> Table {
+    let mut needs = Needs::default();
+    registrations.iter().for_each(|active| needs.add(active));
+    if notify::is_told(Classes::Values) {
+        needs.watched = KeySet::default();
+    }
+    if needs.is_empty() {
+        return Table::default();
+    }
+    let mut commands = facts::all();
+    if needs.names().any(|name| !commands.contains_key(name)) {
+        commands = facts::refresh(guard);
+    }
+    needs.table(&commands)
+}
+
+/// What the registrations need, before the server's commands are looked at.
+#[derive(Default)]
+struct Needs {
+    hooks: HashMap<String, Vec<Hook>>,
+    links: HashMap<String, Vec<Arc<Active>>>,
+    /// Keys whose writes matter, whatever they raise.
+    written: KeySet,
+    /// Keys whose writes matter if they can raise one of these events, which are in lower case and in order.
+    raising: BTreeMap<Vec<String>, KeySet>,
+    /// Keys whose writes fire in the background.
+    queued: KeySet,
+    /// Keys whose reads matter too: they may be missed.
+    missed: KeySet,
+    /// Streams that are added to.
+    streams: KeySet,
+    /// Keys whose events are wanted.
+    watched: KeySet,
+}
+
+impl Needs {
+    fn add(&mut self, active: &Arc<Active>) {
+        let is_sync = active.registration.mode == RegisterMode::Sync;
+        if let EventSource::Keys { prefix, .. } | EventSource::Stream { prefix, .. } = &active.registration.source {
+            self.watched.add_pattern(prefix);
+        }
+        match &active.registration.source {
+            EventSource::Hook {
+                command, key_prefix, ..
+            } => {
+                let hook = Hook {
+                    active: active.clone(),
+                    prefix: key_prefix.clone(),
+                };
+                // In the order in which they were made: the newest one comes first.
+                self.hooks.entry(command.clone()).or_default().insert(0, hook);
+            }
+            EventSource::Keys {
+                commands: Some(commands),
+                ..
+            } => {
+                for command in commands {
+                    self.links.entry(command.clone()).or_default().push(active.clone());
+                }
+            }
+            EventSource::Keys {
+                prefix, event_types, ..
+            } if is_sync => {
+                let misses = |types: &Vec<String>| types.iter().any(|t| t.eq_ignore_ascii_case("keymiss"));
+                if event_types.as_ref().is_none_or(misses) {
+                    self.missed.add_pattern(prefix);
+                }
+                let written = match event_types {
+                    None => &mut self.written,
+                    Some(types) => self.raising.entry(in_order(types)).or_default(),
+                };
+                written.add_pattern(prefix);
+            }
+            EventSource::Keys { prefix, .. } => self.queued.add_pattern(prefix),
+            EventSource::Stream { prefix, .. } if is_sync => self.streams.add_pattern(prefix),
+            _ => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.watched.is_empty() && self.queued.is_empty() && self.is_only_queued()
+    }
+
+    fn is_only_queued(&self) -> bool {
+        let keys = [&self.written, &self.missed, &self.streams];
+        let raising = self.raising.values();
+        self.hooks.is_empty() && self.links.is_empty() && keys.into_iter().chain(raising).all(KeySet::is_empty)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.hooks.keys().chain(self.links.keys())
+    }
+
+    fn table(mut self, commands: &Commands) -> Table {
+        let only_queued = self.is_only_queued();
+        let (missed, queued) = (Arc::new(self.missed), Arc::new(self.queued));
+        let watched = (!self.watched.is_empty()).then(|| Arc::new(self.watched));
+        let watched_keys = watched.clone().unwrap_or_default();
+        let mut written = Written {
+            all: self.written,
+            raising: self.raising,
+            streams: self.streams,
+            made: HashMap::new(),
+        };
+        let mut by_name: HashMap<Box<[u8]>, Arc<Entry>> = HashMap::new();
+        for (name, facts) in commands.iter().filter(|(name, _)| name.len() <= NAME_BYTES) {
+            let watch = match watched.is_some() {
+                true => watch(name, facts),
+                false => Watched::No,
+            };
+            // No internal command works on slots that are being imported: MIGRATE would fail.
+            if facts.asking {
+                if watched.is_some() {
+                    by_name.insert(name.as_bytes().into(), Arc::default());
+                }
+                continue;
+            }
+            let own_hooks = self.hooks.remove(name).unwrap_or_default();
+            let links = self.links.remove(name).unwrap_or_default();
+            let sync_keys = match name.as_str() {
+                // A handler within these would run before what they wait for, or not be seen by it.
+                _ if facts.blocks || facts.no_script || (facts.first <= 0 && !facts.movable) => None,
+                _ if facts.writes => Some(written.by(name)),
+                _ => Some(missed.clone()),
+            };
+            let sync_keys = sync_keys.filter(|keys| !keys.is_empty());
+            let queues = facts.writes && !(facts.blocks || facts.no_script || queued.is_empty());
+            let slow_keys = queues.then(|| queued.clone());
+            let is_plain = own_hooks.is_empty() && links.is_empty() && sync_keys.is_none() && slow_keys.is_none();
+            if !is_plain || watched.is_some() {
+                let taken = Taken::new(facts.clone(), (own_hooks, links), [sync_keys, slow_keys]);
+                let entry = Entry::new(taken, watch, &watched_keys);
+                by_name.insert(name.as_bytes().into(), Arc::new(entry));
+            }
+        }
+        if by_name.is_empty() {
+            return Table::default();
+        }
+        for (name, is_exec) in OF_RIGHTS.map(|name| (name, false)).into_iter().chain([("exec", true)]) {
+            let entry = by_name.remove(name.as_bytes()).and_then(Arc::into_inner);
+            let mut entry = entry.unwrap_or_default();
+            (entry.of_rights, entry.is_exec) = (!is_exec, is_exec);
+            by_name.insert(name.as_bytes().into(), Arc::new(entry));
+        }
+        Table::new(by_name, only_queued, watched)
+    }
+}
+
+/// Whether this command may raise events of `Classes::Values`.
+fn watch(name: &str, facts: &Facts) -> Watched {
+    match name {
+        // What it runs may have been queued unseen. What other modules bring is told by nobody.
+        "exec" | "module" => Watched::Any,
+        "flushall" | "flushdb" | "swapdb" => Watched::No,
+        // Commands of scripts are looked at one by one.
+        _ if !facts.writes => Watched::No,
+        _ if facts.movable || facts.first <= 0 => Watched::Any,
+        _ => Watched::ByKey,
+    }
+}
+
+fn in_order(types: &[String]) -> Vec<String> {
+    let mut types: Vec<String> = types.iter().map(|name| name.to_ascii_lowercase()).collect();
+    types.sort_unstable();
+    types.dedup();
+    types
+}
+
+/// Keys whose writes matter, for each command: the same set for all commands that differ in nothing.
+struct Written {
+    all: KeySet,
+    raising: BTreeMap<Vec<String>, KeySet>,
+    streams: KeySet,
+    made: HashMap<Vec<bool>, Arc<KeySet>>,
+}
+
+impl Written {
+    fn by(&mut self, command: &str) -> Arc<KeySet> {
+        let mut which: Vec<bool> = self.raising.keys().map(|events| may_raise(command, events)).collect();
+        which.push(command == "xadd");
+        let sets = self.raising.values().chain([&self.streams]);
+        let make = || {
+            let mut keys = self.all.clone();
+            let wanted = sets.zip(&which).filter(|(_, wanted)| **wanted);
+            wanted.for_each(|(set, _)| set.add_to(&mut keys));
+            Arc::new(keys)
+        };
+        if let Some(known) = self.made.get(&which) {
+            return known.clone();
+        }
+        let keys = make();
+        self.made.insert(which, keys.clone());
+        keys
+    }
+}

@@ -1,0 +1,79 @@
+"""The server tells of events of strings, lists and sets only once a command comes that may raise one for a
+registration: whichever way the first write comes, its event fires."""
+
+import pytest
+from firing import counters
+from replies import wait_until
+from wire import Simple, Wire
+
+OK = Simple("OK")
+QUEUED = Simple("QUEUED")
+MODES = pytest.mark.parametrize("mode", ("sync", "async_local"))
+
+# The last command of each raises an event of a key that begins with `k:`, the first one since the registration.
+WRITES = {
+    "plain": [("SET", "other", "1"), ("SET", "k:1", "x")],
+    "any case": [("sEt", "k:1", "x")],
+    "not the first key": [("MSET", "a", "1", "k:1", "2")],
+    "destination": [("RPUSH", "a", "1"), ("LMOVE", "a", "k:1", "LEFT", "RIGHT")],
+    "movable keys": [("RPUSH", "a", "1"), ("SORT", "a", "STORE", "k:1")],
+    "script": [("EVAL", "redis.call('set', 'other', 1) return redis.call('sadd', 'k:1', 'x')", "0")],
+    "transaction": [("MULTI",), ("SET", "other", "1"), ("ZADD", "k:1", "1", "x"), ("EXEC",)],
+    "function": [("RG.PYEXECUTE", "execute('SET', 'k:1', 'x')")],
+    "hash": [("HSET", "k:1", "f", "x")],
+}
+
+
+def register(wire, mode):
+    assert (
+        wire.ok("RG.PYEXECUTE", f"GB().foreach(lambda x: None).register('k:*', mode='{mode}', readValue=False)") == OK
+    )
+
+
+def fires(wire):
+    wait_until(lambda: counters(wire)[:2] == (1, 1), "the event of the first write")
+
+
+@pytest.mark.matrix
+@MODES
+@pytest.mark.parametrize("way", WRITES)
+def test_the_first_write_fires_whichever_way_it_comes(fresh, way, mode):
+    with Wire(fresh().port) as wire:
+        register(wire, mode)
+        for command in WRITES[way]:
+            wire.ok(*command)
+        fires(wire)
+
+
+@MODES
+def test_a_write_that_was_queued_before_fires(fresh, mode):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        assert (other.ok("MULTI"), other.ok("SET", "k:1", "x")) == (OK, QUEUED)
+        register(wire, mode)
+        assert other.ok("EXEC") == [OK]
+        fires(wire)
+
+
+@pytest.mark.parametrize("when", ("before", "after"))
+@MODES
+def test_a_client_that_waits_for_another_key_fires(fresh, mode, when):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        if when == "after":
+            register(wire, mode)
+        other.send("BLMOVE", "a", "k:1", "LEFT", "RIGHT", "0")
+        wait_until(lambda: b"blocked_clients:1" in wire.ok("INFO", "clients"), "a client that waits")
+        if when == "before":
+            register(wire, mode)
+        assert wire.ok("RPUSH", "a", "x") == 1
+        assert other.read() == b"x"
+        fires(wire)
+
+
+@MODES
+def test_a_command_under_another_name_fires(fresh, mode):
+    with Wire(fresh(server_args=("--rename-command", "SET", "PUT")).port) as wire:
+        register(wire, mode)
+        assert wire.ok("PUT", "k:1", "x") == OK
+        fires(wire)
