@@ -7,12 +7,12 @@ use redis_module::raw;
 
 pub use super::bus::{on_bus_message, send_bus_message};
 use super::{
-    call::{Flags, Reply, call},
+    call::{CallError, Flags, Reply, call},
     context::server_flags,
     ffi::{api, bytes_at, lossy},
     lock::ServerLock,
     log,
-    slots::{read_migrating, read_slots},
+    slots::{number_in, read_migrating, read_slots},
 };
 
 /// Length of a node id. The server gives ids without a NUL behind them, yet takes only C strings.
@@ -156,6 +156,46 @@ pub fn migrating_slot(guard: &ServerLock) -> Option<Slot> {
 pub fn is_migrating(guard: &ServerLock, slot: Slot) -> bool {
     let reply = call(guard, &["CLUSTER", "NODES"], Flags::default());
     reply.is_ok_and(|reply| read_migrating(reply.text().unwrap_or("")).any(|moving| moving == slot))
+}
+
+/// Whether this server runs commands on the keys of a slot now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// On each of them, also if it is not there.
+    All,
+    /// They are another shard's.
+    Elsewhere,
+    /// Not on all of them, for this reason, which will pass.
+    NotNow(String),
+}
+
+/// The server's own answer for this slot, which holds as long as the lock is held.
+pub fn serving(guard: &ServerLock, slot: Slot) -> Serving {
+    if !is_enabled(guard) {
+        return Serving::All;
+    }
+    // A key that is not there is refused from the moment when its slot begins to move. PERSIST counts as a write, but
+    // changes nothing then.
+    let nobodys = format!("{{{}}}\0oxigears", number_in(slot));
+    match call(guard, &["PERSIST", &nobodys], Flags::default()) {
+        Ok(_) => Serving::All,
+        Err(CallError::OtherShard(_)) => why_refused(guard, slot),
+        Err(e) => Serving::NotNow(e.to_string()),
+    }
+}
+
+fn why_refused(guard: &ServerLock, slot: Slot) -> Serving {
+    if is_migrating(guard, slot) {
+        return Serving::NotNow(format!("slot {slot} is on the move"));
+    }
+    let is_others = |topology: &Topology| {
+        let mut others = topology.shards.iter().filter(|shard| shard.id != topology.me);
+        others.any(|shard| shard.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot)))
+    };
+    match read_topology(guard) {
+        Ok(topology) if is_others(&topology) => Serving::Elsewhere,
+        _ => Serving::NotNow(format!("slot {slot} is not served")),
+    }
 }
 
 /// A setting of the server; `None` if it does not know it.

@@ -1,8 +1,8 @@
 //! Reading what the server says about slots: CLUSTER SLOTS and CLUSTER NODES. Pure functions over replies.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
-use oxigears_coordinator::topology::{NodeId, SLOTS, Shard, Slot};
+use oxigears_coordinator::topology::{NodeId, SLOTS, Shard, Slot, key_slot};
 use thiserror::Error;
 
 use super::value::Reply;
@@ -110,6 +110,25 @@ pub fn read_migrating(nodes: &str) -> impl Iterator<Item = Slot> + '_ {
     })
 }
 
+/// A number that is a hash tag of the slot.
+pub fn number_in(slot: Slot) -> u32 {
+    static NUMBERS: OnceLock<Vec<Option<u32>>> = OnceLock::new();
+    let find_all = || {
+        let (mut numbers, mut missing) = (vec![None; SLOTS], SLOTS);
+        for number in 0.. {
+            let known = &mut numbers[usize::from(key_slot(number.to_string().as_bytes()))];
+            if known.is_none() {
+                (*known, missing) = (Some(number), missing - 1);
+            }
+            if missing == 0 {
+                break;
+            }
+        }
+        numbers
+    };
+    NUMBERS.get_or_init(find_all)[usize::from(slot)].unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +191,13 @@ mod tests {
             "h.example"
         );
         assert_eq!(host(bulk("h.example"), vec![bulk("ip"), bulk("10.0.0.7")]), "h.example");
+    }
+
+    #[test]
+    fn each_slot_has_a_number() {
+        for slot in 0..SLOTS as Slot {
+            assert_eq!(key_slot(number_in(slot).to_string().as_bytes()), slot);
+        }
     }
 
     #[test]

@@ -95,6 +95,8 @@ pub enum Verdict {
     Failure(String),
     /// The same, but what it wrote is there already: it must not run again.
     FailureAfterWrites(String),
+    /// It wrote nothing, for a reason that will pass.
+    Hindered(String),
     /// It did not run to its end.
     Aborted,
 }
@@ -127,16 +129,8 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
         consumer.forget(key);
         return Look::Nothing(Next::Wait);
     }
-    let later = || {
-        let ms = limits::STREAM_RETRY.as_millis() as u64;
-        Look::Nothing(
-            consumer
-                .with(key, number, |flow, _| flow.postponed(ms))
-                .unwrap_or(Next::Wait),
-        )
-    };
     if replicate::is_paused(guard) || registrations().activation.is_behind() {
-        return later();
+        return later(consumer, key, number);
     }
     let (hold, known) = match hold {
         Some((hold, standing)) => {
@@ -146,7 +140,7 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
         }
         None => match Hold::take(consumer, key) {
             Some(hold) => (hold, None),
-            None => return later(),
+            None => return later(consumer, key, number),
         },
     };
     let Some(wanted) = consumer.with(key, number, |flow, rules| flow.wanted(rules)) else {
@@ -176,6 +170,13 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
     }
 }
 
+/// Somebody looks again in a moment.
+fn later(consumer: &Consumer, key: &Key, number: u64) -> Look {
+    let ms = limits::STREAM_RETRY.as_millis() as u64;
+    let next = consumer.with(key, number, |flow, _| flow.postponed(ms));
+    Look::Nothing(next.unwrap_or(Next::Wait))
+}
+
 fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
     let Some(user) = &consumer.core.loaded.user else {
         return Ok(());
@@ -203,14 +204,7 @@ fn in_trouble(guard: &ServerLock, consumer: &Consumer, key: &Key, number: u64, t
             consumer.forget(key);
             Look::Nothing(Next::Wait)
         }
-        Trouble::Gone | Trouble::Paused => {
-            let ms = limits::STREAM_RETRY.as_millis() as u64;
-            Look::Nothing(
-                consumer
-                    .with(key, number, |flow, _| flow.postponed(ms))
-                    .unwrap_or(Next::Wait),
-            )
-        }
+        Trouble::Gone | Trouble::Paused => later(consumer, key, number),
         Trouble::Failed(text) => refused(consumer, key, number, &text),
     }
 }
@@ -311,6 +305,7 @@ enum Fate {
     Acknowledge,
     Bury(String),
     Again,
+    AgainUncounted,
     Keep,
 }
 
@@ -363,6 +358,7 @@ pub fn settle(
             }
         },
         Fate::Again => Ended::Failed(last),
+        Fate::AgainUncounted => Ended::Hindered(last),
         _ => Ended::Dropped,
     };
     count(consumer, &batch, &verdict, ns);
@@ -411,6 +407,7 @@ fn fate(consumer: &Consumer, key: &Key, batch: &Batch, verdict: &Verdict) -> Fat
     match verdict {
         Verdict::Success => Fate::Acknowledge,
         Verdict::Aborted => Fate::Keep,
+        Verdict::Hindered(_) => Fate::AgainUncounted,
         Verdict::FailureAfterWrites(text) => match &consumer.dead_letter(key) {
             Some(_) => Fate::Bury(text.clone()),
             None => Fate::Acknowledge,
@@ -445,7 +442,7 @@ fn stop(consumer: &Consumer, text: &str) {
 fn count(consumer: &Consumer, batch: &Batch, verdict: &Verdict, ns: u64) {
     let end = match verdict {
         Verdict::Success => End::Success,
-        Verdict::Failure(text) | Verdict::FailureAfterWrites(text) => End::Failure(text),
+        Verdict::Failure(text) | Verdict::FailureAfterWrites(text) | Verdict::Hindered(text) => End::Failure(text),
         Verdict::Aborted => End::Aborted,
     };
     let (now, first) = (wall_ms(), batch.entries.first.ms);

@@ -62,6 +62,8 @@ pub enum Ended {
     Acknowledged,
     /// It failed and is to be tried again; its last entry.
     Failed(StreamId),
+    /// The same, by no fault of its own: it does not count as a try.
+    Hindered(StreamId),
     /// It did not run to its end, and is not acknowledged.
     Dropped,
 }
@@ -70,8 +72,8 @@ pub enum Ended {
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     until: StreamId,
-    /// How often it was tried again.
-    retries: u64,
+    /// How often it failed.
+    tries: u64,
     /// It is being tried again, or about to be.
     due: bool,
 }
@@ -220,13 +222,10 @@ impl Flow {
                 self.failed = None;
                 Next::Wait
             }
-            Ended::Failed(until) => {
-                let retries = self.failed.map_or(0, |failed| failed.retries + 1);
-                self.failed = Some(Failed {
-                    until,
-                    retries,
-                    due: false,
-                });
+            Ended::Failed(until) | Ended::Hindered(until) => {
+                let tries = self.tries() + u64::from(matches!(how, Ended::Failed(_)));
+                let due = false;
+                self.failed = Some(Failed { until, tries, due });
                 self.ring(rules.retry_ms)
             }
         }
@@ -234,13 +233,12 @@ impl Flow {
 
     /// A failure now is the last one that is allowed.
     pub fn is_last_try(&self, rules: &Rules) -> bool {
-        let retries = self.failed.map_or(0, |failed| failed.retries + 1);
-        rules.max_retries.is_some_and(|most| retries >= most)
+        rules.max_retries.is_some_and(|most| self.tries() >= most)
     }
 
-    /// How often the batch at hand was tried before.
+    /// How often the batch at hand has failed before.
     pub fn tries(&self) -> u64 {
-        self.failed.map_or(0, |failed| failed.retries + 1)
+        self.failed.map_or(0, |failed| failed.tries)
     }
 
     /// What is to be done now.
@@ -459,6 +457,12 @@ mod tests {
         assert_eq!(flow.wanted(&rules).until, Some(LAST));
         assert!(flow.looked(found(2, true), &rules, 1000));
         assert!(flow.is_last_try(&rules) && flow.tries() == 1);
+        let Next::Ring(number, 1000) = flow.ended(Ended::Hindered(LAST), &rules, 1000) else {
+            panic!("no timer")
+        };
+        assert_eq!(flow.rang(number, &rules, 2000), Next::Look);
+        assert!(flow.looked(found(2, true), &rules, 2000));
+        assert_eq!(flow.tries(), 1, "that was no try");
         assert_eq!(
             flow.ended(Ended::Acknowledged, &rules, 2000),
             Next::Look,

@@ -81,7 +81,7 @@ fn run(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, mut batch: Box<B
         records: u32::try_from(batch.entries.count).unwrap_or(u32::MAX),
     };
     let number = module().engine.next_number();
-    let verdict = match run_steps(guard, consumer, records, number, batch.depth.max(1)) {
+    let verdict = match run_steps(guard, (consumer, key), records, number, batch.depth.max(1)) {
         Ran::Over(verdict) => verdict,
         Ran::Continues(rest) => {
             running::go_on_later(consumer, key, batch, number, rest);
@@ -106,7 +106,13 @@ enum Ran {
     Continues(Box<Continuation>),
 }
 
-fn run_steps(guard: &ServerLock, consumer: &Consumer, records: RecordBatch, number: u64, depth: u32) -> Ran {
+fn run_steps(
+    guard: &ServerLock,
+    (consumer, key): (&Consumer, &Key),
+    records: RecordBatch,
+    number: u64,
+    depth: u32,
+) -> Ran {
     let user = consumer.core.loaded.user.clone();
     let _identity = identity::enter(user.clone());
     let _depth = depth::enter(depth);
@@ -127,7 +133,7 @@ fn run_steps(guard: &ServerLock, consumer: &Consumer, records: RecordBatch, numb
         error
     };
     if consumer.atomic {
-        return Ran::Over(transaction::run(guard, user.as_deref(), || {
+        return Ran::Over(transaction::run(guard, key, user.as_deref(), || {
             match invoker.call_batch(records, Some(Arc::new(AtOnce))) {
                 Invoked::Done(outcome) => keep(outcome),
                 Invoked::Continues(_) => Some(transaction::refusal("what is postponed")),

@@ -9,13 +9,18 @@
 //! the transaction is refused there. A command may still fail when it runs, because of what its keys hold: as with
 //! MULTI/EXEC the others count, so the batch must not run again.
 //!
+//! In a cluster the server itself is asked whether it serves the slots of the batch, by its own table of this moment: when
+//! they are first used, and all of them once more before the first command runs. A key of another shard is the script's
+//! mistake. A slot on the move, or a cluster that is down, hinders the batch: it has done nothing and runs again, whatever
+//! the policy and whatever the steps made of the error.
+//!
 //! What the commands of the steps fire (handlers of events, hooks) are other functions, with rights of their own: they are
 //! not part of the transaction.
 
 use std::cell::RefCell;
 
 use hashbrown::HashMap;
-use oxigears_coordinator::topology::key_slot;
+use oxigears_coordinator::topology::{Slot, key_slot};
 use parking_lot::Mutex;
 
 use super::{
@@ -24,9 +29,9 @@ use super::{
 };
 use crate::{
     identity,
-    module::module,
     redis::{
         call::{self, CallError, Flags, Reply, call},
+        cluster::{self, Serving},
         context::server_flags,
         lock::{self, ServerLock},
     },
@@ -37,6 +42,10 @@ struct Transaction {
     user: Option<String>,
     writes: Vec<Vec<Vec<u8>>>,
     bytes: usize,
+    /// Those of its keys; whether this server serves them. Else they are another shard's.
+    slots: HashMap<Slot, bool>,
+    /// Why it can not be done now.
+    hindrance: Option<String>,
     /// See `identity::nesting`.
     nesting: u32,
 }
@@ -64,51 +73,73 @@ impl Drop for Ending {
     }
 }
 
-/// Runs `steps`, which give their first error, and then what they wrote.
-pub fn run(guard: &ServerLock, user: Option<&str>, steps: impl FnOnce() -> Option<String>) -> Verdict {
+/// Runs `steps`, which give their first error, and then what they wrote. The batch is one of the stream `key`.
+pub fn run(guard: &ServerLock, key: &[u8], user: Option<&str>, steps: impl FnOnce() -> Option<String>) -> Verdict {
     if is_active() {
         return Verdict::Failure(refusal("another batch"));
+    }
+    // The acknowledgement belongs to it.
+    let slots = HashMap::from_iter([(key_slot(key), true)]);
+    if let Some(text) = hindrance(guard, &slots) {
+        return Verdict::Hindered(text);
     }
     let ending = Ending(CURRENT.replace(Some(Transaction {
         user: user.map(str::to_owned),
         writes: Vec::new(),
         bytes: 0,
+        slots,
+        hindrance: None,
         nesting: identity::nesting(),
     })));
     let error = steps();
-    let writes = CURRENT.take().map(|transaction| transaction.writes).unwrap_or_default();
+    let transaction = CURRENT.take();
     drop(ending);
+    let Some(transaction) = transaction else {
+        return Verdict::Failure(refusal("what was interrupted"));
+    };
+    if let Some(text) = transaction.hindrance {
+        return Verdict::Hindered(text);
+    }
     if let Some(text) = error {
         return Verdict::Failure(text);
     }
+    // The lock is held: what is true now is true until the acknowledgement.
+    match hindrance(guard, &transaction.slots) {
+        Some(text) => Verdict::Hindered(text),
+        None => write(guard, &transaction.writes, user),
+    }
+}
+
+fn write(guard: &ServerLock, writes: &[Vec<Vec<u8>>], user: Option<&str>) -> Verdict {
     let flags = Flags {
         replicate: true,
         user,
         ..Flags::default()
     };
-    let (mut first, mut is_elsewhere) = (None, true);
+    let mut first = None;
     // What they make due belongs to the transaction, too.
     let _here = PythonHere::enter(true);
     for args in writes {
-        let Err(e) = call(guard, &args, flags) else {
-            is_elsewhere = false;
-            continue;
-        };
-        is_elsewhere &= matches!(e, CallError::OtherShard(_) | CallError::ClusterDown(_));
-        let name = String::from_utf8_lossy(&args[0]).into_owned();
-        first.get_or_insert((e, name));
-    }
-    match first {
-        None => Verdict::Success,
-        // Its keys have left before the stream: nothing was written, and the batch may run again where they are.
-        Some((e, name)) if is_elsewhere => Verdict::Failure(format!(
-            "{e} (command {name} of an atomic batch; nothing of it was done)"
-        )),
-        Some((e, name)) => {
-            let text = format!("{e} (command {name} of an atomic batch; the others took effect)");
-            Verdict::FailureAfterWrites(text)
+        if let Err(e) = call(guard, args, flags) {
+            let name = String::from_utf8_lossy(&args[0]);
+            first.get_or_insert_with(|| format!("{e} (command {name} of an atomic batch; the others took effect)"));
         }
     }
+    first.map_or(Verdict::Success, Verdict::FailureAfterWrites)
+}
+
+/// Why a batch with keys in these slots can not be done now.
+fn hindrance(guard: &ServerLock, slots: &HashMap<Slot, bool>) -> Option<String> {
+    let mut served = slots.iter().filter_map(|(&slot, &is_served)| is_served.then_some(slot));
+    served.find_map(|slot| match cluster::serving(guard, slot) {
+        Serving::All => None,
+        Serving::Elsewhere => Some(try_again(&format!("slot {slot} has gone to another shard"))),
+        Serving::NotNow(why) => Some(try_again(&why)),
+    })
+}
+
+fn try_again(why: &str) -> String {
+    format!("TRYAGAIN {why}: nothing of the atomic batch was done, it runs again")
 }
 
 /// Queues or runs a command of a transaction; `None` if there is none on this thread.
@@ -218,10 +249,10 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
             true => OURS.contains(&&*name),
             false => described.has("readonly") || !(described.has("noscript") || described.has("admin")),
         };
-        return match harmless && !matches!(&*name, "eval" | "evalsha" | "fcall") {
-            true => Ok(Kind::AtOnce),
-            false => Err(refusal(&format!("the command '{shown}'"))),
-        };
+        if !harmless || matches!(&*name, "eval" | "evalsha" | "fcall") {
+            return Err(refusal(&format!("the command '{shown}'")));
+        }
+        return is_here(guard, &shown, args).map(|()| Kind::AtOnce);
     }
     if described.has("noscript") {
         return Err(refusal(&format!("the command '{shown}'")));
@@ -234,26 +265,51 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     if described.has("denyoom") && server.out_of_memory && !server.evicts {
         return Err("OOM command not allowed when used memory > 'maxmemory'.".into());
     }
-    if server.cluster {
-        is_here(guard, &shown, args)?;
-    }
+    is_here(guard, &shown, args)?;
     Ok(Kind::Queued)
 }
 
-/// All keys are in one slot of this shard.
+/// All keys are in one slot, which this server serves. A read must not miss what is on the move, either.
 fn is_here(guard: &ServerLock, shown: &str, args: &[Vec<u8>]) -> Result<(), String> {
-    let keys = call::keys_of(guard, args);
+    if !server_flags(guard).cluster {
+        return Ok(());
+    }
+    let mut keys = call::keys_of(guard, args);
+    if shown.eq_ignore_ascii_case("spublish") {
+        // A channel of a shard is no key, but has a slot.
+        keys.push(1);
+    }
     let mut slots = keys.iter().map(|&at| key_slot(&args[at]));
-    let Some(first) = slots.next() else { return Ok(()) };
-    if slots.any(|slot| slot != first) {
+    let Some(slot) = slots.next() else { return Ok(()) };
+    if slots.any(|other| other != slot) {
         return Err(CallError::CrossSlot(shown.to_owned()).to_string());
     }
-    let topology = module().engine.topology();
-    let mine = topology.my_number().map(|me| &topology.shards[me].ranges);
-    match mine.is_some_and(|ranges| ranges.iter().any(|&(from, to)| (from..=to).contains(&first))) {
-        true => Ok(()),
-        false => Err(CallError::OtherShard(shown.to_owned()).to_string()),
-    }
+    let known = CURRENT.with_borrow(|current| match current {
+        Some(transaction) => match &transaction.hindrance {
+            Some(text) => Err(text.clone()),
+            None => Ok(transaction.slots.get(&slot).copied()),
+        },
+        None => Err(refusal("a late command")),
+    })?;
+    let serving = match known {
+        None => cluster::serving(guard, slot),
+        Some(true) => Serving::All,
+        Some(false) => Serving::Elsewhere,
+    };
+    CURRENT.with_borrow_mut(|current| {
+        let Some(transaction) = current else {
+            return Err(refusal("a late command"));
+        };
+        if let Serving::NotNow(why) = serving {
+            return Err(transaction.hindrance.insert(try_again(&why)).clone());
+        }
+        let is_served = serving == Serving::All;
+        transaction.slots.insert(slot, is_served);
+        match is_served {
+            true => Ok(()),
+            false => Err(CallError::OtherShard(shown.to_owned()).to_string()),
+        }
+    })
 }
 
 fn describe(guard: &ServerLock, name: &str, args: &[Vec<u8>]) -> Option<Described> {
