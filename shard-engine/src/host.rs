@@ -7,7 +7,7 @@ use std::{
 };
 
 use oxigears_coordinator::{
-    engine::{Engine, Host, Interrupt, JobRequest, RegisteredPlan, question},
+    engine::{Engine, Execution, Host, Interrupt, JobRequest, RegisteredPlan, question},
     message::ExecutionId,
     plan::{Local, Reader},
     stage::{Input, Job, Source, SourceState, StageRunner},
@@ -154,13 +154,19 @@ impl Host for EngineHost {
         mesh::refresh_topology_from_thread();
     }
 
-    fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
-        let id = ExecutionId::parse(argument).ok_or("execution does not exist")?;
+    fn answer(
+        &self,
+        engine: &Arc<Engine>,
+        what: &str,
+        argument: &[u8],
+        asked: Option<Arc<Execution>>,
+    ) -> Result<Vec<u8>, String> {
+        let id = ExecutionId::parse(argument).ok_or(question::UNKNOWN)?;
         match what {
             question::VIEW => Ok(engine
                 .find(&id)
                 .map_or_else(Vec::new, |e| ExecutionView::of(&e).encode())),
-            question::ABORT => engine.abort_here(&id).map(|()| Vec::new()),
+            question::ABORT => engine.abort_here(&id, asked).map(|()| Vec::new()),
             question::DROP => {
                 engine.forget(&id);
                 Ok(Vec::new())

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use oxigears_coordinator::{
     engine::{Execution, Order, Pool},
+    execution::{ABORTED, Phase},
     plan::Plan,
 };
 use oxigears_python_api::{Functions, RunRequest, ScriptOutcome, Session, run_script};
@@ -164,7 +165,11 @@ fn start(request: RunRequest, call: Call) {
 /// The execution is over: its results go to the client, and it is dropped everywhere.
 fn answer(execution: &Arc<Execution>, client: BlockedClient) {
     let engine = &module().engine;
-    let outcome = execution.take_outcome();
+    let mut outcome = execution.take_outcome();
+    // Nobody can look at its status any more: what was gathered so far must not look like the whole.
+    if execution.phase() == Phase::Aborted && outcome.errors.is_empty() {
+        outcome.errors.push(ABORTED.to_owned());
+    }
     engine.forget_everywhere(execution);
     client.reply(|reply| write_pair(reply, &outcome));
 }

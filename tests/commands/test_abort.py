@@ -153,6 +153,29 @@ GB('PythonReader').run(src)
     assert errors, "a part must not look like the whole"
 
 
+@pytest.mark.matrix
+def test_a_blocked_client_whose_execution_waits(wire, other_wire):
+    script = """
+held = []
+def step(x):
+    if x == 3:
+        held.append(gearsFuture())
+        return held[0]
+    return x
+def src():
+    yield from range(5)
+GB('PythonReader').map(step).foreach(lambda x: execute('incr', 'passed')).run(src)
+"""
+    wire.send("RG.PYEXECUTE", script)
+    wait_until(lambda: other_wire.ok("GET", "passed") == b"3", "the record that waits")
+    (execution,) = executions(other_wire)
+    assert other_wire.call("RG.ABORTEXECUTION", execution) == Simple("OK")
+    results, errors = pair(wire.read())
+    assert set(results) <= {b"0", b"1", b"2"}
+    assert errors == ["the execution was aborted"]
+    assert executions(other_wire) == {}
+
+
 def test_aborting_twice_at_once(server, wire, other_wire):
     execution = start(wire, STUBBORN)
     wait_spinning(wire, execution)

@@ -5,7 +5,7 @@ import time
 import pytest
 from registrations import register
 from replies import FINISHED, executions, pair, wait_until
-from wire import Error, Simple
+from wire import Error, Simple, Wire
 
 HEAD = """import asyncio
 def later(f, delay=0.01):
@@ -116,6 +116,54 @@ GB('ShardsIDReader').map(lambda x: f(x) if {condition} else x).run()"""
     wait_until(lambda: count("cancelled") == wanted, "their end")
     assert time.monotonic() - start < 60
     keys[0].ok("RG.DROPEXECUTION", execution)
+
+
+WAIT = """async def wait(x):
+    execute('incr', 'begun{%s}' % hashtag())
+    await asyncio.sleep(1000)
+"""
+
+
+def triggered(wire):
+    return [row[1] for row in wire.ok("RG.DUMPEXECUTIONS")]
+
+
+def begun(wires):
+    return [sum(int(wire.ok("GET", name)) for name in wire.ok("KEYS", "begun*")) for wire in wires]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("asked", [0, 1])
+def test_an_abort_of_a_trigger_that_waits(cluster, wires, asked):
+    """Each shard drops its part as it ends, and has known the execution all the same."""
+    register(wires[0], f"{HEAD}{WAIT}GB('CommandReader').map(wait).register(trigger='wait', mode='async')")
+    with Wire(cluster.masters()[0].port) as client:
+        for turn in range(1, 13):
+            client.send("RG.TRIGGER", "wait")
+            wait_until(lambda turn=turn: begun(wires) == [turn] * 3, "it waiting everywhere")
+            (execution,) = triggered(wires[0])
+            assert wires[asked].call("RG.ABORTEXECUTION", execution) == Simple("OK")
+            assert isinstance(client.read(), Error)
+            wait_until(lambda: not any(triggered(wire) for wire in wires), "its end everywhere")
+
+
+@pytest.mark.matrix
+def test_an_abort_of_a_trigger_that_has_not_begun(cluster, wires):
+    """No other shard has heard of it."""
+    step = "GB('CommandReader').map(wait).register(trigger='wait', mode='async', inorder=True)"
+    register(wires[0], f"{HEAD}{WAIT}{step}")
+    with Wire(cluster.masters()[0].port) as first, Wire(cluster.masters()[0].port) as second:
+        first.send("RG.TRIGGER", "wait")
+        wait_until(lambda: begun(wires) == [1] * 3, "the first one waiting")
+        (running,) = triggered(wires[0])
+        second.send("RG.TRIGGER", "wait")
+        wait_until(lambda: len(triggered(wires[0])) == 2, "the second one")
+        (queued,) = set(triggered(wires[0])) - {running}
+        assert wires[0].call("RG.ABORTEXECUTION", queued) == Simple("OK")
+        assert second.read() == Error("ERR the execution was aborted")
+        assert wires[0].call("RG.ABORTEXECUTION", running) == Simple("OK")
+        assert first.read() == Error("ERR the execution was aborted")
+    assert begun(wires) == [1] * 3
 
 
 def test_a_lost_shard_ends_what_waits(keys, cluster):

@@ -104,8 +104,14 @@ pub trait Host: Send + Sync + 'static {
     fn registered(&self, registration: &str, index: u64) -> Option<RegisteredPlan>;
     /// Waits until the state of this index is active here; false if it was not in time.
     fn await_active(&self, index: u64, deadline_ms: u64) -> bool;
-    /// Answers a question about this shard, see `queries`.
-    fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String>;
+    /// Answers a question about this shard, see `queries`. `asked`: the listed execution that it is about.
+    fn answer(
+        &self,
+        engine: &Arc<Engine>,
+        what: &str,
+        argument: &[u8],
+        asked: Option<Arc<Execution>>,
+    ) -> Result<Vec<u8>, String>;
     /// How many events caused each other up to what runs on this thread.
     fn event_depth(&self) -> u32 {
         0
@@ -231,9 +237,12 @@ impl Engine {
             Message::Execution { execution, body } => self.on_execution_message(from, execution, body),
             Message::Query { id, what, argument } => {
                 let (engine, from) = (self.clone(), from.clone());
+                // Found now: what comes behind the question may end it, and then it leaves the lists.
+                let asked = ExecutionId::parse(&argument).and_then(|id| self.lists.lock().get(&id));
                 // Answers may wait for locks or for an abort, which a thread of the mesh must not.
                 self.management.submit(move || {
-                    let result = engine.host.answer(&engine, &what, &argument).map(Bytes::from);
+                    let answer = engine.host.answer(&engine, &what, &argument, asked);
+                    let result = answer.map(Bytes::from);
                     if let Some(transport) = engine.transport.read().as_ref() {
                         // A peer that is gone does not wait for the answer any more.
                         let _ = transport.send(&from, Message::Answer { id, result });
@@ -292,13 +301,14 @@ impl Engine {
         its.filter(|e| e.drive(self, Machine::abort_unstarted)).count()
     }
 
-    /// Aborts the execution on this shard; returns when it has left its thread.
-    pub fn abort_here(self: &Arc<Self>, id: &ExecutionId) -> Result<(), String> {
+    /// Aborts the execution on this shard; returns when it has left its thread. `asked`: found when the abort was asked
+    /// for; the lists may have lost it since.
+    pub fn abort_here(self: &Arc<Self>, id: &ExecutionId, asked: Option<Arc<Execution>>) -> Result<(), String> {
         if self.abort_swift(id) {
             return Ok(());
         }
-        let Some(execution) = self.find(id) else {
-            return Err("execution does not exist".into());
+        let Some(execution) = asked.or_else(|| self.find(id)) else {
+            return Err(question::UNKNOWN.into());
         };
         // One that was aborted elsewhere may be over and on its thread still.
         while execution.phase() != Phase::Done && execution.is_on_thread() {

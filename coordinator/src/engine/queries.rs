@@ -19,6 +19,8 @@ pub mod question {
     pub const ABORT: &str = "abort";
     /// RG.DROPEXECUTION.
     pub const DROP: &str = "drop";
+    /// The error of a shard that does not know the execution.
+    pub const UNKNOWN: &str = "execution does not exist";
 }
 
 /// Answers by shard.

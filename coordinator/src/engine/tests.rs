@@ -234,10 +234,16 @@ impl Host for FakeHost {
         true
     }
 
-    fn answer(&self, engine: &Arc<Engine>, what: &str, argument: &[u8]) -> Result<Vec<u8>, String> {
+    fn answer(
+        &self,
+        engine: &Arc<Engine>,
+        what: &str,
+        argument: &[u8],
+        asked: Option<Arc<Execution>>,
+    ) -> Result<Vec<u8>, String> {
         let id = ExecutionId::parse(argument).ok_or("no id")?;
         match what {
-            question::ABORT => engine.abort_here(&id).map(|()| Vec::new()),
+            question::ABORT => engine.abort_here(&id, asked).map(|()| Vec::new()),
             _ => {
                 engine.forget(&id);
                 Ok(Vec::new())
@@ -536,16 +542,16 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
     wait("waiting", || {
         execution.phase() == Phase::PendingCluster || execution.phase() == Phase::Running
     });
-    c.engines[0].abort_here(&execution.id).unwrap();
+    c.engines[0].abort_here(&execution.id, None).unwrap();
     let (phase, _, errors) = finish(&execution);
     assert_eq!((phase, errors), (Phase::Aborted, vec![]));
     c.hosts[1].gate.open();
     wait("the end everywhere", || {
         c.engines[1].find(&execution.id).is_none_or(|e| e.phase().is_over())
     });
-    assert_eq!(c.engines[0].abort_here(&execution.id), Ok(()));
+    assert_eq!(c.engines[0].abort_here(&execution.id, None), Ok(()));
     let unknown = ExecutionId::new(&node(0), 99);
-    assert!(c.engines[0].abort_here(&unknown).is_err());
+    assert!(c.engines[0].abort_here(&unknown, None).is_err());
 }
 
 /// However it ends: a function must not run on for ever.
@@ -553,7 +559,7 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
 fn threads_leave_what_is_over() {
     type Cause = fn(&Cluster, &Arc<Execution>);
     let causes: [Cause; 3] = [
-        |c, execution| c.engines[0].abort_here(&execution.id).unwrap(),
+        |c, execution| c.engines[0].abort_here(&execution.id, None).unwrap(),
         |c, _| c.engines[0].on_peer_lost(&node(1), "connection closed"),
         |c, _| c.engines[1].set_topology(topology(1, 3, 7)),
     ];
@@ -584,9 +590,9 @@ fn an_abort_of_what_was_aborted_elsewhere_waits_for_the_thread() {
     wait("the reader", || {
         there().is_some_and(|e| e.phase() == Phase::Running && e.is_on_thread())
     });
-    c.engines[0].abort_here(&execution.id).unwrap();
+    c.engines[0].abort_here(&execution.id, None).unwrap();
     wait("the word", || there().is_some_and(|e| e.phase().is_over()));
-    c.engines[1].abort_here(&execution.id).unwrap();
+    c.engines[1].abort_here(&execution.id, None).unwrap();
     assert!(!there().unwrap().is_on_thread());
     assert_eq!(there().unwrap().phase(), Phase::Aborted);
 }

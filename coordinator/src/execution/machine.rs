@@ -83,6 +83,10 @@ pub struct Setup {
     pub idle_limit_ms: u64,
 }
 
+/// Told to whoever gets what an aborted execution had gathered and can not see its status. The outcome itself does not
+/// hold it: with an error it would count as a failure.
+pub const ABORTED: &str = "the execution was aborted";
+
 /// What the execution gave on this shard.
 #[derive(Debug, Default, Clone)]
 pub struct Outcome {

@@ -6,4 +6,4 @@ mod machine;
 mod simulation;
 
 pub use exchange::ExchangeKind;
-pub use machine::{Command, Machine, Outcome, Phase, Setup};
+pub use machine::{ABORTED, Command, Machine, Outcome, Phase, Setup};

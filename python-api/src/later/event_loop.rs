@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use oxigears_coordinator::{codec::Cursor, limits::LOOP_QUEUE};
+use oxigears_coordinator::{codec::Cursor, execution::ABORTED, limits::LOOP_QUEUE};
 use parking_lot::Mutex;
 use pyo3::{
     ffi,
@@ -220,7 +220,7 @@ fn pair<'py>(py: Python<'py>, over: RunOver, session: &Session, kept: &Kept) -> 
     let results = PyList::empty(py);
     let mut errors = over.outcome.errors;
     if over.aborted && errors.is_empty() {
-        errors.push("the execution was aborted".to_owned());
+        errors.push(ABORTED.to_owned());
     }
     for batch in over.outcome.results {
         let mut cursor = Cursor::new(&batch.bytes);

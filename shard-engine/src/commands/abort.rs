@@ -12,8 +12,6 @@ use crate::{
     redis::{blocked::BlockedClient, register::Call},
 };
 
-const UNKNOWN: &str = "execution does not exist";
-
 /// RG.ABORTEXECUTION <id>
 pub fn abortexecution(call: &mut Call) {
     if wrong_arity(call, 2..=2) || blocking_denied(call) {
@@ -21,7 +19,7 @@ pub fn abortexecution(call: &mut Call) {
     }
     let engine = &module().engine;
     let Some(id) = ExecutionId::parse(&call.args[1]) else {
-        return call.reply().error(UNKNOWN);
+        return call.reply().error(question::UNKNOWN);
     };
     engine.next_number();
     let known = engine.find(&id);
@@ -31,8 +29,10 @@ pub fn abortexecution(call: &mut Call) {
         _ => engine.other_shards(),
     };
     if known.is_none() && shards.is_empty() {
-        return call.reply().error(UNKNOWN);
+        return call.reply().error(question::UNKNOWN);
     }
+    // Who does not know what is under way here has dropped its part already, as it ended, or has not begun.
+    let under_way = known.as_ref().is_some_and(|execution| !execution.phase().is_over());
     let client = BlockedClient::block(call, None);
     engine.manage(move || {
         let engine = &module().engine;
@@ -44,11 +44,12 @@ pub fn abortexecution(call: &mut Call) {
             let _ = sender.send(others);
         };
         engine.ask(shards, question::ABORT, argument, Box::new(gathered));
-        let mine = engine.abort_here(&id);
+        let mine = engine.abort_here(&id, known);
         let others = receiver.recv().unwrap_or_default();
+        let mut errors = others.into_iter().filter_map(|(_, answer)| answer.err());
         let first = mine
             .err()
-            .or_else(|| others.into_iter().find_map(|(_, answer)| answer.err()));
+            .or_else(|| errors.find(|text| !under_way || text != question::UNKNOWN));
         client.reply(move |reply| match first {
             None => reply.simple("OK"),
             Some(text) => reply.error(&text),

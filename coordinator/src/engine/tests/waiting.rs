@@ -205,12 +205,38 @@ fn the_idle_limit_does_not_count_anywhere() {
     ends(&execution, 3);
 }
 
+/// What comes behind the question may end the execution before a thread is free to answer.
+#[test]
+fn a_question_finds_what_was_there_when_it_came() {
+    let (c, later) = postponing(2, 2, 1, 0, 1000);
+    let execution = start(&c.engines[0]);
+    wait("the postponing", || later.held() == 2 && c.engines[1].pending() == 1);
+    let busy = Arc::new(std::sync::Barrier::new(3));
+    for _ in 0..2 {
+        let busy = busy.clone();
+        c.engines[1].manage(move || {
+            busy.wait();
+        });
+    }
+    let (sender, answers) = std::sync::mpsc::channel();
+    let argument = bytes::Bytes::copy_from_slice(execution.id.as_str().as_bytes());
+    let then = move |all| sender.send(all).unwrap();
+    c.engines[0].ask(vec![node(1)], question::ABORT, argument, Box::new(then));
+    let there = c.engines[1].find(&execution.id).unwrap();
+    c.engines[0].abort_here(&execution.id, None).unwrap();
+    wait("the word", || there.phase().is_over());
+    c.engines[1].forget(&execution.id);
+    assert!(c.engines[1].find(&execution.id).is_none());
+    busy.wait();
+    assert_eq!(answers.recv().unwrap(), [(node(1), Ok(bytes::Bytes::new()))]);
+}
+
 #[test]
 fn an_abort_drops_what_waits_and_late_wakes_do_nothing() {
     let (c, later) = postponing(2, 2, 1, 0, 1000);
     let execution = start(&c.engines[0]);
     wait("the postponing", || later.held() == 2 && c.engines[1].pending() == 1);
-    c.engines[0].abort_here(&execution.id).unwrap();
+    c.engines[0].abort_here(&execution.id, None).unwrap();
     let (phase, _, errors) = finish(&execution);
     assert_eq!((phase, errors), (Phase::Aborted, vec![]));
     wait("the drop", || later.state.lock().dropped && c.engines[1].pending() == 0);
