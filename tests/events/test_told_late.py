@@ -8,7 +8,6 @@ from wire import Simple, Wire
 
 OK = Simple("OK")
 QUEUED = Simple("QUEUED")
-MODES = pytest.mark.parametrize("mode", ("sync", "async_local"))
 
 # The last command of each raises an event of a key that begins with `k:`, the first one since the registration.
 WRITES = {
@@ -24,7 +23,7 @@ WRITES = {
 }
 
 
-def register(wire, mode):
+def register(wire, mode="async_local"):
     assert (
         wire.ok("RG.PYEXECUTE", f"GB().foreach(lambda x: None).register('k:*', mode='{mode}', readValue=False)") == OK
     )
@@ -34,10 +33,18 @@ def fires(wire):
     wait_until(lambda: counters(wire)[:2] == (1, 1), "the event of the first write")
 
 
-@pytest.mark.matrix
-@MODES
 @pytest.mark.parametrize("way", WRITES)
-def test_the_first_write_fires_whichever_way_it_comes(fresh, way, mode):
+def test_the_first_write_fires_whichever_way_it_comes(fresh, way):
+    first_write(fresh, way, "async_local")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("way", ("plain", "movable keys", "script"))
+def test_a_sync_handler_runs_for_the_first_write(fresh, way):
+    first_write(fresh, way, "sync")
+
+
+def first_write(fresh, way, mode):
     with Wire(fresh().port) as wire:
         register(wire, mode)
         for command in WRITES[way]:
@@ -45,35 +52,32 @@ def test_the_first_write_fires_whichever_way_it_comes(fresh, way, mode):
         fires(wire)
 
 
-@MODES
-def test_a_write_that_was_queued_before_fires(fresh, mode):
+def test_a_write_that_was_queued_before_fires(fresh):
     server = fresh()
     with Wire(server.port) as wire, Wire(server.port) as other:
         assert (other.ok("MULTI"), other.ok("SET", "k:1", "x")) == (OK, QUEUED)
-        register(wire, mode)
+        register(wire)
         assert other.ok("EXEC") == [OK]
         fires(wire)
 
 
 @pytest.mark.parametrize("when", ("before", "after"))
-@MODES
-def test_a_client_that_waits_for_another_key_fires(fresh, mode, when):
+def test_a_client_that_waits_for_another_key_fires(fresh, when):
     server = fresh()
     with Wire(server.port) as wire, Wire(server.port) as other:
         if when == "after":
-            register(wire, mode)
+            register(wire)
         other.send("BLMOVE", "a", "k:1", "LEFT", "RIGHT", "0")
         wait_until(lambda: b"blocked_clients:1" in wire.ok("INFO", "clients"), "a client that waits")
         if when == "before":
-            register(wire, mode)
+            register(wire)
         assert wire.ok("RPUSH", "a", "x") == 1
         assert other.read() == b"x"
         fires(wire)
 
 
-@MODES
-def test_a_command_under_another_name_fires(fresh, mode):
+def test_a_command_under_another_name_fires(fresh):
     with Wire(fresh(server_args=("--rename-command", "SET", "PUT")).port) as wire:
-        register(wire, mode)
+        register(wire)
         assert wire.ok("PUT", "k:1", "x") == OK
         fires(wire)

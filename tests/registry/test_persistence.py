@@ -36,7 +36,7 @@ DEBUG = ("--enable-debug-command", "yes")
 WAYS = {"rdb": RDB, "aof": WITH_PREAMBLE, "aof without preamble": COMMANDS_ONLY, "both": (*RDB, *WITH_PREAMBLE)}
 # What the registry's bytes begin with; two bytes of format follow.
 MAGIC = b"OXRS"
-LOAD_S = 20.0
+LOAD_S = 8.0
 
 
 def add(server, *names):
