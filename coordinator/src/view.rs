@@ -79,12 +79,8 @@ impl ExecutionView {
 fn op_durations_ns(execution: &Execution) -> Vec<u64> {
     let mut sums = vec![0; execution.plan.ops.len()];
     let distributed = execution.is_distributed();
-    for (stage, durations) in execution
-        .plan
-        .stages(distributed)
-        .iter()
-        .zip(execution.step_durations_ns())
-    {
+    let steps_ns = execution.with_outcome(|outcome| outcome.steps_ns.clone());
+    for (stage, durations) in execution.plan.stages(distributed).iter().zip(steps_ns) {
         for (&op, ns) in stage.op_of.iter().zip(durations) {
             sums[op] += ns;
         }

@@ -115,7 +115,7 @@ pub trait Server: Send + Sync {
     fn cluster_size(&self) -> usize;
     /// Option `PythonAttemptTraceback`.
     fn traceback_enabled(&self) -> bool;
-    /// Option `ProfileExecutions`.
+    /// Option `ProfileExecutions`. Asked at every event.
     fn profile_enabled(&self) -> bool;
     /// Creates and queues an execution that running Python code asked for; gives its id.
     fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String>;

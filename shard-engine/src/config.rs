@@ -140,6 +140,7 @@ struct Hot {
     max_executions: AtomicI64,
     per_registration: AtomicI64,
     event_depth: AtomicI64,
+    profile: AtomicI64,
 }
 
 /// Why a text is no value of a key.
@@ -330,6 +331,7 @@ impl ConfigStore {
             (&self.hot.max_executions, "MaxExecutions"),
             (&self.hot.per_registration, "MaxExecutionsPerRegistration"),
             (&self.hot.event_depth, "MaxEventDepth"),
+            (&self.hot.profile, "ProfileExecutions"),
         ] {
             value.store(self.int(name), Ordering::Relaxed);
         }
@@ -366,7 +368,7 @@ impl ConfigStore {
 
     /// `ProfileExecutions`.
     pub fn profile_executions(&self) -> bool {
-        self.int("ProfileExecutions") != 0
+        self.hot.profile.load(Ordering::Relaxed) != 0
     }
 
     /// `ExecutionThreads`.

@@ -82,6 +82,20 @@ def test_k2_prefixes(wire, mode):
     assert sorted(listed(wire)) == ["p?e*>p?e", "p?e*>p?ex", "pre>pre"]
 
 
+def test_prefixes_of_one_byte_and_of_none(wire):
+    """Whatever comes behind it, at the ends of the range too."""
+    keys = [b"k", *(b"k%c" % byte for byte in (0, 63, 64, 255)), b"j\xff", b"l", b"\x00", b"\xff\xff"]
+    note(wire, "k*", handler="lambda x: 0", eventTypes=["set"])
+    for key in keys:
+        wire.ok("SET", key, "1")
+    assert counters(wire) == (5, 5, 0, 0)
+    note(wire, "*", handler="lambda x: 0", eventTypes=["set"])
+    note(wire, "l", handler="lambda x: 0", eventTypes=["set"])
+    for key in keys:
+        wire.ok("SET", key, "2")
+    assert [counters(wire, which) for which in range(3)] == [(10, 10, 0, 0), (9, 9, 0, 0), (1, 1, 0, 0)]
+
+
 def test_k3_the_argument_of_the_constructor_is_ignored(wire):
     register(wire, f"GB('KeysReader', 'pre*').foreach({NOTE}).register(mode='sync', eventTypes=['set'])")
     wire.ok("SET", "other", "1")

@@ -334,6 +334,24 @@ def test_unpausing_ends_an_abort(wire):
     assert status(wire) == "OK"
 
 
+@GROUP
+@pytest.mark.parametrize(("mode", "prefix"), [("async_local", "s1"), ("async", "s*")])
+def test_unpausing_ends_the_wait_for_a_retry(wire, mode, prefix, group):
+    wire.ok("SET", "bad", "1")
+    step = f"{NOTE}.foreach(lambda x: 1 / 0 if execute('exists', 'bad') else 0)"
+    register_stream(wire, step, prefix, mode=mode, onFailedPolicy="retry", onFailedRetryInterval=1000, **group)
+    add(wire, "s1", "1-1", "1-2")
+    wait_status(wire, "WAITING_FOR_RETRY_ON_FAILURE")
+    assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+    wait_until(lambda: counters(wire)[2] == 2, "the retry")
+    wait_status(wire, "WAITING_FOR_RETRY_ON_FAILURE")
+    wire.ok("DEL", "bad")
+    assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+    wait_seen(wire, ["1-1", "1-1", "1-1", "1-2"])
+    wait_length(wire, "s1", 0)
+    assert status(wire) == "OK"
+
+
 def test_the_running_batch_is_finished_by_a_pause(wire, other_wire):
     step = (
         "def slow(x):\n"

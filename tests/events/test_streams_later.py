@@ -286,18 +286,40 @@ def test_the_rest_has_begun_even_if_it_waits_for_a_thread(server, wire, command)
         wait_counters(wire, (before[0], before[1] + 1, 0, 0))
 
 
-@pytest.mark.matrix
-def test_entries_added_by_a_transaction_or_a_script(wire):
-    """Their batches run when it is over, so that they may wait."""
-    register_sync(wire, COROUTINE, f"map(later).{NOTE}", batch=2)
+def add_at_once(wire, ids):
+    """Adds the first two in a transaction and the others in a script; what each sees of `seen` before its end."""
     assert wire.call("MULTI") == OK
-    for one in IDS[:2]:
+    for one in ids[:2]:
         wire.call("XADD", "s1", one, "f", "v")
-    wire.ok("EXEC")
-    wire.ok("EVAL", "for i, id in ipairs(ARGV) do redis.call('XADD', KEYS[1], id, 'f', 'v') end", 1, "s1", *IDS[2:])
-    wait_seen(wire, IDS)
+    wire.call("LRANGE", "seen", 0, -1)
+    transaction = wire.ok("EXEC")[-1]
+    text = """
+for i, id in ipairs(ARGV) do redis.call('XADD', KEYS[1], id, 'f', 'v') end
+return redis.call('LRANGE', KEYS[2], 0, -1)
+"""
+    script = wire.ok("EVAL", text, 2, "s1", "seen", *ids[2:])
+    return [one.decode() for one in transaction], [one.decode() for one in script]
+
+
+@pytest.mark.matrix
+def test_a_step_that_asks_postpones_nothing_in_a_transaction_or_a_script(wire):
+    choose = "def choose(x):\n    return later(x) if isAsyncAllow() else x\n"
+    register_sync(wire, COROUTINE + choose, f"map(choose).{NOTE}", batch=2)
+    assert add_at_once(wire, IDS) == (IDS[:2], IDS)
     wait_length(wire, "s1", 0)
-    assert counters(wire)[2:] == (0, 0)
+    assert counters(wire) == (4, 4, 0, 0)
+
+
+@pytest.mark.matrix
+@BOTH
+def test_what_may_not_wait_in_a_transaction_or_a_script(wire, step):
+    register_sync(wire, step, f"map(later).{NOTE}", batch=2)
+    assert add_at_once(wire, IDS[:4]) == ([], [])
+    wait_length(wire, "s1", 0)
+    assert counters(wire) == (3, 1, 2, 0)
+    assert b"is not allowed" in data(wire)["lastError"]
+    add(wire, "s1", *IDS[4:])
+    wait_seen(wire, IDS[4:])
 
 
 @GROUP

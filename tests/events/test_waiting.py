@@ -5,7 +5,7 @@ import threading
 import pytest
 from firing import counters, listed, settled
 from registrations import register
-from replies import executions_of, flat_map, pair, wait_until
+from replies import executions_of, flat_map, own_plan, pair, wait_until
 from wire import Error, Simple, Wire
 
 pytestmark = pytest.mark.matrix
@@ -220,3 +220,40 @@ GB('ShardsIDReader').map(f).run()
     assert wires[1].ok("PING", timeout=30) == Simple("PONG")
     assert all(executions_of(wire)[execution][0] in (b"done", b"aborted") for wire in wires)
     assert wires[0].ok("RG.DROPEXECUTION", execution) == OK
+
+
+def next_ended(wire, known):
+    """The execution that is not known, when it has ended."""
+    wait_until(lambda: set(of_status(wire, "done")) - known, "the end of the next one")
+    (execution,) = executions_of(wire).keys() - known
+    return execution
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local", "async"])
+@pytest.mark.parametrize("command", ["SET k 1", "XADD k * f v"], ids=["key", "stream"])
+@pytest.mark.parametrize("step", ["map(later)", "filter(lambda x: True)"], ids=["postponed", "at-once"])
+def test_durations_of_steps(wire, mode, command, step):
+    """A step's time is that of one execution, and there if it is asked for."""
+    reader = "StreamReader" if command.startswith("XADD") else "KeysReader"
+    program = f"""
+import asyncio, time
+def nap(x):
+    time.sleep(0.03)
+    return x
+async def later(x):
+    await asyncio.sleep(0)
+    return x
+GB({reader!r}).map(nap).{step}.register('k', mode={mode!r})
+"""
+    register(wire, program)
+    known = set()
+    for profile in (0, 1, 1, 0):
+        wire.ok("RG.CONFIGSET", "ProfileExecutions", profile)
+        wire.ok(*command.split())
+        execution = next_ended(wire, known)
+        known.add(execution)
+        plan = own_plan(wire, execution)
+        steps = [step["duration"] for step in plan["steps"]]
+        assert max(steps) >= 30 if profile else max(steps) == 0, steps
+        # That of a postponed one begins anew behind the wait.
+        assert sum(steps) <= plan["total_duration"] or "later" in step

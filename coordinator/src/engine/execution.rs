@@ -65,7 +65,6 @@ pub struct Execution {
     on_thread_since_ns: AtomicU64,
     /// Time in the reader, in ns.
     pub read_ns: AtomicU64,
-    step_ns: Mutex<Vec<Vec<u64>>>,
     /// Drop it from the lists as soon as it is over.
     pub(super) drop_when_over: AtomicBool,
     /// It is one of `Engine::pending`.
@@ -99,7 +98,6 @@ impl Execution {
             total_ns: AtomicU64::new(0),
             on_thread_since_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
-            step_ns: Mutex::new(Vec::new()),
             drop_when_over: AtomicBool::new(false),
             counted_pending: AtomicBool::new(false),
         })
@@ -152,11 +150,6 @@ impl Execution {
     /// Acknowledged and completed participants, see `Machine::counts`.
     pub fn counts(&self) -> (usize, usize) {
         self.machine.lock().counts()
-    }
-
-    /// Nanoseconds per local step of each stage; empty before the end.
-    pub fn step_durations_ns(&self) -> Vec<Vec<u64>> {
-        self.step_ns.lock().clone()
     }
 
     /// Calls `waiter` when the execution is over; now if it is.
@@ -466,10 +459,7 @@ impl Execution {
         sink.flush();
         if stage.done {
             if let Some(runner) = &stage.runner {
-                let mut all = self.step_ns.lock();
-                let length = all.len().max(number + 1);
-                all.resize(length, Vec::new());
-                all[number] = runner.durations_ns();
+                self.machine.lock().measured(number, runner.durations_ns());
                 self.read_ns.fetch_add(runner.read_ns(), Ordering::Relaxed);
             }
             self.drive(engine, |m| m.stage_done(number));

@@ -94,6 +94,8 @@ pub struct Outcome {
     pub results: SmallVec<[RecordBatch; 1]>,
     /// Error texts.
     pub errors: Vec<String>,
+    /// Nanoseconds per local step of each stage that has ended; may be empty if that was not measured.
+    pub steps_ns: Vec<Vec<u64>>,
 }
 
 impl Setup {
@@ -565,6 +567,13 @@ impl Machine {
         if stage > 0 {
             self.with_exchange(stage as u32 - 1, |e, sends| e.discard(sends));
         }
+    }
+
+    /// How long the steps of a stage took, in ns.
+    pub fn measured(&mut self, stage: usize, steps_ns: Vec<u64>) {
+        let all = &mut self.outcome.steps_ns;
+        all.resize(all.len().max(stage + 1), Vec::new());
+        all[stage] = steps_ns;
     }
 
     /// A stage has emitted everything.

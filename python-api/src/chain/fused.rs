@@ -56,7 +56,8 @@ pub(super) struct Chain {
     pub(super) lines: Lines,
     /// For the functions that callbacks call.
     pub(super) moment: Arc<Moment>,
-    profile: bool,
+    /// The steps are measured.
+    pub(super) profile: bool,
     /// Some step has something to emit at the end, or to be put back.
     keeps: bool,
     /// Steps before this one get no more records: a limit behind them is satisfied.
@@ -291,6 +292,16 @@ impl Chain {
         if !self.is_waiting() {
             self.reset();
         }
+    }
+
+    /// The time spent in each of so many operations since the last call.
+    #[cold]
+    pub(super) fn take_durations_ns(&mut self, locals: usize) -> Vec<u64> {
+        let mut durations = vec![0; locals];
+        for step in &mut self.steps {
+            durations[step.local] += std::mem::take(&mut step.spent_ns);
+        }
+        durations
     }
 
     /// Python objects are under way, or kept by a step.

@@ -31,6 +31,7 @@ use crate::{
     obj::Obj,
     origin::Origin,
     reaper,
+    server::server,
 };
 
 /// Most bytes of a result that is copied to memory of its own size; what a chain keeps for its next call.
@@ -170,6 +171,7 @@ impl Invoker {
                 }
             };
             exit.bytes = std::mem::take(&mut chain.scratch);
+            chain.profile = server().profile_enabled();
             let session = self.functions.session();
             let visit = context::visit_steps(chain.context.take(), session, origin.clone(), &chain.moment);
             let batch = work(py, &mut chain, &mut exit);
@@ -177,8 +179,11 @@ impl Invoker {
                 return Invoked::Continues(self.rest(chain, batch, exit, origin));
             }
             chain.context = visit.leave(session);
-            let (outcome, scratch) = exit.into_outcome();
+            let (mut outcome, scratch) = exit.into_outcome();
             chain.scratch = scratch;
+            if chain.profile {
+                outcome.steps_ns = vec![chain.take_durations_ns(self.stage.locals.len())];
+            }
             let rest = self.idle.with(py, |idle| match idle.len() < IDLE_CHAINS {
                 true => {
                     idle.push(chain);

@@ -583,6 +583,7 @@ fn runs_are_awaited() {
                             }]
                             .into(),
                             errors: vec!["one failed".into()],
+                            ..Default::default()
                         },
                         aborted: false,
                     });

@@ -302,6 +302,7 @@ fn finish(called: Invoked) -> oxigears_coordinator::execution::Outcome {
     oxigears_coordinator::execution::Outcome {
         results: sink.emitted.into_iter().map(|(_, batch)| batch).collect(),
         errors: sink.errors,
+        ..Default::default()
     }
 }
 

@@ -163,13 +163,17 @@ fn place(key: &[u8]) -> usize {
 /// Events of these keys pass the gate from now on, and no others. Under the server lock.
 pub fn set_gate(_guard: &ServerLock, wanted: &[Start]) {
     let mut gate = vec![0u64; GATE_WORDS];
-    let mut open = |from: usize, to: usize| (from..=to).for_each(|at| gate[at / 64] |= 1 << (at % 64));
     for start in wanted {
         let at = place(&start.bytes);
         match (start.bytes.len(), start.is_whole) {
-            (_, true) | (2.., _) => open(at, at),
-            (1, _) => open(at, at | 0xff),
-            (0, _) => open(0, 0xffff),
+            (_, true) | (2.., _) => gate[at / 64] |= 1 << (at % 64),
+            // All second bytes: whole words.
+            (1, _) => gate[at / 64..][..256 / 64].fill(u64::MAX),
+            (0, _) => {
+                gate.fill(u64::MAX);
+                // The others add nothing.
+                break;
+            }
         }
     }
     GATE.iter()

@@ -203,6 +203,15 @@ impl Consumer {
         state.flows.clear();
     }
 
+    /// The user wants it to run now; false if it does. What waits for a retry is forgotten, to be found again at once.
+    pub fn unpause(&self) -> bool {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.status, Status::Ok);
+        let known = state.flows.len();
+        state.flows.retain(|_, known| !known.flow.waits_for_retry());
+        before != Status::Ok || state.flows.len() < known
+    }
+
     /// An event tells of an entry, and of the stream's length now.
     pub fn added(&self, key: &[u8], depth: u32, length: impl FnOnce() -> usize, now_ms: u64) -> Option<(Key, Next)> {
         let mut state = self.state.lock();

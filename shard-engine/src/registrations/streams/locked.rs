@@ -17,7 +17,7 @@ use crate::{
     identity,
     module::module,
     redis::{lock::ServerLock, log},
-    registrations::depth,
+    registrations::{depth, due, sync},
 };
 
 /// Runs what is due on a stream, right after the command that added to it.
@@ -140,7 +140,9 @@ fn run_steps(
             }
         }));
     }
-    match invoker.call_batch(records, None) {
+    // In MULTI and Lua nothing can go on later.
+    let origin = due::must_end_here().then(sync::at_once).flatten();
+    match invoker.call_batch(records, origin) {
         Invoked::Done(outcome) => Ran::Over(keep(outcome).map_or(Verdict::Success, Verdict::Failure)),
         Invoked::Continues(rest) => Ran::Continues(rest),
     }

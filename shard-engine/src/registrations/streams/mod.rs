@@ -144,8 +144,7 @@ fn paused_or_not(guard: &ServerLock, active: &Active) {
     if active.registration.paused {
         consumer.set_status(Status::Paused);
         crate::module::module().engine.abort_unstarted(&active.registration.id);
-    } else if !consumer.is_ok() {
-        consumer.set_status(Status::Ok);
+    } else if consumer.unpause() {
         begin(guard, consumer);
     }
 }
