@@ -194,18 +194,19 @@ unsafe fn put_text(out: &mut Vec<u8>, text: *mut ffi::PyObject) -> Option<()> {
 /// Python prints the text as it is, between quotes: ASCII without control characters, quotes and backslashes.
 #[inline]
 fn is_plain(text: &[u8]) -> bool {
-    let (eights, rest) = text.as_chunks::<8>();
-    if !rest.is_empty() {
-        // Filled up with something plain.
-        let mut last = [b'x'; 8];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        if !are_plain(u64::from_le_bytes(last)) {
-            return false;
-        }
+    // The last ones may be looked at twice.
+    if let Some(last) = text.last_chunk::<8>() {
+        let (eights, _) = text.as_chunks::<8>();
+        return are_plain(u64::from_le_bytes(*last)) && eights.iter().all(|eight| are_plain(u64::from_le_bytes(*eight)));
     }
-    eights.iter().all(|eight| are_plain(u64::from_le_bytes(*eight)))
+    let eight = match (text.first_chunk::<4>(), text.last_chunk::<4>(), text) {
+        (Some(&[a, b, c, d]), Some(&[e, f, g, h]), _) => [a, b, c, d, e, f, g, h],
+        // Filled up with something plain.
+        (_, _, [first, .., last]) => [*first, text[text.len() / 2], *last, b'x', b'x', b'x', b'x', b'x'],
+        (_, _, [one]) => [*one, b'x', b'x', b'x', b'x', b'x', b'x', b'x'],
+        _ => return true,
+    };
+    are_plain(u64::from_le_bytes(eight))
 }
 
 /// The same for eight bytes at once. The tests for a byte that is zero, or less than a number, are those of "Bit Twiddling
