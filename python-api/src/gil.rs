@@ -7,6 +7,8 @@ use std::cell::{Cell, RefCell};
 
 use pyo3::{ffi, prelude::*};
 
+use crate::{precedence::Precedence, server};
+
 /// A thread's state, until the thread ends.
 struct Kept {
     before: ffi::PyGILState_STATE,
@@ -29,12 +31,13 @@ thread_local! {
     static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
 }
 
-/// Like `Python::attach`, for threads of ours that will do it again.
+/// Like `Python::attach`, for threads of ours that will do it again. Who has the server lock comes first.
 #[inline]
 pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     if !KNOWN.get() {
         keep();
     }
+    let _first = server::has_server_lock().then(Precedence::claim);
     Python::attach(f)
 }
 

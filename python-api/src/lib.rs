@@ -4,7 +4,7 @@
 //! GIL never waits for the server lock; it gives the GIL back first (`lock`).
 //!
 //! * `init`, `bootstrap`, `runtime`, `memory`: the interpreter and the embedded Python sources
-//! * `gil`: threads that come back keep their state
+//! * `gil`, `lock`, `precedence`: threads that come back keep their state; who has GIL and server lock
 //! * `session`, `script`, `functions`, `pickling`: what a script leaves behind and how it travels
 //! * `native`: the functions that scripts call (`execute`, `atomic`, `log`, `run`, ...)
 //! * `codec`: Python objects to record bytes and back
@@ -29,6 +29,7 @@ mod memory;
 mod native;
 mod obj;
 mod origin;
+mod precedence;
 mod reaper;
 mod registration;
 mod runtime;
@@ -46,6 +47,7 @@ pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
 pub use native::TimerDraft;
 pub use origin::{AtOnce, Origin, current_origin};
+pub use precedence::Precedence;
 pub use registration::{RegistrationDraft, call_function};
 pub use script::{ScriptOutcome, run_script};
 pub use server::{Acting, LogLevel, Reply, RunOver, Server, WhenOver};

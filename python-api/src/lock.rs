@@ -5,7 +5,7 @@ use std::{cell::Cell, time::Duration};
 use pyo3::prelude::*;
 
 use crate::{
-    gil,
+    gil, precedence,
     server::{LogLevel, server},
 };
 
@@ -14,11 +14,23 @@ const SPIN: Duration = Duration::from_millis(5);
 const DETACHED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Takes the server lock with the GIL held. Waiting for the GIL with the lock held would block the server, so the
-/// lock is only tried, and the GIL is given to others between rounds.
+/// lock is only tried, and the GIL is given to others between rounds: at once to one who has the lock, until that has no
+/// more use for it.
 pub(crate) fn lock_server(py: Python<'_>) {
-    while !server().try_lock(SPIN) {
-        py.detach(|| std::thread::sleep(DETACHED_PAUSE));
+    while !server().try_lock(SPIN, &|| !precedence::is_claimed()) {
+        py.detach(|| {
+            if !precedence::wait_for_end() {
+                std::thread::sleep(DETACHED_PAUSE);
+            }
+        });
     }
+    precedence::begin();
+}
+
+/// Gives it back.
+pub(crate) fn unlock_server() {
+    server().unlock();
+    precedence::end();
 }
 
 /// This thread's `with atomic()` block.
@@ -28,7 +40,7 @@ impl Drop for AtomicBlock {
     fn drop(&mut self) {
         // A thread that ends inside the block would keep the server locked for ever.
         if self.0.get() {
-            server().unlock();
+            unlock_server();
         }
     }
 }
@@ -84,7 +96,7 @@ pub(crate) fn leave_atomic() -> bool {
     if !ATOMIC.with(|a| a.0.replace(false)) {
         return false;
     }
-    server().unlock();
+    unlock_server();
     true
 }
 
@@ -94,7 +106,7 @@ pub fn with_server_locked<R>(f: impl FnOnce() -> R) -> R {
     struct Locked;
     impl Drop for Locked {
         fn drop(&mut self) {
-            server().unlock();
+            unlock_server();
         }
     }
     gil::attach(|py| {

@@ -13,7 +13,6 @@ use crate::{
     functions::RunRequest,
     gil, lock,
     registration::RegistrationDraft,
-    server::server,
     session::{self, Session},
 };
 
@@ -35,7 +34,7 @@ pub fn run_script(session: &Arc<Session>, code: &[u8]) -> Result<ScriptOutcome, 
         let entered = context::enter(Place::Script, session);
         let result = body.run(Some(session.globals().bind(py)), None);
         lock::leave_atomic();
-        server().unlock();
+        lock::unlock_server();
         let (run, registrations) = (entered.take_request(), entered.take_registrations());
         drop(entered);
         match result {

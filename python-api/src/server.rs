@@ -99,8 +99,9 @@ pub trait Server: Send + Sync {
     fn execute(&self, args: &[Vec<u8>]) -> Result<Reply, String>;
     /// The same if the server lock needs no waiting; `None`: nothing has run. Called with the GIL, which is kept.
     fn execute_now(&self, args: &[Vec<u8>]) -> Option<Result<Reply, String>>;
-    /// Takes the server lock if that takes no longer than `wait`; counts per thread. Called with the GIL.
-    fn try_lock(&self, wait: Duration) -> bool;
+    /// Takes the server lock if that takes no longer than `wait`, nor than `go_on` says so; counts per thread. Called
+    /// with the GIL.
+    fn try_lock(&self, wait: Duration, go_on: &dyn Fn() -> bool) -> bool;
     /// Gives one count of the server lock back.
     fn unlock(&self);
     /// This thread holds the server lock.
@@ -144,6 +145,12 @@ static SERVER: OnceLock<Arc<dyn Server>> = OnceLock::new();
 /// Sets the instance; false if there is one.
 pub(crate) fn set_server(server: Arc<dyn Server>) -> bool {
     SERVER.set(server).is_ok()
+}
+
+/// This thread holds the server lock.
+#[inline]
+pub(crate) fn has_server_lock() -> bool {
+    SERVER.get().is_some_and(|server| server.lock_held())
 }
 
 /// The instance. Python code runs only after `initialize` has set it.

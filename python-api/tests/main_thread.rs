@@ -20,7 +20,7 @@ impl Server for Nothing {
         Some(self.execute(args))
     }
 
-    fn try_lock(&self, _: Duration) -> bool {
+    fn try_lock(&self, _: Duration, _: &dyn Fn() -> bool) -> bool {
         true
     }
 

@@ -66,8 +66,8 @@ impl Server for RedisServer {
         }
     }
 
-    fn try_lock(&self, wait: Duration) -> bool {
-        lock::try_enter_unpaused(wait)
+    fn try_lock(&self, wait: Duration, go_on: &dyn Fn() -> bool) -> bool {
+        lock::try_enter_unpaused(wait, go_on)
     }
 
     fn unlock(&self) {

@@ -423,7 +423,7 @@ fn nothing_is_awaited_in_an_atomic_block() {
     on_worker(|| {
         let fake = fake::start();
         assert!(
-            crate::Server::try_lock(fake, std::time::Duration::ZERO),
+            crate::Server::try_lock(fake, std::time::Duration::ZERO, &|| true),
             "a coroutine kept the server lock"
         );
         crate::Server::unlock(fake);

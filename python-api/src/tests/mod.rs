@@ -5,6 +5,7 @@ mod coroutines;
 mod environment;
 mod errors;
 mod fake;
+mod locking;
 mod operations;
 mod outcomes;
 mod pickling;

@@ -91,7 +91,7 @@ pub fn try_lock() -> Option<ServerLock> {
 
 /// Waits for the lock, to write.
 pub fn lock_to_write() -> ServerLock {
-    enter_by(|| take_to_write(None));
+    enter_by(|| take_to_write(None, &|| true));
     ServerLock { _not_send: PhantomData }
 }
 
@@ -112,26 +112,26 @@ fn is_fit(held: Option<Held>, guard: &ServerLock) -> bool {
     !before_serving::is_end_of_turn_needed(guard) || held == Some(Held::LateSlice)
 }
 
-/// The lock in a way that lets its holder write, if it comes within so long.
-fn take_to_write(wait: Option<Duration>) -> Option<Held> {
+/// The lock in a way that lets its holder write, if it comes within so long and while `go_on` says so.
+fn take_to_write(wait: Option<Duration>, go_on: &dyn Fn() -> bool) -> Option<Held> {
     let deadline = wait.map(|wait| Instant::now() + wait);
     let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     loop {
         // What was seen last is true as a rule: one wait is enough then.
         let late = before_serving::was_end_of_turn_needed()
-            .then(|| sharing::take_late(left()))
+            .then(|| sharing::take_late(left(), go_on))
             .flatten();
         let held = match (late, left()) {
             (Some(held), _) => held,
             (None, None) => sharing::take(),
-            (None, Some(left)) => sharing::take_within(left)?,
+            (None, Some(left)) => sharing::take_within(left, go_on)?,
         };
         let guard = ManuallyDrop::new(ServerLock { _not_send: PhantomData });
         if is_fit(Some(held), &guard) {
             return Some(held);
         }
         sharing::give_back(held);
-        if left() == Some(Duration::ZERO) {
+        if left() == Some(Duration::ZERO) || !go_on() {
             return None;
         }
     }
@@ -139,7 +139,7 @@ fn take_to_write(wait: Option<Duration>) -> Option<Held> {
 
 /// The lock, if it comes within so long.
 pub fn lock_within(wait: Duration) -> Option<ServerLock> {
-    enter_by(|| sharing::take_within(wait)).then(|| ServerLock { _not_send: PhantomData })
+    enter_by(|| sharing::take_within(wait, &|| true)).then(|| ServerLock { _not_send: PhantomData })
 }
 
 /// This thread holds the lock.
@@ -187,9 +187,9 @@ fn enter_by(take: impl FnOnce() -> Option<Held>) -> bool {
 }
 
 /// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that takes longer
-/// than `wait`, and not while writes are paused.
-pub fn try_enter_unpaused(wait: Duration) -> bool {
-    if !enter_by(|| take_to_write(Some(wait))) {
+/// than `wait` or than `go_on` says so, and not while writes are paused.
+pub fn try_enter_unpaused(wait: Duration, go_on: &dyn Fn() -> bool) -> bool {
+    if !enter_by(|| take_to_write(Some(wait), go_on)) {
         return false;
     }
     let guard = ServerLock { _not_send: PhantomData };

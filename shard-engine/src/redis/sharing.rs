@@ -335,18 +335,18 @@ pub(super) fn try_take() -> Option<Held> {
 
 /// Waits for the lock.
 pub(super) fn take() -> Held {
-    match take_until(None) {
+    match take_until(None, &|| true) {
         Some(held) => held,
         None => unreachable!("it waits for ever"),
     }
 }
 
-/// Waits for the lock for so long.
-pub(super) fn take_within(time: Duration) -> Option<Held> {
-    take_until(Some(now() + ns(time)))
+/// Waits for the lock for so long, and while `go_on` says so.
+pub(super) fn take_within(time: Duration, go_on: &dyn Fn() -> bool) -> Option<Held> {
+    take_until(Some(now() + ns(time)), go_on)
 }
 
-fn take_until(deadline: Option<u64>) -> Option<Held> {
+fn take_until(deadline: Option<u64>, go_on: &dyn Fn() -> bool) -> Option<Held> {
     let again = comes_in_series();
     let waiting = Waiting::begin();
     for look in 0.. {
@@ -356,7 +356,7 @@ fn take_until(deadline: Option<u64>) -> Option<Held> {
             Look::Rest => thread::sleep(PAUSE),
             Look::Busy => {}
         }
-        if deadline.is_some_and(|deadline| now() >= deadline) {
+        if deadline.is_some_and(|deadline| now() >= deadline) || !go_on() {
             break;
         }
         let mut slice = DESK.slice.lock();
@@ -374,7 +374,7 @@ fn take_until(deadline: Option<u64>) -> Option<Held> {
 }
 
 /// Waits for a late slice, but not for long, nor longer than `most`: what it is needed for may be over.
-pub(super) fn take_late(most: Option<Duration>) -> Option<Held> {
+pub(super) fn take_late(most: Option<Duration>, go_on: &dyn Fn() -> bool) -> Option<Held> {
     let again = comes_in_series();
     let end = now() + ns(most.unwrap_or(LATE_WAIT).min(LATE_WAIT));
     let mut slice = DESK.slice.lock();
@@ -390,7 +390,7 @@ pub(super) fn take_late(most: Option<Duration>) -> Option<Held> {
         let pause = Duration::from_nanos(end.saturating_sub(now())).min(LATE_ASK);
         DESK.late_borrowers.wait_for(&mut slice, pause);
         let held = if slice.late { slice.claim(true, again) } else { None };
-        if held.is_some() || now() >= end {
+        if held.is_some() || now() >= end || !go_on() {
             return held;
         }
     }

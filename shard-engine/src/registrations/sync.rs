@@ -213,6 +213,7 @@ pub fn done(ran: Invoked) -> Outcome {
 pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
     let desk = Arc::new(Desk::default());
     let done: Arc<Mutex<Option<R>>> = Arc::default();
+    let _first = python::Precedence::claim();
     lock::lend(guard, |loan| {
         *desk.loan.lock() = Some(loan);
         let (desk_there, done) = (desk.clone(), done.clone());

@@ -1,0 +1,65 @@
+//! Who has the server lock comes first at the interpreter.
+//!
+//! Such a thread makes the server wait until it is done. A thread that waits for the server lock can do nothing before
+//! that, so it must not have the GIL meanwhile: two of them could hand it to each other again and again.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Threads that have the server lock, or its loan, and use the interpreter or wait for it.
+static CLAIMS: AtomicU32 = AtomicU32::new(0);
+/// Held for the moment between a look at the number and the sleep: no wake-up is lost there.
+static LOOK: Mutex<()> = Mutex::new(());
+static OVER: Condvar = Condvar::new();
+
+/// Until it is dropped, those who wait for the server lock do so without the GIL. To be had with the server lock only:
+/// they wait for both.
+pub struct Precedence(());
+
+impl Precedence {
+    /// From now on.
+    #[inline]
+    pub fn claim() -> Precedence {
+        begin();
+        Precedence(())
+    }
+}
+
+impl Drop for Precedence {
+    #[inline]
+    fn drop(&mut self) {
+        end();
+    }
+}
+
+/// A claim without a guard.
+#[inline]
+pub(crate) fn begin() {
+    CLAIMS.fetch_add(1, SeqCst);
+}
+
+/// Its end.
+#[inline]
+pub(crate) fn end() {
+    if CLAIMS.fetch_sub(1, SeqCst) == 1 {
+        drop(LOOK.lock());
+        OVER.notify_all();
+    }
+}
+
+/// Somebody comes first.
+#[inline]
+pub(crate) fn is_claimed() -> bool {
+    CLAIMS.load(SeqCst) > 0
+}
+
+/// Waits until nobody comes first; false if that is so already. Without the GIL, and without the server lock.
+pub(crate) fn wait_for_end() -> bool {
+    let mut look = LOOK.lock();
+    let waits = is_claimed();
+    while is_claimed() {
+        OVER.wait(&mut look);
+    }
+    waits
+}
