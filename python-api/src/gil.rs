@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 
 use pyo3::{ffi, prelude::*};
 
-use crate::{precedence::Precedence, server};
+use crate::{precedence::Outermost, server};
 
 /// A thread's state, until the thread ends.
 struct Kept {
@@ -37,7 +37,7 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     if !KNOWN.get() {
         keep();
     }
-    let _first = server::has_server_lock().then(Precedence::claim);
+    let _first = Outermost::claim(server::has_server_lock);
     Python::attach(f)
 }
 

@@ -3,12 +3,18 @@
 //! Such a thread makes the server wait until it is done. A thread that waits for the server lock can do nothing before
 //! that, so it must not have the GIL meanwhile: two of them could hand it to each other again and again.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+};
 
 use parking_lot::{Condvar, Mutex};
 
 /// Threads that have the server lock, or its loan, and use the interpreter or wait for it.
 static CLAIMS: AtomicU32 = AtomicU32::new(0);
+/// Threads that wait until there are none. Both numbers are changed before the other one is looked at, so either the
+/// waiting thread sees that it need not wait or the last claim sees that somebody waits.
+static WAITING: AtomicU32 = AtomicU32::new(0);
 /// Held for the moment between a look at the number and the sleep: no wake-up is lost there.
 static LOOK: Mutex<()> = Mutex::new(());
 static OVER: Condvar = Condvar::new();
@@ -33,6 +39,36 @@ impl Drop for Precedence {
     }
 }
 
+thread_local! {
+    static HAS_CLAIM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The claim of a thread that has the server lock and takes the GIL; its inner ones need none.
+pub(crate) struct Outermost(bool);
+
+impl Outermost {
+    /// If this is the outermost one, and `has_lock` says so.
+    #[inline]
+    pub(crate) fn claim(has_lock: impl FnOnce() -> bool) -> Outermost {
+        let is_claim = !HAS_CLAIM.get() && has_lock();
+        if is_claim {
+            HAS_CLAIM.set(true);
+            begin();
+        }
+        Outermost(is_claim)
+    }
+}
+
+impl Drop for Outermost {
+    #[inline]
+    fn drop(&mut self) {
+        if self.0 {
+            HAS_CLAIM.set(false);
+            end();
+        }
+    }
+}
+
 /// A claim without a guard.
 #[inline]
 pub(crate) fn begin() {
@@ -42,7 +78,7 @@ pub(crate) fn begin() {
 /// Its end.
 #[inline]
 pub(crate) fn end() {
-    if CLAIMS.fetch_sub(1, SeqCst) == 1 {
+    if CLAIMS.fetch_sub(1, SeqCst) == 1 && WAITING.load(SeqCst) > 0 {
         drop(LOOK.lock());
         OVER.notify_all();
     }
@@ -56,10 +92,13 @@ pub(crate) fn is_claimed() -> bool {
 
 /// Waits until nobody comes first; false if that is so already. Without the GIL, and without the server lock.
 pub(crate) fn wait_for_end() -> bool {
+    WAITING.fetch_add(1, SeqCst);
     let mut look = LOOK.lock();
     let waits = is_claimed();
     while is_claimed() {
         OVER.wait(&mut look);
     }
+    drop(look);
+    WAITING.fetch_sub(1, SeqCst);
     waits
 }

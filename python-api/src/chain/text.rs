@@ -197,7 +197,8 @@ fn is_plain(text: &[u8]) -> bool {
     // The last ones may be looked at twice.
     if let Some(last) = text.last_chunk::<8>() {
         let (eights, _) = text.as_chunks::<8>();
-        return are_plain(u64::from_le_bytes(*last)) && eights.iter().all(|eight| are_plain(u64::from_le_bytes(*eight)));
+        return are_plain(u64::from_le_bytes(*last))
+            && eights.iter().all(|eight| are_plain(u64::from_le_bytes(*eight)));
     }
     let eight = match (text.first_chunk::<4>(), text.last_chunk::<4>(), text) {
         (Some(&[a, b, c, d]), Some(&[e, f, g, h]), _) => [a, b, c, d, e, f, g, h],
