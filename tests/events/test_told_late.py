@@ -76,8 +76,40 @@ def test_a_client_that_waits_for_another_key_fires(fresh, when):
         fires(wire)
 
 
-def test_a_command_under_another_name_fires(fresh):
-    with Wire(fresh(server_args=("--rename-command", "SET", "PUT")).port) as wire:
+@pytest.mark.parametrize("hidden", ((), ("--rename-command", "COMMAND", ""), ("--rename-command", "MODULE", "")))
+def test_a_command_under_another_name_fires(fresh, hidden):
+    with Wire(fresh(server_args=("--rename-command", "SET", "PUT", *hidden)).port) as wire:
         register(wire)
         assert wire.ok("PUT", "k:1", "x") == OK
+        fires(wire)
+
+
+def test_what_a_hook_writes_instead_fires(fresh):
+    with Wire(fresh().port) as wire:
+        hook = "GB('CommandReader').map(lambda x: call_next('k:1', 'x')).register(hook='set', keyprefix='z')"
+        assert wire.ok("RG.PYEXECUTE", hook) == OK
+        register(wire)
+        assert wire.ok("SET", "z", "x") == b"OK"
+        wait_until(lambda: counters(wire, 1)[:2] == (1, 1), "the event of the first write")
+
+
+@pytest.mark.matrix
+def test_a_write_that_waits_for_the_end_of_a_pause_fires(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as other:
+        assert wire.ok("CLIENT", "PAUSE", "60000", "WRITE") == OK
+        other.send("SET", "k:1", "x")
+        wait_until(lambda: b"cmd=set" in wire.ok("CLIENT", "LIST"), "a client that waits")
+        register(wire)
+        assert wire.ok("CLIENT", "UNPAUSE") == OK
+        assert other.read() == OK
+        fires(wire)
+
+
+def test_what_an_atomic_batch_writes_fires(fresh):
+    with Wire(fresh().port) as wire:
+        wire.ok("XADD", "s", "*", "f", "v")
+        register(wire)
+        batch = "GB('StreamReader').foreach(lambda x: execute('SET', 'k:1', 'x')).register('s', atomicBatch=True)"
+        assert wire.ok("RG.PYEXECUTE", batch) == OK
         fires(wire)

@@ -20,7 +20,7 @@ use super::{
     ffi::{OwnedString, api},
     filter,
     lock::{self, ServerLock},
-    replicate, unfit,
+    notify, replicate, unfit,
     version::at_least,
 };
 
@@ -240,6 +240,9 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     let format = format_of(flags, read_only || paused);
     let _nested = Nested::enter();
     let _unseen = (!flags.interceptable).then(filter::unseen);
+    if flags.replicate && !flags.interceptable {
+        notify::tell_of_all(guard);
+    }
     let _database = (flags.database != 0).then(|| Database::select(guard, flags.database));
     set_errno(0);
     // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.

@@ -134,6 +134,15 @@ pub fn subscribe(guard: &ServerLock, classes: Classes) -> Result<(), String> {
     Ok(())
 }
 
+/// A write comes at which nobody has looked: whoever wants events is to hear of all that it may raise.
+#[inline]
+pub fn tell_of_all(guard: &ServerLock) {
+    if is_told(Classes::Ordinary) && !is_told(Classes::Values) {
+        // What was subscribed to once is not refused later.
+        let _ = subscribe(guard, Classes::Values);
+    }
+}
+
 /// The server tells of events of these classes.
 #[inline]
 pub fn is_told(classes: Classes) -> bool {

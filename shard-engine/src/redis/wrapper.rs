@@ -22,7 +22,7 @@ use super::{
     filter,
     front::{self, Front, TYPED},
     lock::{self, ServerLock},
-    log, plain_call,
+    log, notify, plain_call,
     refusal::{Fault, for_client, judge_error},
     replicate,
     reply::ReplyWriter,
@@ -345,6 +345,8 @@ unsafe fn answer_in(ctx: *mut raw::RedisModuleCtx, reply: &mut ReplyWriter, ran:
 impl ReplyWriter {
     /// Runs a command for the parked client that this writes to, in its database, with the rights of its user.
     pub fn run_parked(&mut self, guard: &ServerLock, args: &[Vec<u8>], user: Option<&str>) -> Result<Ran, String> {
+        // It passed the command filter when it came: there may be registrations that are newer.
+        notify::tell_of_all(guard);
         let (name, rest) = args.split_first().ok_or(FAILED)?;
         let name = c_string(std::str::from_utf8(name).map_err(|_| FAILED)?);
         let strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg)).collect();

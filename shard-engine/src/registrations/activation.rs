@@ -367,14 +367,14 @@ impl Activation {
             // `load_into` has seen to it.
             loaded.remove(&registration.id).unwrap_or_else(|| load(registration))
         });
-        let (patterns, has_streams) = {
+        let (patterns, has) = {
             let table = self.table.read();
-            (table.patterns(), table.has_streams())
+            (table.patterns(), (table.has_streams(), table.has_hooks()))
         };
         for (active, _) in &changes.removed {
             module().engine.forget_fired(&active.registration.id);
         }
-        keys::activated(guard, &patterns, has_streams);
+        keys::activated(guard, &patterns, has);
         intercept::changed(guard, self, difference);
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {

@@ -81,6 +81,18 @@ impl Table {
         self.streams > 0
     }
 
+    /// There are registrations that take commands over whatever they write.
+    pub fn has_hooks(&self) -> bool {
+        let takes_over = |active: &Arc<Active>| {
+            let source = &active.registration.source;
+            matches!(
+                source,
+                EventSource::Hook { .. } | EventSource::Keys { commands: Some(_), .. }
+            )
+        };
+        self.by_id.values().any(takes_over)
+    }
+
     /// All sessions, by name; by reference, because each copy of the pointer counts as a holder.
     pub fn sessions(&self) -> impl Iterator<Item = &Arc<ActiveSession>> {
         let all = self.state.sessions();

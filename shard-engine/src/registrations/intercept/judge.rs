@@ -9,7 +9,7 @@ use std::sync::{
 use std::time::Duration;
 
 use super::{
-    super::{is_master, keys},
+    super::is_master,
     access::{self, Access},
     table::{Entry, Table},
 };
@@ -18,7 +18,7 @@ use crate::redis::{
     front::Front,
     guarded::Guarded,
     lock::ServerLock,
-    timer, unfit,
+    notify, timer, unfit,
 };
 
 static TABLE: Guarded<Option<Table>> = Guarded::new(None);
@@ -99,7 +99,7 @@ fn tell_if_needed(table: &Table, entry: Option<&Arc<Entry>>, command: &Passing<'
         return;
     }
     let guard = command.guard();
-    keys::tell_of_values(guard);
+    notify::tell_of_all(guard);
     // The filter may not be needed any more, and can not go while it runs.
     timer::once(guard, Duration::from_millis(1), see_to_filter);
 }

@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{is_master, registrations};
+use super::{intercept::facts, is_master, registrations};
 use crate::module::MODULE_NAME;
 use crate::redis::{
     blocked,
@@ -40,6 +40,7 @@ use crate::redis::{
     lock::ServerLock,
     log,
     notify::{self, Classes, Start, Told},
+    replicate,
 };
 
 /// What stream registrations do with an event: its name, the key, the number of the database.
@@ -64,7 +65,7 @@ pub fn set_stream_listener(listener: StreamListener) {
 }
 
 /// What is active has changed: the server tells of events of keys with these patterns, others end at the gate.
-pub fn activated(guard: &ServerLock, patterns: &[Bytes], streams: bool) {
+pub fn activated(guard: &ServerLock, patterns: &[Bytes], (streams, hooks): (bool, bool)) {
     HAS_STREAMS.store(streams, Ordering::Release);
     let wanted = index::wanted(guard);
     if wanted.any {
@@ -78,30 +79,26 @@ pub fn activated(guard: &ServerLock, patterns: &[Bytes], streams: bool) {
     if wanted.beside {
         classes.push(Classes::Beside);
     }
-    if !(classes.is_empty() || notify::is_told(Classes::Values) || are_writes_seen(guard)) {
+    // Events of strings and the like, whose telling costs each SET something, wait for the first command that may raise
+    // one for a registration (`intercept`), if all commands are looked at. Those that hooks hold back are so too early.
+    if !(classes.is_empty() || notify::is_told(Classes::Values)) && (hooks || !are_writes_seen(guard)) {
         classes.push(Classes::Values);
     }
     let starts: Vec<Start> = patterns.iter().map(Start::of_pattern).collect();
     notify::set_gate(guard, &starts);
-    classes.into_iter().for_each(|class| tell(guard, class));
-}
-
-/// Has the server tell of events of strings and the like, which cost each SET something. Up to the first command that
-/// may raise one for a registration they are not told (`intercept`).
-pub fn tell_of_values(guard: &ServerLock) {
-    tell(guard, Classes::Values);
-}
-
-fn tell(guard: &ServerLock, classes: Classes) {
-    if let Err(why) = notify::subscribe(guard, classes) {
-        log::warning(&format!("registrations of keys and streams can not fire: {why}"));
+    for class in classes {
+        if let Err(why) = notify::subscribe(guard, class) {
+            log::warning(&format!("registrations of keys and streams can not fire: {why}"));
+        }
     }
 }
 
-/// Whatever changes a key from now on passes the command filter first. Clients that wait for a key have passed already,
-/// and other modules may write without a command.
+/// Whatever changes a key from now on passes the command filter first. Clients that wait for a key, or for the end of a
+/// pause, have passed already, and other modules may write without a command.
 fn are_writes_seen(guard: &ServerLock) -> bool {
-    !blocked::are_others(guard) && has_no_other_modules(guard)
+    let are_commands_known = !facts::all().is_empty();
+    let nobody_waits = !replicate::is_paused(guard) && !blocked::are_others(guard);
+    are_commands_known && nobody_waits && has_no_other_modules(guard)
 }
 
 /// Modules that come with servers write in commands only.
