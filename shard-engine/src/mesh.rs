@@ -154,7 +154,7 @@ pub fn check_ownership(guard: &ServerLock, epoch: u64) -> Result<(), String> {
     if topology.epoch != epoch {
         return Err("saw the slots of the cluster move".into());
     }
-    match cluster::migrating_slot(guard) {
+    match cluster::migrating_slots(guard).first() {
         Some(slot) => Err(format!("has slot {slot} on the move to or from another shard")),
         None => Ok(()),
     }
