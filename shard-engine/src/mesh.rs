@@ -18,7 +18,7 @@ use oxigears_coordinator::{
     limits,
     message::Message,
     net::{LogLevel, Mesh, MeshConfig, MeshHandler, PeerAddress, TlsFiles},
-    topology::{NodeId, Topology},
+    topology::{NodeId, Slot, Topology},
 };
 use oxigears_python_api::python_version;
 
@@ -26,7 +26,7 @@ use crate::{
     config::ConfigStore,
     module::module,
     redis::{
-        cluster,
+        cluster::{self, Serving},
         lock::{self, ServerLock},
         log, timer,
     },
@@ -147,6 +147,24 @@ pub fn refresh_topology_from_thread() {
     }
 }
 
+/// The lowest slot of this shard, as the server has it now. While it moves away, its new keys are refused here: then the
+/// lowest one that stays. `None` on a replica and on a master without slots.
+pub fn lowest_slot(guard: &ServerLock) -> Option<Slot> {
+    let mine = |topology: &Topology| topology.my_number().map(|n| topology.shards[n].ranges.clone());
+    let engine = &module().engine;
+    match mine(&engine.topology()).and_then(|ranges| ranges.first().copied()) {
+        Some((lowest, _)) if cluster::serving(guard, lowest) == Serving::All => return Some(lowest),
+        None if !registrations::is_master() => return None,
+        // Moved, or promoted, a moment ago: what the engine knows is from before.
+        _ => refresh_topology(guard),
+    }
+    let ranges = mine(&engine.topology())?;
+    let moving = cluster::migrating_slots(guard);
+    let mut slots = ranges.iter().flat_map(|&(first, last)| first..=last);
+    let staying = slots.find(|slot| !moving.contains(slot));
+    staying.or_else(|| ranges.first().map(|&(lowest, _)| lowest))
+}
+
 /// Called by keyspace readers under the lock: the slots are still those of the execution, and none is on the move.
 pub fn check_ownership(guard: &ServerLock, epoch: u64) -> Result<(), String> {
     refresh_topology(guard);
@@ -154,7 +172,7 @@ pub fn check_ownership(guard: &ServerLock, epoch: u64) -> Result<(), String> {
     if topology.epoch != epoch {
         return Err("saw the slots of the cluster move".into());
     }
-    match cluster::migrating_slot(guard) {
+    match cluster::migrating_slots(guard).first() {
         Some(slot) => Err(format!("has slot {slot} on the move to or from another shard")),
         None => Ok(()),
     }

@@ -6,12 +6,13 @@ use oxigears_coordinator::{
     engine::{Execution, Order},
     execution::Phase,
     registry::EventSource,
-    topology::{key_slot, slot_tag},
+    topology::{Slot, key_slot, slot_tag},
 };
 use oxigears_python_api::{
     Acting, LogLevel, RegistrationDraft, Reply, RunOver, RunRequest, Server, Session, TimerDraft, WhenOver,
     current_origin,
 };
+use parking_lot::Mutex;
 
 use crate::{
     identity, mesh,
@@ -79,19 +80,12 @@ impl Server for RedisServer {
     }
 
     fn hashtag(&self) -> Option<String> {
-        let mut topology = module().engine.topology();
-        if !topology.is_cluster() {
-            return Some(slot_tag(0));
+        if !module().is_cluster {
+            return Some(tag_of(0));
         }
-        if topology.my_number().is_none() && registrations::is_master() {
-            // Promoted a moment ago: what the engine knows is from before.
-            mesh::refresh_topology_from_thread();
-            topology = module().engine.topology();
-        }
-        let shard = topology.my_number().map(|n| &topology.shards[n])?;
-        let tag = shard.ranges.first().map(|&(first, _)| slot_tag(first))?;
-        debug_assert_eq!(shard.ranges[0].0, key_slot(tag.as_bytes()));
-        Some(tag)
+        let slot = mesh::lowest_slot(&lock::lock());
+        let is_alone = || !module().engine.topology().is_cluster();
+        slot.or_else(|| is_alone().then_some(0)).map(tag_of)
     }
 
     fn log(&self, level: LogLevel, message: &str) {
@@ -181,6 +175,21 @@ impl Server for RedisServer {
             return Err(transaction::refusal("registerTE()"));
         }
         timers::make(draft)
+    }
+}
+
+/// The hash tag of a slot. To find one takes long, and it is always the same shard that asks.
+fn tag_of(slot: Slot) -> String {
+    static LAST: Mutex<Option<(Slot, String)>> = Mutex::new(None);
+    let mut last = LAST.lock();
+    match &*last {
+        Some((known, tag)) if *known == slot => tag.clone(),
+        _ => {
+            let tag = slot_tag(slot);
+            debug_assert_eq!(slot, key_slot(tag.as_bytes()));
+            *last = Some((slot, tag.clone()));
+            tag
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 import pytest
 from firing import wait_list
+from localcluster import key_slot
+from moving import Move
 from registrations import register
-from replies import own_tag
+from replies import own_tag, wait_until
 from wire import Wire
 
 NOTES = """
@@ -30,3 +32,34 @@ def test_entries_that_wait_run_at_the_new_owner(cluster, wires, mode):
     finally:
         cluster.move_slots([slot], target, source)
         cluster.wait_cluster_ok()
+
+
+TAGS = """
+GB('CommandReader').map(lambda x: hashtag()).register(trigger='tag', mode=%(mode)r)
+GB().foreach(lambda x: execute('rpush', 'seen{%%s}' %% hashtag(), x['key'])).register(
+    'k*', eventTypes=['set'], mode=%(mode)r)
+"""
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async_local", marks=pytest.mark.matrix)])
+def test_hashtag_follows_the_lowest_slot(cluster, wires, mode):
+    """While that one moves away it refuses new keys: no event may be lost for it."""
+    (source, target), wire = cluster.servers[:2], wires[0]
+    stays = next(str(n) for n in range(10**5) if 1000 < key_slot(b"%d" % n) < 5000)
+    register(wire, TAGS % {"mode": mode})
+    assert wire.ok("RG.TRIGGER", "tag") == [b"06S"]
+    with Move(cluster, source, target, "06S") as move:
+        (tag,) = wire.ok("RG.TRIGGER", "tag")
+        assert key_slot(tag) == 1
+        seen = b"seen{%s}" % tag
+        wire.ok("SET", f"k1{{{stays}}}", "v")
+        wait_list(wire, [f"k1{{{stays}}}"], seen)
+        move.finish()
+        # At once: what was known a moment ago is wrong.
+        wire.ok("SET", f"k2{{{stays}}}", "v")
+        assert wire.ok("RG.TRIGGER", "tag") == [tag]
+        wait_list(wire, [f"k1{{{stays}}}", f"k2{{{stays}}}"], seen)
+        wait_until(lambda: wires[1].ok("RG.TRIGGER", "tag") == [b"06S"], "the new owner seeing it")
+    wait_until(lambda: wire.ok("RG.TRIGGER", "tag") == [b"06S"], "the slot being back")
+    wire.ok("DEL", seen)
+    wire.ok("DEL", f"k1{{{stays}}}", f"k2{{{stays}}}")

@@ -3,7 +3,8 @@
 import localcluster
 import pytest
 from cleaning import leave_nothing
-from registrations import clear
+from moving import Move
+from registrations import clear, wait_group
 from replies import own_tag, wait_until
 from streams import add, counters, data, register, script, seen, wait_length, wait_seen
 from wire import Wire
@@ -29,42 +30,6 @@ def tags_of(server):
         mine.discard(wire.ok("CLUSTER", "KEYSLOT", first))
         second = next(str(n) for n in range(10**6) if localcluster.key_slot(b"%d" % n) in mine)
     return first, second
-
-
-class Move:
-    """A slot that is on the move; whatever happens it is back at its owner in the end."""
-
-    def __init__(self, cluster, source, target, tag):
-        self.cluster, self.source, self.target = cluster, source, target
-        self.slot = localcluster.key_slot(tag.encode())
-        self.moving = self.gone = True
-
-    def __enter__(self):
-        self.target.command("CLUSTER", "SETSLOT", self.slot, "IMPORTING", self.source.node_id)
-        self.source.command("CLUSTER", "SETSLOT", self.slot, "MIGRATING", self.target.node_id)
-        return self
-
-    def key(self, key):
-        self.source.command("MIGRATE", localcluster.HOST, self.target.port, key, 0, 60000)
-
-    def finish(self):
-        while keys := self.source.command("CLUSTER", "GETKEYSINSLOT", self.slot, 1):
-            self.key(keys[0])
-        for server in (self.target, self.source):
-            server.command("CLUSTER", "SETSLOT", self.slot, "NODE", self.target.node_id)
-        self.moving = False
-
-    def cancel(self):
-        for server in (self.target, self.source):
-            server.command("CLUSTER", "SETSLOT", self.slot, "STABLE")
-        self.moving = self.gone = False
-
-    def __exit__(self, *_):
-        if self.moving:
-            self.finish()
-        if self.gone:
-            self.cluster.move_slots([self.slot], self.target, self.source)
-        self.cluster.wait_cluster_ok()
 
 
 @pytest.fixture
@@ -191,3 +156,22 @@ def test_a_promoted_replica_skips_nothing(six, mode):
     with Wire(master.port) as wire:
         wire.ok("DEL", stream, key)
     wait_until(lambda: follows(replica, master), "the replica following")
+
+
+def test_a_server_whose_commands_are_renamed():
+    """What the server is asked with may be gone."""
+    with localcluster.LocalCluster(masters=3, server_args=("--rename-command", "PERSIST", "")) as renamed:
+        renamed.wait_mesh()
+        wait_group(renamed.servers)
+        source, target = renamed.servers[:2]
+        tag = own_tag(source)
+        with Wire(source.port) as wire, Wire(target.port) as other:
+            register_atomic(wire, BOTH % (tag, tag), f"s{{{tag}}}")
+            add(wire, f"s{{{tag}}}", "1-1")
+            wait_length(wire, f"s{{{tag}}}", 0)
+            with Move(renamed, source, target, tag) as move:
+                add(wire, f"s{{{tag}}}", "1-2")
+                wait_until(lambda: counters(wire)[2] >= 1, "a try")
+                move.finish()
+                wait_length(other, f"s{{{tag}}}", 0)
+                assert [other.ok("GET", f"{name}{{{tag}}}") for name in "ab"] == [b"2", b"2"]

@@ -1,7 +1,9 @@
 """register(): its arguments, what it must refuse, and the functions that hear of it."""
 
+from pathlib import Path
+
 import pytest
-from registrations import MODES, NOT_FOUND, by_trigger, dump, only, register, sessions, simple_trigger, trigger
+from registrations import MODES, NOT_FOUND, OK, by_trigger, dump, only, register, sessions, simple_trigger, trigger
 from replies import own_tag, traceback_lines, wait_until
 from wire import Error, Simple, Wire
 
@@ -280,3 +282,63 @@ def make(x):
         assert not isinstance(client.read(), Error)
     assert len(dump(wire)) == 301
     assert trigger(wire, "made299") == [b"300made299"]
+
+
+def break_snapshots(server, wire):
+    """The server can not write its dump, and then takes no writes."""
+    (Path(server.dir) / "dump.rdb").mkdir()
+    wire.ok("BGSAVE")
+
+
+def mend_snapshots(server, wire):
+    (Path(server.dir) / "dump.rdb").rmdir()
+    wire.ok("BGSAVE")
+
+
+def miss_replicas(server, wire):
+    wire.ok("CONFIG", "SET", "min-replicas-to-write", 1)
+
+
+def miss_none(server, wire):
+    wire.ok("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+HERE = """
+def make(x):
+    GB('CommandReader').map(str).register(trigger='here')
+GB('CommandReader').foreach(make).register(trigger='make', mode=%r)
+"""
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+@pytest.mark.parametrize(
+    ("harm", "mend", "code"),
+    [(break_snapshots, mend_snapshots, "MISCONF"), (miss_replicas, miss_none, "NOREPLICAS")],
+)
+def test_a_server_that_takes_no_writes_takes_no_changes(fresh, harm, mend, code, mode):
+    """It would forget them, as it would forget the writes that it refuses."""
+    server = fresh(server_args=("--save", "3600 1"))
+    with Wire(server.port) as wire:
+        register(wire, simple_trigger("before"))
+        register(wire, HERE % mode)
+        before = dump(wire)
+        harm(server, wire)
+        wait_until(lambda: isinstance(wire.call("SET", "k", "v"), Error), "writes being refused")
+        refusal = wire.error("SET", "k", "v")
+        assert refusal.startswith(f"{code} ")
+        made = by_trigger(wire, "before").id
+        assert wire.error("RG.PYEXECUTE", simple_trigger("after")) == refusal
+        assert wire.error("RG.UNREGISTER", made) == refusal
+        assert wire.error("RG.CLEARREGISTRATIONSSTATS") == refusal
+        wire.ok("MULTI")
+        wire.ok("RG.UNREGISTER", made)
+        (reply,) = wire.ok("EXEC")
+        assert reply.text == refusal
+        assert refusal in wire.error("RG.TRIGGER", "make")
+        assert refusal in wire.error("RG.PYEXECUTE", "registerTE(60, lambda: None, 'timer')")
+        assert dump(wire).keys() == before.keys()
+        mend(server, wire)
+        wait_until(lambda: wire.call("SET", "k", "v") == OK, "writes being taken")
+        register(wire, simple_trigger("after"))
+        assert wire.call("RG.UNREGISTER", made) == OK

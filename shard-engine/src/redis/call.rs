@@ -43,6 +43,9 @@ pub struct Flags<'a> {
     pub respect_memory_limit: bool,
     /// Refuse commands that write if ordinary clients may not write here: on a read-only replica.
     pub respect_read_only: bool,
+    /// Refuse commands that write if the server takes no writes of clients now: it can not write its files, or too few
+    /// replicas follow. Not before version 7.0.3: there it ends the server on a thread.
+    pub respect_server_state: bool,
     /// Ask for RESP3 replies.
     pub resp3: bool,
     /// Registrations may take it over: it is a script's, not our own.
@@ -367,9 +370,9 @@ fn key_positions(guard: &ServerLock, mut args: Vec<*mut raw::RedisModuleString>)
 }
 
 /// Older servers know fewer modifiers and refuse formats with others. The rest of the array is NUL.
-fn format_of(flags: Flags<'_>, deny_writes: bool) -> [u8; 8] {
+fn format_of(flags: Flags<'_>, deny_writes: bool) -> [u8; 9] {
     let modern = at_least(7, 0);
-    let mut format = [0; 8];
+    let mut format = [0; 9];
     let mut length = 0;
     let mut add = |wanted: bool, modifier: u8| {
         if wanted {
@@ -382,6 +385,7 @@ fn format_of(flags: Flags<'_>, deny_writes: bool) -> [u8; 8] {
     add(flags.resp3, b'3');
     add(flags.respect_memory_limit && modern, b'M');
     add(deny_writes && modern, b'W');
+    add(flags.respect_server_state && modern, b'S');
     add(modern, b'E');
     add(true, b'v');
     format

@@ -1,8 +1,11 @@
 //! The cluster as this server sees it: who is in it, who owns what, messages on the cluster bus, and server settings.
 
-use std::ffi::{CString, c_char};
+use std::{
+    collections::BTreeSet,
+    ffi::{CString, c_char},
+};
 
-use oxigears_coordinator::topology::{NodeId, Slot, Topology};
+use oxigears_coordinator::topology::{NodeId, Shard, Slot, Topology};
 use redis_module::raw;
 
 pub use super::bus::{on_bus_message, send_bus_message};
@@ -143,19 +146,21 @@ pub fn is_ok(guard: &ServerLock) -> bool {
     reply.is_ok_and(says_ok)
 }
 
-/// A slot that this server migrates or imports now.
-pub fn migrating_slot(guard: &ServerLock) -> Option<Slot> {
+/// The slots that this server migrates or imports now.
+pub fn migrating_slots(guard: &ServerLock) -> BTreeSet<Slot> {
     if !is_enabled(guard) {
-        return None;
+        return BTreeSet::new();
     }
-    let reply = call(guard, &["CLUSTER", "NODES"], Flags::default()).ok()?;
-    read_migrating(reply.text()?).next()
+    let reply = call(guard, &["CLUSTER", "NODES"], Flags::default());
+    reply.map_or_else(
+        |_| BTreeSet::new(),
+        |reply| read_migrating(reply.text().unwrap_or("")).collect(),
+    )
 }
 
-/// This server migrates or imports this slot now. In a cluster.
+/// This server migrates or imports this slot now.
 pub fn is_migrating(guard: &ServerLock, slot: Slot) -> bool {
-    let reply = call(guard, &["CLUSTER", "NODES"], Flags::default());
-    reply.is_ok_and(|reply| read_migrating(reply.text().unwrap_or("")).any(|moving| moving == slot))
+    migrating_slots(guard).contains(&slot)
 }
 
 /// Whether this server runs commands on the keys of a slot now.
@@ -179,22 +184,30 @@ pub fn serving(guard: &ServerLock, slot: Slot) -> Serving {
     let nobodys = format!("{{{}}}\0oxigears", number_in(slot));
     match call(guard, &["PERSIST", &nobodys], Flags::default()) {
         Ok(_) => Serving::All,
-        Err(CallError::OtherShard(_)) => why_refused(guard, slot),
+        Err(CallError::OtherShard(_)) => match by_table(guard, slot) {
+            Serving::All => Serving::NotNow(format!("slot {slot} is not served")),
+            other => other,
+        },
+        // Renamed away: the slower questions answer the same.
+        Err(CallError::UnknownCommand(_)) if is_ok(guard) => by_table(guard, slot),
         Err(e) => Serving::NotNow(e.to_string()),
     }
 }
 
-fn why_refused(guard: &ServerLock, slot: Slot) -> Serving {
+/// What the server's list of slots says, whether the cluster is up or not.
+fn by_table(guard: &ServerLock, slot: Slot) -> Serving {
     if is_migrating(guard, slot) {
         return Serving::NotNow(format!("slot {slot} is on the move"));
     }
-    let is_others = |topology: &Topology| {
-        let mut others = topology.shards.iter().filter(|shard| shard.id != topology.me);
-        others.any(|shard| shard.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot)))
+    let topology = match read_topology(guard) {
+        Ok(topology) => topology,
+        Err(reason) => return Serving::NotNow(reason),
     };
-    match read_topology(guard) {
-        Ok(topology) if is_others(&topology) => Serving::Elsewhere,
-        _ => Serving::NotNow(format!("slot {slot} is not served")),
+    let owns = |shard: &&Shard| shard.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot));
+    match topology.shards.iter().find(owns) {
+        Some(owner) if owner.id == topology.me => Serving::All,
+        Some(_) => Serving::Elsewhere,
+        None => Serving::NotNow(format!("slot {slot} is not served")),
     }
 }
 

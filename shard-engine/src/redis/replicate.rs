@@ -5,9 +5,11 @@
 use redis_module::raw;
 
 use super::{
+    call::{CallError, Flags, call},
     ffi::{OwnedString, api, c_string},
     lock::ServerLock,
     register::Call,
+    version::server_version,
 };
 
 /// Where a command goes.
@@ -24,6 +26,25 @@ pub enum Target {
 pub fn is_paused(_guard: &ServerLock) -> bool {
     // SAFETY: the lock is held; the call takes nothing.
     unsafe { api!(RedisModule_AvoidReplicaTraffic)() != 0 }
+}
+
+/// What clients get for a write now, because the server can not write its files or too few replicas follow; `None` while it
+/// takes writes. Servers before 7.0.3 do not tell.
+pub fn refusal_of_writes(guard: &ServerLock) -> Option<String> {
+    if server_version(guard) < (7, 0, 3) {
+        return None;
+    }
+    let flags = Flags {
+        respect_server_state: true,
+        ..Flags::default()
+    };
+    // Changes nothing, as nobody has this key. If it is renamed away, or the key is another shard's, nothing is known.
+    match call(guard, &["PERSIST", "\0oxigears"], flags) {
+        Err(CallError::Answered(text)) if ["MISCONF ", "NOREPLICAS "].iter().any(|code| text.starts_with(code)) => {
+            Some(text)
+        }
+        _ => None,
+    }
 }
 
 /// Sends a command. False while replication is paused, or if the server does not know the command: nothing was sent.

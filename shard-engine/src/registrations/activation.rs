@@ -39,7 +39,7 @@ use crate::{
         cluster,
         context::server_flags,
         lock::{self, ServerLock},
-        log,
+        log, replicate,
     },
 };
 
@@ -491,6 +491,10 @@ fn apply(guard: &ServerLock, command: &Command) -> Result<u64, Failure> {
     let service = &registrations().service;
     if cluster::is_replica(guard) {
         return Err(Failure::Failed(change::READONLY.into()));
+    }
+    // Its log and its replicas are all that keeps the change.
+    if let Some(text) = replicate::refusal_of_writes(guard) {
+        return Err(Failure::Failed(text));
     }
     let index = service.apply_alone(command.clone())?;
     persistence::replicate(guard, command);

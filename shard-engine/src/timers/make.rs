@@ -75,6 +75,9 @@ fn check_key(guard: &ServerLock, key: &[u8], user: Option<&str>) -> Result<(), S
     if cluster::is_replica(guard) {
         return Err(CallError::ReadOnly.to_string());
     }
+    if let Some(text) = replicate::refusal_of_writes(guard) {
+        return Err(text);
+    }
     let server = server_flags(guard);
     if server.out_of_memory && !server.evicts {
         return Err("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
