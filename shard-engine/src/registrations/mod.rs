@@ -58,7 +58,7 @@ use crate::{
     mesh::{self, mesh},
     module::module,
     redis::{
-        cluster,
+        cluster, event_loop,
         lock::{self, ServerLock},
         log, timer,
     },
@@ -187,10 +187,14 @@ pub fn load_state(state: Registry) {
     registrations().service.replace_alone(state);
 }
 
-/// It is there: what it brought becomes active.
+/// It is there: what it brought becomes active, on a master before it takes commands, or their events would be lost.
 pub fn load_ended() {
-    registrations().activation.load_ended();
-    streams::load_ended(&lock::lock());
+    let (guard, activation) = (lock::lock(), &registrations().activation);
+    activation.load_ended();
+    streams::load_ended(&guard);
+    if is_master() && activation.is_due() {
+        event_loop::await_at_end(&guard, || !registrations().activation.is_due(), limits::LOADED_WAIT);
+    }
 }
 
 /// A command of the replication link or of the AOF. In a group the log decides, and this changes nothing.
