@@ -210,6 +210,26 @@ def test_what_was_loaded_is_active_for_the_first_command(fresh, load):
             assert counters(wire) == (1, 1, 0, 0), "counted by what was loaded"
 
 
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_a_load_begins_with_the_globals_that_were_registered(fresh, load):
+    server = fresh(server_args=(*RDB, *DEBUG))
+    code = """
+calls = []
+def f(x):
+    calls.append(x[1])
+    return calls
+GB('CommandReader').map(f).register(trigger='one', mode='sync')
+GB('CommandReader').map(f).register(trigger='two', mode='sync')
+"""
+    with Wire(server.port) as wire:
+        register(wire, code)
+    for _ in range(3):
+        with Wire(server.port) as wire:
+            assert trigger(wire, "one", "a") == [b"['a']"]
+            assert trigger(wire, "two", "b") == [b"['a', 'b']"]
+        load(server)
+
+
 def test_a_script_runs_while_the_dataset_is_reloaded(fresh):
     server = fresh(server_args=DEBUG)
     add(server, "a")

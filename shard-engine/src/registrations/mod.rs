@@ -48,6 +48,7 @@ use oxigears_coordinator::{
     registry::{Command, Refusal, Registry},
     topology::NodeId,
 };
+use oxigears_python_api::Session;
 
 use self::{activation::Activation, spread::Spread, streams::Streams, sync::Helpers};
 pub use self::{
@@ -178,6 +179,10 @@ pub fn dataset_replaced(guard: &ServerLock) {
 /// A dataset is about to be loaded: what was held so far goes, unless a group decides.
 pub fn load_started() {
     let replaced = registrations().service.replace_alone(Registry::default());
+    if replaced {
+        // What is loaded begins with the globals that were registered.
+        Session::forget_all();
+    }
     registrations().activation.load_started(replaced);
     streams::load_started();
 }
