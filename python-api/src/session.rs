@@ -75,6 +75,11 @@ impl Session {
         Ok(session)
     }
 
+    /// Functions that are loaded from now on join new globals. What is loaded already keeps its own. Without the GIL.
+    pub fn forget_all() {
+        SESSIONS.lock().take();
+    }
+
     /// Its name.
     pub fn id(&self) -> &str {
         &self.id

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from breaking import exit_code, no_crash
+from firing import counters
 from localcluster import StartError
 from persisting import (
     COMMAND,
@@ -179,6 +180,54 @@ def test_debug_reload(fresh):
     server.command("DEBUG", "RELOAD", "NOSAVE")
     expect(server, before, "ab")
     assert server.command("GET", "key") == b"value"
+
+
+# Its functions take a while to load.
+SLOW = """
+import time
+class Slow:
+    def __reduce__(self):
+        return time.sleep, (0.2,)
+slow = Slow()
+GB().foreach(lambda x: (slow, execute('incr', 'seen'))).register('k*', mode='sync')
+"""
+LOADS = {
+    "reload": lambda server: server.command("DEBUG", "RELOAD"),
+    "start": lambda server: server.restart(),
+}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_what_was_loaded_is_active_for_the_first_command(fresh, load):
+    server = fresh(server_args=(*RDB, *DEBUG))
+    with Wire(server.port) as wire:
+        register(wire, SLOW)
+    for number in (b"1", b"2"):
+        load(server)
+        with Wire(server.port) as wire:
+            wire.ok("SET", "k", "v")
+            assert wire.ok("GET", "seen") == number
+            assert counters(wire) == (1, 1, 0, 0), "counted by what was loaded"
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_a_load_begins_with_the_globals_that_were_registered(fresh, load):
+    server = fresh(server_args=(*RDB, *DEBUG))
+    code = """
+calls = []
+def f(x):
+    calls.append(x[1])
+    return calls
+GB('CommandReader').map(f).register(trigger='one', mode='sync')
+GB('CommandReader').map(f).register(trigger='two', mode='sync')
+"""
+    with Wire(server.port) as wire:
+        register(wire, code)
+    for _ in range(3):
+        with Wire(server.port) as wire:
+            assert trigger(wire, "one", "a") == [b"['a']"]
+            assert trigger(wire, "two", "b") == [b"['a', 'b']"]
+        load(server)
 
 
 def test_a_script_runs_while_the_dataset_is_reloaded(fresh):

@@ -4,8 +4,9 @@ import itertools
 import threading
 
 import pytest
+from firing import data
 from registrations import MODES, by_trigger, dump, only, register, simple_trigger, trigger
-from replies import Gate, executions_of, flat_map, wait_until
+from replies import Gate, executions_of, flat_map, own_plan, wait_until
 from wire import Error, Simple, Wire
 
 MODE = pytest.mark.parametrize("mode", MODES)
@@ -40,6 +41,42 @@ def test_durations(wire, mode):
     assert second["totalRunDurationMS"] >= first["totalRunDurationMS"] + 20
     assert float(second["avgRunDurationMS"]) == pytest.approx(second["totalRunDurationMS"] / 2, abs=1)
     assert isinstance(second["avgRunDurationMS"], bytes)
+
+
+@MODE
+@pytest.mark.parametrize(
+    ("reader", "arguments", "command"),
+    [
+        (B, "trigger='t'", ["RG.TRIGGER", "t"]),
+        (B, "hook='get'", ["GET", "k"]),
+        ("GB()", "'k*'", ["SET", "k", "v"]),
+        ("GB('StreamReader')", "'s*'", ["XADD", "s", "*", "f", "v"]),
+        ("GB('TimerReader')", "interval=0.05", ["PING"]),
+    ],
+    ids=["trigger", "hook", "keys", "stream", "timer"],
+)
+def test_durations_of_what_goes_on_later(wire, mode, reader, arguments, command):
+    register(
+        wire,
+        f"""import asyncio, time
+def first(x):
+    time.sleep(0.03)
+    return x
+async def later(x):
+    await asyncio.sleep(0.01)
+    return x
+def last(x):
+    time.sleep(0.04)
+    return x
+{reader}.map(first).map(later).map(last).register({arguments}, mode={mode!r})""",
+    )
+    wire.call(*command)
+    wait_until(lambda: data(wire)["totalRunDurationMS"] >= 40, "a run that is over")
+    counted = data(wire)
+    assert counted["lastRunDurationMS"] >= 70, "what ran before the coroutine counts too"
+    assert counted["totalRunDurationMS"] >= counted["lastRunDurationMS"]
+    for execution, (status, _) in executions_of(wire).items():
+        assert status != b"done" or own_plan(wire, execution)["total_duration"] >= 70
 
 
 def test_the_average_is_a_double_in_resp3(server, wire):

@@ -48,8 +48,8 @@ pub struct Fired {
     pub here: Option<Arc<dyn Any + Send + Sync>>,
     /// `ExecutionMaxIdleTime` when the registration became active here.
     pub idle_limit_ms: u64,
-    /// It is the rest of a run that began before the execution was made.
-    pub begun: bool,
+    /// It is the rest of a run that began before the execution was made, and that took so long until then.
+    pub spent_ns: Option<u64>,
 }
 
 /// A registration as a shard that takes part in its executions knows it.

@@ -59,7 +59,7 @@ pub struct Execution {
     waiters: Mutex<Vec<Waiter>>,
     /// Slot -> participant; set when the topology that the execution is bound to is known here.
     pub(super) owners: OnceLock<Arc<[u16]>>,
-    /// Time on worker threads, in ns.
+    /// Time on worker threads, and what ran before it was made, in ns.
     pub total_ns: AtomicU64,
     /// Since when a worker thread is on it and the time has not been added; 0: none is.
     on_thread_since_ns: AtomicU64,
@@ -80,6 +80,7 @@ impl Execution {
         interrupt: Arc<dyn Interrupt>,
     ) -> Arc<Execution> {
         let setup = machine.setup().clone();
+        let spent_ns = fired.as_ref().and_then(|fired| fired.spent_ns);
         Arc::new(Execution {
             id: setup.id.clone(),
             plan,
@@ -95,7 +96,7 @@ impl Execution {
             interrupt,
             waiters: Mutex::new(Vec::new()),
             owners: OnceLock::new(),
-            total_ns: AtomicU64::new(0),
+            total_ns: AtomicU64::new(spent_ns.unwrap_or(0)),
             on_thread_since_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
             drop_when_over: AtomicBool::new(false),

@@ -96,7 +96,7 @@ impl Engine {
                     input,
                     here: None,
                     idle_limit_ms,
-                    begun: false,
+                    spent_ns: None,
                 };
                 self.accept_fired(Invitation { depth, ..invitation }, fired);
                 Ok(())

@@ -295,7 +295,7 @@ impl Engine {
         let is_its = |e: &Arc<Execution>| {
             e.fired
                 .as_ref()
-                .is_some_and(|f| *f.registration == *registration && !f.begun)
+                .is_some_and(|f| *f.registration == *registration && f.spent_ns.is_none())
         };
         let its = self.unfinished().into_iter().filter(is_its);
         its.filter(|e| e.drive(self, Machine::abort_unstarted)).count()

@@ -282,7 +282,7 @@ impl Swift {
             input: RecordBatch::default(),
             here: None,
             idle_limit_ms: 0,
-            begun: false,
+            spent_ns: None,
         };
         let machine = Machine::shown(Arc::new(setup), phase, outcome);
         Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)
@@ -327,14 +327,17 @@ impl Looked {
         if let Some(shown) = self.0 {
             let engine = engine.clone();
             rest.when_over(Box::new(move |rest| {
+                let total_ns = rest.total_ns.load(Ordering::Relaxed);
+                shown.total_ns.store(total_ns, Ordering::Relaxed);
                 shown.show_end(&engine, rest.phase(), rest.with_outcome(Clone::clone));
             }));
         }
     }
 
-    /// It does not go on.
-    pub fn ends(self, engine: &Arc<Engine>, outcome: &Outcome) {
+    /// It does not go on, after so many nanoseconds of work.
+    pub fn ends(self, engine: &Arc<Engine>, outcome: &Outcome, total_ns: u64) {
         if let Some(shown) = self.0 {
+            shown.total_ns.store(total_ns, Ordering::Relaxed);
             shown.show_end(engine, Phase::Aborted, outcome.clone());
         }
     }

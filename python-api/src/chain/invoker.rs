@@ -218,6 +218,7 @@ impl Invoker {
             stage: self.stage.clone(),
             functions: self.functions.clone(),
             origin,
+            spent_ns: 0,
         })
     }
 }
@@ -236,6 +237,8 @@ pub struct Continuation {
     stage: Stage,
     functions: Functions,
     origin: Option<Arc<dyn Origin>>,
+    /// How long the call took; set by whoever made it.
+    pub spent_ns: u64,
 }
 
 // SAFETY: the rest is touched only with the GIL held, and by one thread, as it is taken out of a mutex.

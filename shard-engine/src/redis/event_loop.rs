@@ -8,8 +8,10 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use redis_module::raw;
 
 use super::{
@@ -33,6 +35,14 @@ type Work = fn(&ServerLock);
 static WOKEN: AtomicBool = AtomicBool::new(false);
 
 static AT_END: OnceLock<Work> = OnceLock::new();
+
+/// What the main thread waits for at the end of a turn.
+struct Awaited {
+    is_done: fn() -> bool,
+    most: Duration,
+}
+
+static AWAITED: Mutex<Option<Awaited>> = Mutex::new(None);
 
 /// Of the thread whose event loop it is.
 #[derive(Clone, Copy, PartialEq)]
@@ -93,6 +103,21 @@ pub fn listen(guard: &ServerLock) -> bool {
     STATE.load(Ordering::Acquire) == LISTENS
 }
 
+/// At the end of this turn, before answers go out and new commands come, the main thread lends the lock until `is_done`,
+/// but not for longer than `most`, nor while writes are paused. Does nothing if the server does not tell of its turns.
+pub fn await_at_end(guard: &ServerLock, is_done: fn() -> bool, most: Duration) {
+    if listen(guard) {
+        *AWAITED.lock() = Some(Awaited { is_done, most });
+    }
+}
+
+fn lend_until_done(awaited: &Awaited) {
+    let start = Instant::now();
+    while !(awaited.is_done)() && start.elapsed() < awaited.most && !replicate::is_paused(&lock::lock()) {
+        sharing::lend(true);
+    }
+}
+
 /// Who borrows may write, so nobody does while writes are paused.
 fn lend(late: bool) {
     if !replicate::is_paused(&lock::lock()) {
@@ -129,6 +154,10 @@ extern "C" fn turn(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u
     } else if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
         if sharing::is_wanted_late() {
             guarded("sharing the server lock", || lend(true));
+        }
+        let awaited = AWAITED.lock().take();
+        if let Some(awaited) = awaited {
+            guarded("lending the server lock", || lend_until_done(&awaited));
         }
         if later::is_asked() {
             guarded("work before the event loop sleeps", || later::work(&lock::lock()));

@@ -238,6 +238,11 @@ impl Activation {
         self.wake();
     }
 
+    /// What was loaded last is not active yet, and there was or is something.
+    pub fn is_due(&self) -> bool {
+        self.reloaded.load(Ordering::Acquire) && !(self.base().is_empty() && registrations().service.state().is_empty())
+    }
+
     fn work_once(&self) {
         let (change, farewells) = {
             let mut work = self.work.lock();

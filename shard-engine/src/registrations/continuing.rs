@@ -25,7 +25,7 @@ pub struct Over {
     pub outcome: Outcome,
     /// It was ended before it was complete.
     pub aborted: bool,
-    /// Time on worker threads.
+    /// Time that it ran, before it was postponed too.
     pub total_ns: u64,
 }
 
@@ -56,6 +56,7 @@ pub fn go_on(
     depth: u32,
     then: impl FnOnce(Over) + Send + 'static,
 ) {
+    let spent_ns = rest.spent_ns;
     let order = Order {
         plan: core.loaded.plan.clone(),
         local: Arc::<Continuation>::from(rest),
@@ -68,7 +69,7 @@ pub fn go_on(
             input: RecordBatch::default(),
             here: Occasion::default().carried(),
             idle_limit_ms: core.idle_limit_ms,
-            begun: true,
+            spent_ns: Some(spent_ns),
         }),
     };
     // Shared, because it comes back if the execution can not be created.
@@ -99,12 +100,12 @@ pub fn go_on(
                 errors: vec![text],
                 ..Outcome::default()
             };
-            looked.ends(engine, &outcome);
+            looked.ends(engine, &outcome, spent_ns);
             if let Some(then) = then.lock().take() {
                 then(Over {
                     outcome,
                     aborted: true,
-                    total_ns: 0,
+                    total_ns: spent_ns,
                 });
             }
         }

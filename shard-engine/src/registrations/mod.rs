@@ -48,6 +48,7 @@ use oxigears_coordinator::{
     registry::{Command, Refusal, Registry},
     topology::NodeId,
 };
+use oxigears_python_api::Session;
 
 use self::{activation::Activation, spread::Spread, streams::Streams, sync::Helpers};
 pub use self::{
@@ -58,7 +59,7 @@ use crate::{
     mesh::{self, mesh},
     module::module,
     redis::{
-        cluster,
+        cluster, event_loop,
         lock::{self, ServerLock},
         log, timer,
     },
@@ -178,6 +179,10 @@ pub fn dataset_replaced(guard: &ServerLock) {
 /// A dataset is about to be loaded: what was held so far goes, unless a group decides.
 pub fn load_started() {
     let replaced = registrations().service.replace_alone(Registry::default());
+    if replaced {
+        // What is loaded begins with the globals that were registered.
+        Session::forget_all();
+    }
     registrations().activation.load_started(replaced);
     streams::load_started();
 }
@@ -187,10 +192,14 @@ pub fn load_state(state: Registry) {
     registrations().service.replace_alone(state);
 }
 
-/// It is there: what it brought becomes active.
+/// It is there: what it brought becomes active, on a master before it takes commands, or their events would be lost.
 pub fn load_ended() {
-    registrations().activation.load_ended();
-    streams::load_ended(&lock::lock());
+    let (guard, activation) = (lock::lock(), &registrations().activation);
+    activation.load_ended();
+    streams::load_ended(&guard);
+    if is_master() && activation.is_due() {
+        event_loop::await_at_end(&guard, || !registrations().activation.is_due(), limits::LOADED_WAIT);
+    }
 }
 
 /// A command of the replication link or of the AOF. In a group the log decides, and this changes nothing.

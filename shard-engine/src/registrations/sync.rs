@@ -63,7 +63,7 @@ pub fn run_batch(active: &Active, code: &Code, batch: RecordBatch, origin: Optio
 
 fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Invoked) -> Invoked {
     let start = Instant::now();
-    let ran = {
+    let mut ran = {
         let _identity = identity::enter(active.core.loaded.user.clone());
         match &code.invoker {
             Some(invoker) => call(invoker),
@@ -73,16 +73,19 @@ fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Invoked
             }),
         }
     };
-    let stats = &active.core.stats;
-    match &ran {
+    let (stats, ns) = (&active.core.stats, start.elapsed().as_nanos() as u64);
+    match &mut ran {
         Invoked::Done(outcome) => {
             let end = match outcome.errors.first() {
                 None => End::Success,
                 Some(text) => End::Failure(text),
             };
-            stats.ran(&end, start.elapsed().as_nanos() as u64);
+            stats.ran(&end, ns);
         }
-        Invoked::Continues(_) => stats.triggered(),
+        Invoked::Continues(rest) => {
+            rest.spent_ns = ns;
+            stats.triggered();
+        }
     }
     ran
 }

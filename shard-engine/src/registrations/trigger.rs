@@ -185,7 +185,7 @@ pub fn fire(
             input,
             here,
             idle_limit_ms: active.core.idle_limit_ms,
-            begun: false,
+            spent_ns: None,
         }),
     };
     // Shared, because it comes back if the execution can not be created.

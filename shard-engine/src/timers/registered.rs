@@ -310,7 +310,7 @@ impl Turn {
                 input,
                 here: None,
                 idle_limit_ms: active.core.idle_limit_ms,
-                begun: false,
+                spent_ns: None,
             }),
         };
         let core = active.core.clone();

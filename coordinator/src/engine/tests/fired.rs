@@ -49,7 +49,7 @@ fn fired(mode: Mode) -> Order {
             input: input(),
             here: None,
             idle_limit_ms: 5000,
-            begun: false,
+            spent_ns: None,
         }),
         ..order(registered_plan(mode))
     }
@@ -322,7 +322,7 @@ fn only_what_has_not_started_is_aborted() {
         engine.create(order, None).unwrap()
     };
     let other = with(|fired| fired.registration = "another-1".into());
-    let rest = with(|fired| fired.begun = true);
+    let rest = with(|fired| fired.spent_ns = Some(0));
     assert_eq!(engine.abort_unstarted(REGISTRATION), 4);
     assert_eq!(engine.abort_unstarted(REGISTRATION), 0);
     for execution in queued.iter().chain([&held]) {

@@ -39,7 +39,7 @@ pub fn start(entry: &Arc<Entry>, event: Event) {
             input: RecordBatch::default(),
             here: occasion.carried(),
             idle_limit_ms: active.core.idle_limit_ms,
-            begun: false,
+            spent_ns: None,
         }),
     };
     let (fired, tied) = (active.clone(), event.tied);

@@ -62,11 +62,15 @@ impl SyncShot {
     pub fn fire(self, guard: &ServerLock) {
         let start = Instant::now();
         let ran = self.run(guard);
+        let ns = start.elapsed().as_nanos() as u64;
         let number = module().engine.next_number();
         let SyncShot { entry, event } = self;
         match ran {
-            Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, start.elapsed().as_nanos() as u64),
-            Invoked::Continues(rest) => fire::go_on(&entry, event, (number, Default::default()), rest),
+            Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, ns),
+            Invoked::Continues(mut rest) => {
+                rest.spent_ns = ns;
+                fire::go_on(&entry, event, (number, Default::default()), rest);
+            }
         }
     }
 

@@ -117,10 +117,11 @@ fn run_ready(entry: &Arc<Entry>) {
         };
         let outcome = match ran {
             Invoked::Done(outcome) => outcome,
-            Invoked::Continues(rest) => match active.core.swift.handed_over(number) {
+            Invoked::Continues(mut rest) => match active.core.swift.handed_over(number) {
                 Some(looked) => {
-                    fire::go_on(entry, event, (number, looked), rest);
                     now_ns = engine.now_ns();
+                    rest.spent_ns = now_ns - start_ns;
+                    fire::go_on(entry, event, (number, looked), rest);
                     if now_ns >= turn_ends {
                         return;
                     }

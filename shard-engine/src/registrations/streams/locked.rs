@@ -83,7 +83,8 @@ fn run(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, mut batch: Box<B
     let number = module().engine.next_number();
     let verdict = match run_steps(guard, (consumer, key), records, number, batch.depth.max(1)) {
         Ran::Over(verdict) => verdict,
-        Ran::Continues(rest) => {
+        Ran::Continues(mut rest) => {
+            rest.spent_ns = start.elapsed().as_nanos() as u64;
             running::go_on_later(consumer, key, batch, number, rest);
             return (Next::Wait, None);
         }

@@ -246,7 +246,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
                 .at_depth(batch.depth.max(1))
                 .carried(),
             idle_limit_ms: consumer.core.idle_limit_ms,
-            begun: false,
+            spent_ns: None,
         }),
     };
     // Shared, because it comes back if the execution can not be created.
