@@ -89,3 +89,53 @@ def test_chains_over_shards_end(cluster, wires):
 
     wait_until(over, "the chain's end")
     assert sum(counters(wire)[1] for wire in wires) == 8
+
+
+# A key of the first shard, and one of another slot of it.
+FIRST, OTHER = "k:{06S}", "other:{3}"
+FAR = "GB('KeysReader').foreach(lambda x: execute('RPUSH', 'other:{3}', x['value'])).register('k:*', mode='sync')"
+WITHIN = {
+    "alone": [("SET", FIRST, "1"), ("SET", FIRST, "2")],
+    "transaction": [("MULTI",), ("SET", FIRST, "1"), ("EXEC",), ("SET", FIRST, "2")],
+    "script": [("EVAL", "redis.call('SET', KEYS[1], '1')", "1", FIRST), ("SET", FIRST, "2")],
+    "stream": [("XADD", "s:{06S}", "*", "f", "1"), ("XADD", "s:{06S}", "*", "f", "2")],
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("way", WITHIN)
+def test_a_sync_handler_uses_a_key_of_another_slot(cluster, wires, way):
+    """Newer servers look for all keys in the table of the command's slot while it runs."""
+    script = FAR
+    if way == "stream":
+        script = (
+            "GB('StreamReader').foreach(lambda x: execute('RPUSH', 'other:{3}', x['value']['f']))"
+            ".register('s:*', mode='sync')"
+        )
+    wire = wires[owner_of(wires, FIRST)]
+    assert owner_of(wires, OTHER) == wires.index(wire)
+    everywhere(cluster, wires, script)
+    for command in WITHIN[way]:
+        wire.ok(*command)
+    # At once: the handler is over before the reply.
+    assert wire.ok("LRANGE", OTHER, "0", "-1") == [b"1", b"2"]
+    assert counters(wire)[2:] == (0, 0)
+
+
+@pytest.mark.matrix
+def test_what_must_run_within_a_command_finds_keys_or_says_that_it_can_not(cluster, wires):
+    wire = wires[owner_of(wires, FIRST)]
+    wire.ok("SET", OTHER, "there")
+    code = """
+def f(x):
+    try:
+        return execute('GET', 'other:{3}')
+    except Exception as error:
+        return str(error)
+GB('CommandReader').map(f).register(trigger='far', mode='sync')
+GB('CommandReader').map(f).register(hook='GET', keyprefix='k:', mode='sync')
+"""
+    everywhere(cluster, wires, code)
+    assert wire.ok("RG.TRIGGER", "far") == [b"there"]
+    for reply in wire.ok("RG.TRIGGERONKEY", "far", FIRST)[0], wire.ok("GET", FIRST):
+        assert reply == b"there" or b"in another slot" in reply

@@ -93,19 +93,6 @@ def test_what_a_hook_writes_instead_fires(fresh):
         wait_until(lambda: counters(wire, 1)[:2] == (1, 1), "the event of the first write")
 
 
-@pytest.mark.matrix
-def test_a_write_that_waits_for_the_end_of_a_pause_fires(fresh):
-    server = fresh()
-    with Wire(server.port) as wire, Wire(server.port) as other:
-        assert wire.ok("CLIENT", "PAUSE", "60000", "WRITE") == OK
-        other.send("SET", "k:1", "x")
-        wait_until(lambda: b"cmd=set" in wire.ok("CLIENT", "LIST"), "a client that waits")
-        register(wire)
-        assert wire.ok("CLIENT", "UNPAUSE") == OK
-        assert other.read() == OK
-        fires(wire)
-
-
 def test_what_an_atomic_batch_writes_fires(fresh):
     with Wire(fresh().port) as wire:
         wire.ok("XADD", "s", "*", "f", "v")

@@ -1,7 +1,10 @@
 //! RG.TRIGGER and RG.TRIGGERONKEY: one handler; the second only names its key for the server.
 
 use super::wrong_arity;
-use crate::{redis::register::Call, registrations::trigger};
+use crate::{
+    redis::{call::in_nested_call, register::Call, slot_tables},
+    registrations::trigger,
+};
 
 /// RG.TRIGGER <trigger> [arg ...]
 pub fn trigger(call: &mut Call) {
@@ -13,6 +16,7 @@ pub fn trigger(call: &mut Call) {
 /// RG.TRIGGERONKEY <trigger> <key> [arg ...]
 pub fn triggeronkey(call: &mut Call) {
     if !wrong_arity(call, 3..) {
+        let _inside = (!in_nested_call()).then(|| slot_tables::enter(call.guard(), Some(&call.args[2])));
         trigger::trigger(call);
     }
 }

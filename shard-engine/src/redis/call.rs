@@ -20,7 +20,7 @@ use super::{
     ffi::{OwnedString, api},
     filter,
     lock::{self, ServerLock},
-    notify, replicate, unfit,
+    notify, replicate, slot_tables, unfit,
     version::at_least,
 };
 
@@ -84,6 +84,11 @@ pub enum CallError {
     OtherShard(String),
     #[error("CROSSSLOT the keys of command '{0}' are in several slots; a command takes keys of one slot only")]
     CrossSlot(String),
+    #[error(
+        "ERR a key of command '{0}' is in another slot than those of the client's command that is under way; this version of \
+         the server would not find it now: use a key with the same hash tag, or mode 'async' or 'async_local'"
+    )]
+    OutOfReach(String),
     #[error("CLUSTERDOWN command '{0}' can not run while the cluster is down")]
     ClusterDown(String),
     #[error("NOPERM user '{0}' does not exist any more")]
@@ -227,6 +232,9 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     if strings.len() > 1 && server.cluster && crosses_slots(guard, name.as_ref(), &strings) {
         return Err(CallError::CrossSlot(shown()));
     }
+    if flags.replicate && slot_tables::is_inside(guard) && is_out_of_reach(guard, args) {
+        return Err(CallError::OutOfReach(shown()));
+    }
     let mut pointers: Vec<_> = strings.iter().map(OwnedString::as_ptr).collect();
     // A server that evicts makes room between the commands of its clients only: there the limit would refuse functions
     // what it grants to clients.
@@ -332,6 +340,11 @@ fn is_integer(text: &[u8]) -> bool {
 
 /// The command has keys in several slots. The server must not be asked: Valkey 9.1 refuses every later call of the
 /// module, keyless ones too, once it has refused one for this reason.
+fn is_out_of_reach<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> bool {
+    let mut keys = keys_of(guard, args).into_iter().map(|at| args[at].as_ref());
+    keys.any(|key| slot_tables::is_out_of_reach(guard, key))
+}
+
 fn crosses_slots(guard: &ServerLock, name: &[u8], args: &[OwnedString]) -> bool {
     let name = OwnedString::new(name);
     let pointers = std::iter::once(&name).chain(args).map(OwnedString::as_ptr).collect();

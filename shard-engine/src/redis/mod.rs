@@ -14,6 +14,7 @@
 //! * `aux_data`, `replicate`, `events`: data in dumps, commands for replicas and the AOF, what the server tells
 //! * `filter`, `front`, `wrapper`, `refusal`: taking over commands of clients
 //! * `unfit`: commands that functions may not run
+//! * `slot_tables`: keys that newer servers would not find within a client's command
 //! * `later`, `event_loop`: when the command at hand is over; the turns of the main thread
 //! * `timer`, `info`, `log`, `version`, `context`: the rest
 //!
@@ -50,6 +51,7 @@ pub mod register;
 pub mod replicate;
 pub mod reply;
 pub mod sharing;
+pub mod slot_tables;
 mod slots;
 pub mod timer;
 pub mod unfit;

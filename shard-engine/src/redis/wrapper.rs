@@ -26,7 +26,9 @@ use super::{
     refusal::{Fault, for_client, judge_error},
     replicate,
     reply::ReplyWriter,
+    slot_tables,
     value::Reply,
+    version::at_least,
 };
 
 mod permits;
@@ -210,6 +212,16 @@ impl Wrapped {
             return Err(text);
         }
         Ok((Check::Caller, Some(user)))
+    }
+
+    /// On servers where that matters.
+    fn first_key(&self) -> Option<Vec<u8>> {
+        if !(self.flags.cluster && at_least(7, 2)) {
+            return None;
+        }
+        let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
+        let at = *call::keys_of(&self.guard, &args).first()?;
+        Some(args[at].to_vec())
     }
 
     fn denies_writes(&self) -> bool {
@@ -423,6 +435,7 @@ fn enter(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, 
         flags: unsafe { Flags::of(ctx) },
     };
     command.flags.deny_blocking |= call::in_nested_call();
+    let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(&command.guard, command.first_key().as_deref()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         if let Some(handler) = HANDLER.get() {
             handler(&mut command);

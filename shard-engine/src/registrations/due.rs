@@ -31,7 +31,7 @@ use crate::redis::{
     guarded::Guarded,
     later,
     lock::{self, ServerLock},
-    log,
+    log, slot_tables,
 };
 
 /// A handler that is due.
@@ -105,6 +105,10 @@ pub fn numbers() -> Numbers {
 pub fn start() {
     call::after_each(run);
     later::when_over(run);
+    slot_tables::when_over(|guard, must_end| match must_end {
+        true => drop(run_waiting(guard)),
+        false => run_patiently(guard),
+    });
 }
 
 /// A handler is due as soon as the command at hand is over. Called in a notification of the server: runs nothing.
@@ -152,6 +156,19 @@ fn run_now(guard: &ServerLock) {
         return fire_all(guard);
     }
     call_for_help();
+}
+
+/// The same where a client waits for it: waits for the interpreter for a moment.
+fn run_patiently(guard: &ServerLock) {
+    if is_empty() || FIRING.get() {
+        return;
+    }
+    if sync::interpreter_is_free() {
+        return fire_all(guard);
+    }
+    if sync::for_waiting(guard, || fire_all(&lock::lock())).is_none() {
+        call_for_help();
+    }
 }
 
 /// What is fired must end before anything else happens: in MULTI and in Lua.

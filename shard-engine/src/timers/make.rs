@@ -19,7 +19,7 @@ use crate::{
         context::server_flags,
         data_type::{self, Held},
         lock::{self, ServerLock},
-        replicate,
+        replicate, slot_tables,
     },
     registrations::limits,
 };
@@ -84,6 +84,9 @@ fn check_key(guard: &ServerLock, key: &[u8], user: Option<&str>) -> Result<(), S
     }
     if let Some(user) = user {
         identity::check_write(guard, user, key)?;
+    }
+    if slot_tables::is_out_of_reach(guard, key) {
+        return Err(CallError::OutOfReach(WHAT.into()).to_string());
     }
     match place(guard, key) {
         Place::Here => Ok(()),

@@ -17,7 +17,7 @@ use super::{
 use crate::redis::{
     blocked::BlockedClient,
     lock::{self, ServerLock},
-    replicate,
+    replicate, slot_tables,
     wrapper::{Ran, Wrapped},
 };
 use crate::server::PythonHere;
@@ -89,6 +89,10 @@ fn run_tied<R>(link: Option<&Link>, run: impl FnOnce() -> R) -> R {
 /// The command, then its handlers: on a thread that has the interpreter, and keeps it.
 fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, may_block: bool, run: impl FnOnce() -> R) -> R {
     let ran = run_tied(link, run);
+    // Nobody waits for what they do but the client, whose reply has not gone out then, either.
+    if link.is_none() && !due::is_empty() && slot_tables::after_command(guard, !may_block) {
+        return ran;
+    }
     let _here = PythonHere::enter(true);
     if may_block {
         due::run(guard);

@@ -1,0 +1,97 @@
+//! Servers that keep the keys of each slot in a table of their own: in a cluster, Redis from 7.4 and Valkey from 8 on.
+//!
+//! While a client's command with a key runs, such a server looks for *every* key in the table of that command's slot (it is
+//! known there as valkey issue 4398). Code within the command that uses a key of another slot would read nothing, and
+//! write where nobody finds it. So what can wait runs when the command itself is over, still before its reply goes out and
+//! before any other command; and as long as it is not, keys of other slots are refused.
+
+use std::{
+    ffi::c_void,
+    ptr::null_mut,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
+};
+
+use oxigears_coordinator::topology::{Slot, key_slot};
+use redis_module::raw;
+
+use super::{
+    context::server_flags,
+    ffi::guarded,
+    lock::{self, ServerLock},
+    version::at_least,
+};
+
+/// Outside of such commands.
+const NONE: i32 = -1;
+
+/// The slot of the client's command that runs now. Used under the server lock only, also by one who borrows it.
+static SLOT: AtomicI32 = AtomicI32::new(NONE);
+/// Some of what was left for later is of a transaction or a script.
+static MUST_END: AtomicBool = AtomicBool::new(false);
+static WORK: OnceLock<Work> = OnceLock::new();
+
+/// What is left for later; whether it must end before anything else happens.
+type Work = fn(&ServerLock, bool);
+
+/// A client's command is under way; see `enter`.
+pub struct Inside(i32);
+
+/// A client's command runs, with this key; until the result is dropped. To be called by the main thread, for a command
+/// that no module calls.
+pub fn enter(guard: &ServerLock, key: Option<&[u8]>) -> Inside {
+    // Compatible servers tell the Redis version that they follow, 7.2.
+    let slot = key.filter(|_| at_least(7, 2) && server_flags(guard).cluster);
+    Inside(SLOT.swap(slot.map_or(NONE, |key| i32::from(key_slot(key))), Ordering::Relaxed))
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        SLOT.store(self.0, Ordering::Relaxed);
+    }
+}
+
+fn slot() -> Option<Slot> {
+    Slot::try_from(SLOT.load(Ordering::Relaxed)).ok()
+}
+
+/// The server would look for keys in the wrong place now, unless they are in this one's slot.
+pub(super) fn is_inside(_guard: &ServerLock) -> bool {
+    slot().is_some()
+}
+
+/// The server would look for this key in the wrong place now.
+pub fn is_out_of_reach(_guard: &ServerLock, key: &[u8]) -> bool {
+    slot().is_some_and(|slot| slot != key_slot(key))
+}
+
+/// Names the work that `after_command` leaves for later. At load.
+pub fn when_over(work: Work) {
+    let _ = WORK.set(work);
+}
+
+/// Does the work when the client's command at hand, its transaction or its script is over, if that matters here. False if
+/// nothing is left for later. `must_end`: the work must end before anything else happens.
+pub fn after_command(guard: &ServerLock, must_end: bool) -> bool {
+    if !is_inside(guard) {
+        return false;
+    }
+    // SAFETY: the guard's context is alive, the callback lives as long as the module and gets no data.
+    let outcome =
+        unsafe { raw::RedisModule_AddPostNotificationJob.map(|add| add(guard.ctx(), Some(over), null_mut(), None)) };
+    let is_left = outcome == Some(raw::REDISMODULE_OK as i32);
+    if is_left && must_end {
+        MUST_END.store(true, Ordering::Relaxed);
+    }
+    is_left
+}
+
+extern "C" fn over(_: *mut raw::RedisModuleCtx, _: *mut c_void) {
+    guarded("what a command has left for later", || {
+        if let Some(work) = WORK.get() {
+            work(&lock::lock(), MUST_END.swap(false, Ordering::Relaxed));
+        }
+    });
+}
