@@ -97,6 +97,7 @@ def test_what_an_atomic_batch_writes_fires(fresh):
     with Wire(fresh().port) as wire:
         wire.ok("XADD", "s", "*", "f", "v")
         register(wire)
-        batch = "GB('StreamReader').foreach(lambda x: execute('SET', 'k:1', 'x')).register('s', atomicBatch=True)"
+        step = "lambda x: execute('SET', 'k:1', 'x')"
+        batch = f"GB('StreamReader').foreach({step}).register('s', atomicBatch=True, mode='async_local')"
         assert wire.ok("RG.PYEXECUTE", batch) == OK
         fires(wire)
