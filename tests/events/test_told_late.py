@@ -23,10 +23,11 @@ WRITES = {
 }
 
 
+EVENTS = "GB().foreach(lambda x: None).register('k:*', mode='{mode}', readValue=False)"
+
+
 def register(wire, mode="async_local"):
-    assert (
-        wire.ok("RG.PYEXECUTE", f"GB().foreach(lambda x: None).register('k:*', mode='{mode}', readValue=False)") == OK
-    )
+    assert wire.ok("RG.PYEXECUTE", EVENTS.format(mode=mode)) == OK
 
 
 def fires(wire):
@@ -59,6 +60,21 @@ def test_a_write_that_was_queued_before_fires(fresh):
         register(wire)
         assert other.ok("EXEC") == [OK]
         fires(wire)
+
+
+def test_a_transaction_that_registers_fires(fresh):
+    code = f"""
+def f(x):
+    {EVENTS.format(mode="async_local")}
+GB('CommandReader').map(f).register(trigger='begin', mode='sync')
+"""
+    with Wire(fresh().port) as wire:
+        assert wire.ok("RG.PYEXECUTE", code) == OK
+        assert wire.ok("MULTI") == OK
+        for command in ("RG.TRIGGER", "begin"), ("SET", "k:1", "x"):
+            assert wire.ok(*command) == QUEUED
+        wire.ok("EXEC")
+        wait_until(lambda: counters(wire, 1)[:2] == (1, 1), "the event of the first write")
 
 
 @pytest.mark.parametrize("when", ("before", "after"))

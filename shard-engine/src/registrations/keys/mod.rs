@@ -36,6 +36,7 @@ use crate::module::MODULE_NAME;
 use crate::redis::{
     blocked,
     call::{Flags, Reply, call},
+    context::server_flags,
     event_loop,
     lock::ServerLock,
     log,
@@ -94,11 +95,12 @@ pub fn activated(guard: &ServerLock, patterns: &[Bytes], (streams, hooks): (bool
 }
 
 /// Whatever changes a key from now on passes the command filter first. Clients that wait for a key, or for the end of a
-/// pause, have passed already, and other modules may write without a command.
+/// pause, have passed already, so have the commands of a transaction that runs, and other modules may write without a
+/// command.
 fn are_writes_seen(guard: &ServerLock) -> bool {
     let are_commands_known = !facts::all().is_empty();
     let nobody_waits = !replicate::is_paused(guard) && !blocked::are_others(guard);
-    are_commands_known && nobody_waits && has_no_other_modules(guard)
+    are_commands_known && nobody_waits && !server_flags(guard).multi && has_no_other_modules(guard)
 }
 
 /// Modules that come with servers write in commands only.
