@@ -92,6 +92,21 @@ def test_a_client_that_waits_for_another_key_fires(fresh, when):
         fires(wire)
 
 
+@pytest.mark.matrix
+def test_a_client_that_waits_after_a_pause_fires(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as admin, Wire(server.port) as other:
+        assert admin.ok("CLIENT", "PAUSE", "800", "WRITE") == OK
+        other.send("BLMOVE", "a", "k:1", "LEFT", "RIGHT", "0")
+        wait_until(lambda: b"cmd=blmove" in admin.ok("CLIENT", "LIST"), "a client that is held up")
+        # It becomes active as the pause ends.
+        register(wire)
+        wait_until(lambda: b"blocked_clients:1" in admin.ok("INFO", "clients"), "a client that waits")
+        assert admin.ok("RPUSH", "a", "x") == 1
+        assert other.read() == b"x"
+        fires(wire)
+
+
 @pytest.mark.parametrize("hidden", ((), ("--rename-command", "COMMAND", ""), ("--rename-command", "MODULE", "")))
 def test_a_command_under_another_name_fires(fresh, hidden):
     with Wire(fresh(server_args=("--rename-command", "SET", "PUT", *hidden)).port) as wire:

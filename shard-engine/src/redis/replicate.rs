@@ -2,6 +2,8 @@
 //!
 //! The server writes them out when the outermost holder gives the lock back, or when the command or callback ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use redis_module::raw;
 
 use super::{
@@ -11,6 +13,8 @@ use super::{
     register::Call,
     version::server_version,
 };
+
+static PAUSED_ONCE: AtomicBool = AtomicBool::new(false);
 
 /// Where a command goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +29,16 @@ pub enum Target {
 /// or the server ends itself. It can begin only while the lock is free.
 pub fn is_paused(_guard: &ServerLock) -> bool {
     // SAFETY: the lock is held; the call takes nothing.
-    unsafe { api!(RedisModule_AvoidReplicaTraffic)() != 0 }
+    let paused = unsafe { api!(RedisModule_AvoidReplicaTraffic)() != 0 };
+    if paused {
+        PAUSED_ONCE.store(true, Ordering::Relaxed);
+    }
+    paused
+}
+
+/// Somebody found writes paused since the start: commands may have been held up behind the command filter.
+pub fn was_ever_paused(guard: &ServerLock) -> bool {
+    is_paused(guard) || PAUSED_ONCE.load(Ordering::Relaxed)
 }
 
 /// What clients get for a write now, because the server can not write its files or too few replicas follow; `None` while it

@@ -99,7 +99,7 @@ pub fn activated(guard: &ServerLock, patterns: &[Bytes], (streams, hooks): (bool
 /// command.
 fn are_writes_seen(guard: &ServerLock) -> bool {
     let are_commands_known = !facts::all().is_empty();
-    let nobody_waits = !replicate::is_paused(guard) && !blocked::are_others(guard);
+    let nobody_waits = !replicate::was_ever_paused(guard) && !blocked::are_others(guard);
     are_commands_known && nobody_waits && !server_flags(guard).multi && has_no_other_modules(guard)
 }
 
