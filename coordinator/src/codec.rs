@@ -52,6 +52,9 @@ pub mod tag {
     pub const LOCAL: u8 = 23;
     /// Name of an event (length, UTF-8), then the key's record (`KEY_RECORD` or `KEY_NAME_RECORD`). Only at the top.
     pub const KEY_EVENT: u8 = 24;
+    /// The text (`str()`) of the `KEY_EVENT` item that follows, whose texts Python prints as they are, between single quotes.
+    /// Only at the top.
+    pub const EVENT_TEXT: u8 = 25;
     /// A record that moves with its key: key text (length, UTF-8), then the item. Only at the top.
     pub const KEYED: u8 = 21;
 }
@@ -184,6 +187,8 @@ pub enum Item<'a> {
     KeyEvent {
         event: &'a [u8],
     },
+    /// The event's item follows.
+    EventText,
     /// The record's item follows.
     Keyed {
         key: &'a [u8],
@@ -302,9 +307,31 @@ impl<'a> Cursor<'a> {
             tag::SHOWN => Item::Shown,
             tag::LOCAL => Item::Local(self.varint()?),
             tag::KEY_EVENT => Item::KeyEvent { event: self.sized()? },
+            tag::EVENT_TEXT => Item::EventText,
             tag::KEYED => Item::Keyed { key: self.sized()? },
             unknown => return Err(CodecError::UnknownTag(unknown)),
         })
+    }
+
+    /// The text that an `EventText` stands for; the cursor is behind its head.
+    pub fn event_text(&mut self) -> Result<Vec<u8>, CodecError> {
+        let Item::KeyEvent { event } = self.next_item()? else {
+            return Err(CodecError::UnknownTag(tag::EVENT_TEXT));
+        };
+        let (key, rest) = match self.next_item()? {
+            Item::KeyNameRecord { key } => (key, Vec::new()),
+            Item::KeyRecord { key, type_code } => {
+                let kind = TYPE_WORDS[usize::from(type_code)].as_bytes();
+                let value = match self.next_item()? {
+                    Item::None => b"None".to_vec(),
+                    Item::Text(text) => [b"'", text, b"'"].concat(),
+                    _ => return Err(CodecError::UnknownTag(tag::EVENT_TEXT)),
+                };
+                (key, [b", 'type': '", kind, b"', 'value': ", &value].concat())
+            }
+            _ => return Err(CodecError::UnknownTag(tag::EVENT_TEXT)),
+        };
+        Ok([b"{'event': '", event, b"', 'key': '", key, b"'", &rest, b"}"].concat())
     }
 
     /// Steps over one whole item.
@@ -321,7 +348,8 @@ impl<'a> Cursor<'a> {
             Item::List(n) | Item::Tuple(n) | Item::Set(n) | Item::FrozenSet(n) => n,
             Item::Dict(n) => n * 2,
             Item::Shown => 2,
-            Item::KeyRecord { .. } | Item::StreamRecord { .. } | Item::KeyEvent { .. } | Item::Keyed { .. } => 1,
+            Item::KeyRecord { .. } | Item::StreamRecord { .. } | Item::KeyEvent { .. } => 1,
+            Item::EventText | Item::Keyed { .. } => 1,
             _ => 0,
         };
         for _ in 0..items {

@@ -1,5 +1,7 @@
 """KeysReader registrations: which events fire them, what they see, in which order."""
 
+from dataclasses import dataclass
+
 import pytest
 from firing import NOTE, counters, data, listed, settled, wait_list
 from registrations import MODES, register
@@ -41,6 +43,83 @@ def test_sync_handlers_run_before_the_reply_and_the_next_command(wire):
         wire.send("SET", f"k{number}", "v")
         wire.send("GET", "n:v")
     assert [wire.read() for _ in range(400)][1::2] == [b"%d" % (i + 1) for i in range(200)]
+
+
+# Steps, and the value of the key: the kept result is `str` of what comes out, as it was then.
+RESULTS = [
+    ("", "x"),
+    ("", ""),
+    ("", "it's"),
+    ("", "back\\slash\n\x7f"),
+    ("", "é😀"),
+    ("", b"\xff"),
+    ("", "x" * 5000),
+    (".map(lambda x: dict(x))", "x"),
+    (".map(lambda x: x.update(more=[1]) or x)", "x"),
+    (".map(lambda x: x.pop('event') and x)", "x"),
+    (".map(lambda x: x.update(value='y') or x)", "x"),
+    (".map(lambda x: x['key'])", "x"),
+    (".flatmap(lambda x: [x, x])", "x"),
+    (".flatmap(lambda x: [x['key'], x])", "x"),
+    (".filter(lambda x: False)", "x"),
+    (".foreach(lambda x: kept.append(x))", "x"),
+]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+@pytest.mark.parametrize(("steps", "value"), RESULTS)
+def test_results_are_texts_of_what_comes_out(wire, steps, value, mode):
+    found, record = [], {"event": "set", "key": "k1", "type": "string", "value": value}
+    if isinstance(value, bytes):
+        record["value"] = bytearray(value)
+    match eval(f"Steps(){steps}", {"Steps": lambda: Steps([record]), "kept": found}):
+        case Steps(records):
+            wanted = [str(one).encode() for one in records]
+    register(wire, f"kept = []\nGB(){steps}.register('k*', mode={mode!r}, eventTypes=['set'])")
+    wire.ok("SET", "k1", value)
+    settled(wire)
+    # What becomes of the record later changes nothing.
+    wire.ok("RG.PYEXECUTE", "for record in globals().get('kept', []): record.clear()")
+    (execution,) = executions_of(wire)
+    for command in "RG.GETRESULTS", "RG.GETRESULTSBLOCKING":
+        assert pair(wire.ok(command, execution)) == (wanted, [])
+
+
+@dataclass
+class Steps:
+    """The steps, on records that are here."""
+
+    records: list
+
+    def map(self, function):
+        return Steps([function(one) for one in self.records])
+
+    def flatmap(self, function):
+        return Steps([part for one in self.records for part in function(one)])
+
+    def filter(self, function):
+        return Steps([one for one in self.records if function(one)])
+
+    def foreach(self, function):
+        for one in self.records:
+            function(one)
+        return self
+
+
+def test_results_of_other_records_of_events(wire):
+    for mode in "sync", "async_local":
+        register(wire, f"GB().register('k*', mode={mode!r}, readValue=False)")
+        register(wire, f"GB().register('k*', mode={mode!r})")
+    wire.ok("SADD", "k1", "a")
+    wire.ok("DEL", "k1")
+    settled(wire)
+    kept = sorted(pair(wire.ok("RG.GETRESULTS", one))[0][0] for one in executions_of(wire))
+    names = [b"{'event': '%s', 'key': 'k1'}" % event for event in (b"sadd", b"del")]
+    gone = b"{'event': '%s', 'key': 'k1', 'type': '%s', 'value': None}"
+    sync = [gone % (b"sadd", b"set"), gone % (b"del", b"empty")]
+    assert [one for one in kept if one in names] == sorted(names * 2)
+    assert [one for one in sync if one not in kept] == []
+    assert len(kept) == 8
 
 
 @pytest.mark.parametrize("mode", ["sync", "async_local"])

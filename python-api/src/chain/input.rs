@@ -32,6 +32,8 @@ pub(super) enum Pulled {
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) bytes: Bytes,
+    /// Where the last record began.
+    last: usize,
     at: usize,
     left: u32,
 }
@@ -40,6 +42,7 @@ impl Batch {
     pub(super) fn new(batch: RecordBatch) -> Batch {
         Batch {
             bytes: batch.bytes,
+            last: 0,
             at: 0,
             left: batch.records,
         }
@@ -51,6 +54,11 @@ impl Batch {
             0 => Batch::default(),
             _ => self,
         }
+    }
+
+    /// The record that was read last.
+    pub(super) fn last(&self) -> &[u8] {
+        &self.bytes[self.last..self.at]
     }
 
     /// Reads the next record.
@@ -67,7 +75,7 @@ impl Batch {
         // SAFETY: the GIL is held.
         match unsafe { read(&mut cursor, decoder, keyed) } {
             Ok(item) => {
-                self.at = cursor.position();
+                self.last = std::mem::replace(&mut self.at, cursor.position());
                 Pulled::Record(item)
             }
             Err(DecodeError::Python) => {

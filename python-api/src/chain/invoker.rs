@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oxigears_coordinator::{
-    codec::RecordBatch,
+    codec::{RecordBatch, tag},
     execution::Outcome,
     plan::{Plan, Stage},
     stage::StageRunner,
@@ -119,7 +119,10 @@ impl Invoker {
         self.run(origin, |py, chain, exit| {
             // SAFETY: the GIL is held.
             match unsafe { pull_one(py, record, &self.decoder) } {
-                Ok(item) => chain.push_one(py, item, exit),
+                Ok(item) => {
+                    exit.expect_event(&item, record);
+                    chain.push_one(py, item, exit);
+                }
                 Err(text) => exit.error(text),
             }
             chain.end(py, exit);
@@ -133,7 +136,10 @@ impl Invoker {
         while !chain.is_waiting() {
             // SAFETY: the GIL is held.
             match unsafe { batch.pull(py, &self.decoder, false) } {
-                Pulled::Record(item) => chain.push_one(py, item, exit),
+                Pulled::Record(item) => {
+                    exit.expect_event(&item, batch.last());
+                    chain.push_one(py, item, exit);
+                }
                 Pulled::Error(text) => exit.error(text),
                 Pulled::Nothing | Pulled::End => break,
             }
@@ -160,6 +166,7 @@ impl Invoker {
             bytes: Vec::new(),
             records: 0,
             errors: Vec::new(),
+            expected: None,
         };
         gil::attach(|py| {
             let idle = self.idle.with(py, Vec::pop);
@@ -203,9 +210,10 @@ impl Invoker {
         &self,
         chain: Box<Chain>,
         batch: Batch,
-        exit: ToOutcome<'_>,
+        mut exit: ToOutcome<'_>,
         origin: Option<Arc<dyn Origin>>,
     ) -> Box<Continuation> {
+        exit.met(None);
         let rest = Rest {
             chain,
             batch: batch.what_is_left(),
@@ -296,11 +304,44 @@ struct ToOutcome<'a> {
     bytes: Vec<u8>,
     records: u32,
     errors: Vec<String>,
+    /// The version of an event's record whose text will be the first result, most likely. What stands for the text is all that
+    /// `bytes` holds then.
+    expected: Option<u64>,
+}
+
+impl ToOutcome<'_> {
+    /// Most events go through their steps unchanged, and few of the texts that they end as are ever read: so the text is not
+    /// made, as long as it can still be made from the encoded record.
+    #[inline]
+    fn expect_event(&mut self, item: &Item, record: &[u8]) {
+        if self.bytes.is_empty() && record.len() <= SCRATCH && text::is_plain_event(record) {
+            // SAFETY: the item is alive.
+            self.expected = unsafe { text::version(item.value.as_ptr()) };
+            if self.expected.is_some() {
+                self.bytes.push(tag::EVENT_TEXT);
+                self.bytes.extend_from_slice(record);
+            }
+        }
+    }
+
+    /// A result comes: is it what was expected? Else that is forgotten.
+    #[inline]
+    fn met(&mut self, version: Option<u64>) -> bool {
+        let Some(expected) = self.expected.take() else {
+            return false;
+        };
+        let met = version == Some(expected);
+        if !met {
+            self.bytes.clear();
+        }
+        met
+    }
 }
 
 impl Exit for ToOutcome<'_> {
     #[inline]
     unsafe fn put(&mut self, py: Python<'_>, item: &Item) {
+        self.met(None);
         // SAFETY: the GIL is held; the item is alive.
         match unsafe { self.encoder.encode(&mut self.bytes, item.value.as_ptr()) } {
             Ok(()) => self.records += 1,
@@ -311,7 +352,9 @@ impl Exit for ToOutcome<'_> {
     #[inline]
     unsafe fn put_text(&mut self, item: &Item) -> bool {
         // SAFETY: the GIL is held; the item is alive.
-        let done = unsafe { text::put_item(&mut self.bytes, item.value.as_ptr()) };
+        let done = unsafe {
+            self.met(text::version(item.value.as_ptr())) || text::put_item(&mut self.bytes, item.value.as_ptr())
+        };
         self.records += u32::from(done);
         done
     }

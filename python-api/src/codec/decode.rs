@@ -194,6 +194,11 @@ impl Decoder {
                 Item::KeyEvent { .. } => {
                     Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEY_EVENT).into())
                 }
+                Item::EventText if depth == 0 => {
+                    let text = cursor.event_text()?;
+                    new_text(&text).ok_or(DecodeError::Python)
+                }
+                Item::EventText => Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::EVENT_TEXT).into()),
                 // Only at the top, where the chain takes it apart.
                 Item::Keyed { .. } => Err(CodecError::UnknownTag(oxigears_coordinator::codec::tag::KEYED).into()),
             }

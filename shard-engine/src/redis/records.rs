@@ -55,6 +55,10 @@ impl ReplyWriter {
             }
             Ok(Item::Keyed { .. } | Item::Shown) => self.item(cursor),
             Ok(Item::Str(text)) => self.str(text),
+            Ok(Item::EventText) => match cursor.event_text() {
+                Ok(text) => self.str(&text),
+                Err(error) => self.error(&format!("ERR {error}")),
+            },
             Ok(Item::Bytes(bytes)) => self.bulk(bytes),
             Ok(item) => self.value(&scalar(item)),
             Err(error) => self.error(&format!("ERR {error}")),
@@ -96,6 +100,10 @@ fn item_to_reply(cursor: &mut Cursor<'_>) -> Reply {
             Reply::Array((0..n).map(element).collect())
         }
         Ok(Item::Keyed { .. } | Item::Shown) => item_to_reply(cursor),
+        Ok(Item::EventText) => match cursor.event_text() {
+            Ok(text) => str_to_reply(&text),
+            Err(error) => Reply::Error(format!("ERR {error}")),
+        },
         Ok(item) => scalar(item),
         Err(error) => Reply::Error(format!("ERR {error}")),
     }
