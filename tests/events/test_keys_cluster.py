@@ -123,6 +123,24 @@ def test_a_sync_handler_uses_a_key_of_another_slot(cluster, wires, way):
 
 
 @pytest.mark.matrix
+def test_a_handler_of_what_code_within_a_command_writes_uses_a_key_of_another_slot(cluster, wires):
+    """A hook's call of its command, and a trigger in a transaction or a script, fire when the client's command ends."""
+    wire = wires[owner_of(wires, FIRST)]
+    code = """
+GB('KeysReader').foreach(lambda x: execute('RPUSH', 'other:{3}', x['event'])).register('k:*', mode='sync')
+GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='HSET', keyprefix='k:', mode='sync')
+GB('CommandReader').map(lambda x: execute('SET', x[1], '2')).register(trigger='near', mode='sync')
+"""
+    everywhere(cluster, wires, code)
+    wire.ok("HSET", FIRST, "f", "1")
+    for command in ("MULTI",), ("DEL", FIRST), ("SET", FIRST, "1"), ("RG.TRIGGER", "near", FIRST), ("EXEC",):
+        wire.ok(*command)
+    wire.ok("EVAL", "redis.call('SET', KEYS[1], '1') redis.call('RG.TRIGGER', 'near', KEYS[1])", "1", FIRST)
+    wire.ok("RG.TRIGGERONKEY", "near", FIRST)
+    assert wire.ok("LRANGE", OTHER, "0", "-1") == [b"hset", b"del", *[b"set"] * 5]
+
+
+@pytest.mark.matrix
 def test_what_must_run_within_a_command_finds_keys_or_says_that_it_can_not(cluster, wires):
     wire = wires[owner_of(wires, FIRST)]
     wire.ok("SET", OTHER, "there")

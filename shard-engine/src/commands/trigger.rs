@@ -9,14 +9,20 @@ use crate::{
 /// RG.TRIGGER <trigger> [arg ...]
 pub fn trigger(call: &mut Call) {
     if !wrong_arity(call, 2..) {
-        trigger::trigger(call);
+        run(call, None);
     }
 }
 
 /// RG.TRIGGERONKEY <trigger> <key> [arg ...]
 pub fn triggeronkey(call: &mut Call) {
     if !wrong_arity(call, 3..) {
-        let _inside = (!in_nested_call()).then(|| slot_tables::enter(call.guard(), Some(&call.args[2])));
-        trigger::trigger(call);
+        run(call, Some(2));
     }
+}
+
+/// `key`: which argument is one.
+fn run(call: &mut Call, key: Option<usize>) {
+    let key = key.map(|at| &*call.args[at]);
+    let _inside = (!in_nested_call()).then(|| slot_tables::enter(call.context_flags(), key));
+    trigger::trigger(call);
 }

@@ -18,7 +18,7 @@ use oxigears_coordinator::topology::{Slot, key_slot};
 use redis_module::raw;
 
 use super::{
-    context::server_flags,
+    context::Flags,
     ffi::guarded,
     lock::{self, ServerLock},
     version::at_least,
@@ -26,9 +26,13 @@ use super::{
 
 /// Outside of such commands.
 const NONE: i32 = -1;
+/// In a transaction or a script, which may have a slot: the server does not tell a command without keys.
+const UNKNOWN: i32 = -2;
 
 /// The slot of the client's command that runs now. Used under the server lock only, also by one who borrows it.
 static SLOT: AtomicI32 = AtomicI32::new(NONE);
+/// It is of a transaction or a script.
+static IN_ONE_GO: AtomicBool = AtomicBool::new(false);
 /// Some of what was left for later is of a transaction or a script.
 static MUST_END: AtomicBool = AtomicBool::new(false);
 static WORK: OnceLock<Work> = OnceLock::new();
@@ -40,11 +44,18 @@ type Work = fn(&ServerLock, bool);
 pub struct Inside(i32);
 
 /// A client's command runs, with this key; until the result is dropped. To be called by the main thread, for a command
-/// that no module calls.
-pub fn enter(guard: &ServerLock, key: Option<&[u8]>) -> Inside {
-    // Compatible servers tell the Redis version that they follow, 7.2.
-    let slot = key.filter(|_| at_least(7, 2) && server_flags(guard).cluster);
-    Inside(SLOT.swap(slot.map_or(NONE, |key| i32::from(key_slot(key))), Ordering::Relaxed))
+/// that no module calls. `flags`: those of the command's context.
+pub fn enter(flags: Flags, key: Option<&[u8]>) -> Inside {
+    let in_one_go = flags.multi || flags.lua;
+    let slot = match key {
+        // Compatible servers tell the Redis version that they follow, 7.2.
+        _ if !(flags.cluster && at_least(7, 2)) => NONE,
+        Some(key) => i32::from(key_slot(key)),
+        None if in_one_go => UNKNOWN,
+        None => NONE,
+    };
+    IN_ONE_GO.store(in_one_go, Ordering::Relaxed);
+    Inside(SLOT.swap(slot, Ordering::Relaxed))
 }
 
 impl Drop for Inside {
@@ -57,9 +68,9 @@ fn slot() -> Option<Slot> {
     Slot::try_from(SLOT.load(Ordering::Relaxed)).ok()
 }
 
-/// The server would look for keys in the wrong place now, unless they are in this one's slot.
+/// The server would look for keys in the wrong place now, unless they are in the slot of the command at hand.
 pub(super) fn is_inside(_guard: &ServerLock) -> bool {
-    slot().is_some()
+    SLOT.load(Ordering::Relaxed) != NONE
 }
 
 /// The server would look for this key in the wrong place now.
@@ -73,7 +84,7 @@ pub fn when_over(work: Work) {
 }
 
 /// Does the work when the client's command at hand, its transaction or its script is over, if that matters here. False if
-/// nothing is left for later. `must_end`: the work must end before anything else happens.
+/// nothing is left for later. `must_end`: the work must end before anything else happens; so must that of a transaction.
 pub fn after_command(guard: &ServerLock, must_end: bool) -> bool {
     if !is_inside(guard) {
         return false;
@@ -82,7 +93,7 @@ pub fn after_command(guard: &ServerLock, must_end: bool) -> bool {
     let outcome =
         unsafe { raw::RedisModule_AddPostNotificationJob.map(|add| add(guard.ctx(), Some(over), null_mut(), None)) };
     let is_left = outcome == Some(raw::REDISMODULE_OK as i32);
-    if is_left && must_end {
+    if is_left && (must_end || IN_ONE_GO.load(Ordering::Relaxed)) {
         MUST_END.store(true, Ordering::Relaxed);
     }
     is_left

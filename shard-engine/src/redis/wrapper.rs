@@ -321,10 +321,11 @@ unsafe fn run_in(
         (Check::Nobody, true, Speech::Resp2) => "!WE",
     };
     let _nested = call::nested();
-    let _unseen = filter::unseen();
-    // SAFETY: the caller says so.
-    let reply = unsafe { plain_call::call(ctx, name, how, rest) };
-    drop(_unseen);
+    let reply = {
+        let _unseen = filter::unseen();
+        // SAFETY: the caller says so.
+        unsafe { plain_call::call(ctx, name, how, rest) }
+    };
     let reply = CallReply::adopt(reply)?;
     let Some(text) = reply.error() else {
         return Some(Ran(Answer::Own(reply)));
@@ -435,7 +436,7 @@ fn enter(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, 
         flags: unsafe { Flags::of(ctx) },
     };
     command.flags.deny_blocking |= call::in_nested_call();
-    let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(&command.guard, command.first_key().as_deref()));
+    let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(command.flags, command.first_key().as_deref()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         if let Some(handler) = HANDLER.get() {
             handler(&mut command);

@@ -5,6 +5,7 @@
 //! where no command is under way any more. It is called
 //! * by the wrapper around an intercepted command, right after that command;
 //! * after a command that a function ran, by the hook in `redis::call`;
+//! * when the client's command is over, where `redis::slot_tables` says so instead;
 //! * when the command is over altogether (`redis::later`), for all events of which nobody knew before.
 //!
 //! Never waits for the interpreter without a bound: if it is not there, a helper thread fires instead, in the same order.
@@ -21,7 +22,7 @@ use oxigears_python_api as python;
 
 use super::{
     is_master,
-    keys::{fresh, sync::SyncShot},
+    keys::{fresh, link, sync::SyncShot},
     limits,
     streams::locked,
     sync,
@@ -103,7 +104,7 @@ pub fn numbers() -> Numbers {
 
 /// At load: functions' commands fire what they made due.
 pub fn start() {
-    call::after_each(run);
+    call::after_each(|guard| run_after_call(guard, link::at_hand(|_| ()).is_some()));
     later::when_over(run);
     slot_tables::when_over(|guard, must_end| match must_end {
         true => drop(run_waiting(guard)),
@@ -147,6 +148,14 @@ pub fn is_empty() -> bool {
 #[inline]
 pub fn run(guard: &ServerLock) {
     if !is_empty() && !FIRING.get() {
+        run_now(guard);
+    }
+}
+
+/// The same after a command that a function ran, which may itself be part of a client's command. `linked`: what was fired
+/// may answer for it, so there is no later.
+pub fn run_after_call(guard: &ServerLock, linked: bool) {
+    if !is_empty() && !FIRING.get() && (linked || !slot_tables::after_command(guard, false)) {
         run_now(guard);
     }
 }

@@ -184,7 +184,7 @@ impl Original {
             }
         };
         if live.is_some() && !call::in_nested_call() {
-            due::run(&lock::lock());
+            due::run_after_call(&lock::lock(), link.is_some());
         }
         match link.and_then(|link| link.instead()) {
             Some(record) => Ok(links::instead_to_reply(&record)),
