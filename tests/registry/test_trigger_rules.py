@@ -31,6 +31,19 @@ def test_triggeronkey_gives_the_key_as_first_argument(wire, mode):
     assert wire.call("RG.TRIGGERONKEY", "t", "the key", "a") == [[b"t", b"the key", b"a"]]
 
 
+@MODE
+def test_the_key_may_have_registrations(wire, mode):
+    """The trigger's command has a key that matches, but is no change of it."""
+    register(wire, f"{B}.map(lambda x: x[1]).register(trigger='t', mode={mode!r})")
+    for other in MODES:
+        register(wire, f"GB().register('k*', mode={other!r})")
+    for _ in range(3):
+        assert wire.ok("RG.TRIGGERONKEY", "t", "k1") == [b"k1"]
+    if mode == "sync":
+        assert in_multi(wire, "RG.TRIGGERONKEY", "t", "k1") == [b"k1"]
+        assert wire.ok("EVAL", "return redis.call('RG.TRIGGERONKEY', 't', KEYS[1])", "1", "k1") == [b"k1"]
+
+
 def in_multi(wire, *args):
     assert wire.ok("MULTI") == Simple("OK")
     assert wire.ok(*args) == Simple("QUEUED")

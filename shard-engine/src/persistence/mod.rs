@@ -59,6 +59,7 @@ fn on_event(guard: &ServerLock, event: Event) {
             registrations::role_changed(false);
         }
         Event::Replaced => registrations::dataset_replaced(guard),
+        Event::ModulesChanged => registrations::commands_changed(guard),
         Event::ForkChildBorn => outgoing::child_born(guard),
         Event::ForkChildDied | Event::MasterLinkUp | Event::MasterLinkDown => {}
         event => {

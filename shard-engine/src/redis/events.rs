@@ -51,6 +51,8 @@ pub enum Event {
     MasterLinkUp,
     /// A replica has lost its master.
     MasterLinkDown,
+    /// Another module was loaded or unloaded.
+    ModulesChanged,
 }
 
 type Listener = fn(&ServerLock, Event);
@@ -58,7 +60,7 @@ type Listener = fn(&ServerLock, Event);
 static LISTENERS: RwLock<Vec<Listener>> = RwLock::new(Vec::new());
 
 /// The events that are listened to, with the version of their data that we know.
-const SOURCES: [u64; 7] = [
+const SOURCES: [u64; 8] = [
     raw::REDISMODULE_EVENT_LOADING,
     raw::REDISMODULE_EVENT_FLUSHDB,
     raw::REDISMODULE_EVENT_SWAPDB,
@@ -66,6 +68,7 @@ const SOURCES: [u64; 7] = [
     raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
     raw::REDISMODULE_EVENT_FORK_CHILD,
     raw::REDISMODULE_EVENT_MASTER_LINK_CHANGE,
+    raw::REDISMODULE_EVENT_MODULE_CHANGE,
 ];
 const DATA_VERSION: u64 = 1;
 
@@ -155,6 +158,7 @@ fn translate(id: u64, sub: u64) -> Option<Event> {
     Some(match (id, sub) {
         (raw::REDISMODULE_EVENT_FLUSHDB, raw::REDISMODULE_SUBEVENT_FLUSHDB_END) => Event::Replaced,
         (raw::REDISMODULE_EVENT_SWAPDB, _) => Event::Replaced,
+        (raw::REDISMODULE_EVENT_MODULE_CHANGE, _) => Event::ModulesChanged,
         (raw::REDISMODULE_EVENT_LOADING, sub) => match sub {
             raw::REDISMODULE_SUBEVENT_LOADING_RDB_START => Event::LoadStarted(LoadKind::Dump),
             raw::REDISMODULE_SUBEVENT_LOADING_AOF_START => Event::LoadStarted(LoadKind::AppendOnlyFile),

@@ -44,7 +44,7 @@ mod load;
 pub mod lock;
 pub mod log;
 pub mod notify;
-mod plain_call;
+pub mod plain_call;
 pub mod records;
 mod refusal;
 pub mod register;

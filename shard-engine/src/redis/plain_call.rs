@@ -4,6 +4,7 @@
 //! that it came with does.
 
 use std::{
+    cell::Cell,
     ffi::{c_char, c_void},
     ptr::null_mut,
 };
@@ -18,6 +19,16 @@ const SINGLE: usize = 8;
 const FORMAT: usize = 8 + SINGLE + 1;
 /// Longest number, with its sign.
 const NUMBER: usize = 20;
+
+thread_local! {
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Such a command is under way on this thread: what comes now is run by another module's code, for that command or because
+/// it was told of an event of it, or by a script.
+pub fn is_running() -> bool {
+    RUNNING.get()
+}
 
 /// Runs the command `name` with these arguments; `how`: flags of the call.
 ///
@@ -49,9 +60,10 @@ pub(super) unsafe fn call(
     }
     let format = format.as_ptr().cast::<c_char>();
     let [a, b, c, d, e, f, g, h] = args;
+    let before = RUNNING.replace(true);
     // SAFETY: the caller says so; "s" takes a string, "c" a C string, "v" an array of strings and its length, and the
     // format has a letter for each argument.
-    unsafe {
+    let reply = unsafe {
         let run = api!(RedisModule_Call);
         match count {
             1 => run(ctx, name, format, a),
@@ -64,7 +76,9 @@ pub(super) unsafe fn call(
             8 => run(ctx, name, format, a, b, c, d, e, f, g, h),
             _ => run(ctx, name, format, rest.as_mut_ptr(), count),
         }
-    }
+    };
+    RUNNING.set(before);
+    reply
 }
 
 /// It could be a number in its shortest form.

@@ -122,6 +122,11 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
     Ok(())
 }
 
+/// Another module was loaded or unloaded.
+pub fn commands_changed(guard: &ServerLock) {
+    intercept::commands_changed(guard, &registrations().activation);
+}
+
 /// What the registry asks of its surroundings.
 struct Surroundings;
 

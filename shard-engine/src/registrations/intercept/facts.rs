@@ -37,6 +37,8 @@ pub struct Facts {
     pub may_replicate: bool,
     /// It works on slots that are being imported.
     pub asking: bool,
+    /// A module brought it, which need not tell that it may wait.
+    pub of_module: bool,
 }
 
 impl Facts {
@@ -77,6 +79,7 @@ impl Facts {
             no_script: has("noscript"),
             may_replicate: may_replicate(name.as_bytes()),
             asking: has("asking"),
+            of_module: has("module"),
         };
         Some((name, facts))
     }
@@ -149,6 +152,7 @@ mod tests {
             no_script: false,
             may_replicate: false,
             asking: false,
+            of_module: false,
         }
     }
 

@@ -38,6 +38,12 @@ pub fn register(guard: &ServerLock) -> Result<(), String> {
     wrapper::register(guard, wrap::handle)
 }
 
+/// Another module has come or gone, and its commands with it.
+pub fn commands_changed(guard: &ServerLock, activation: &Activation) {
+    facts::refresh(guard);
+    publish(guard, activation);
+}
+
 /// The active registrations have changed by this much.
 pub fn changed(guard: &ServerLock, activation: &Activation, difference: &Difference) {
     let matters = |registration: &Registration| {
@@ -52,6 +58,10 @@ pub fn changed(guard: &ServerLock, activation: &Activation, difference: &Differe
     if !(removed.any(|r| matters(r)) || changed.any(|r| matters(r))) {
         return;
     }
+    publish(guard, activation);
+}
+
+fn publish(guard: &ServerLock, activation: &Activation) {
     let registrations = activation.table().read().registrations();
     judge::publish(guard, needs::table(guard, &registrations));
 }

@@ -144,12 +144,12 @@ impl Needs {
             let links = self.links.remove(name).unwrap_or_default();
             let sync_keys = match name.as_str() {
                 // A handler within these would run before what they wait for, or not be seen by it.
-                _ if facts.blocks || facts.no_script || (facts.first <= 0 && !facts.movable) => None,
+                _ if may_wait(facts) || (facts.first <= 0 && !facts.movable) => None,
                 _ if facts.writes => Some(written.by(name)),
                 _ => Some(missed.clone()),
             };
             let sync_keys = sync_keys.filter(|keys| !keys.is_empty());
-            let queues = facts.writes && !(facts.blocks || facts.no_script || queued.is_empty());
+            let queues = facts.writes && !(may_wait(facts) || queued.is_empty());
             let slow_keys = queues.then(|| queued.clone());
             let is_plain = own_hooks.is_empty() && links.is_empty() && sync_keys.is_none() && slow_keys.is_none();
             if !is_plain || watched.is_some() {
@@ -169,6 +169,11 @@ impl Needs {
         }
         Table::new(by_name, only_queued, watched)
     }
+}
+
+/// Within another command it could not do what it does for a client; so it is taken over only if somebody asks for that.
+fn may_wait(facts: &Facts) -> bool {
+    facts.blocks || facts.no_script || facts.of_module
 }
 
 /// Whether this command may raise events of `Classes::Values`.

@@ -17,7 +17,7 @@ use super::{
 use crate::redis::{
     blocked::BlockedClient,
     lock::{self, ServerLock},
-    replicate, slot_tables,
+    plain_call, replicate, slot_tables,
     wrapper::{Ran, Wrapped},
 };
 use crate::server::PythonHere;
@@ -46,7 +46,12 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
     let Some(taken) = &entry.taken else { return };
     let found = taken.judge(call.len(), |at| call.arg(at));
     let wanted = links::wanted(taken, call.len(), |at| call.arg(at));
-    let may_block = call.flags().may_block();
+    let (may_block, in_script) = (call.flags().may_block(), call.flags().lua);
+    if !wanted.any && !in_script && plain_call::is_running() {
+        // The command around it is not over: what this one makes due is fired after that.
+        let ran = call.run();
+        return call.answer(ran);
+    }
     let link = wanted.any.then(|| Link::new(call.args(), may_block));
     let python = found.sync || wanted.sync;
     if found.slow && may_block && queue::is_full() {
@@ -88,12 +93,12 @@ fn run_tied<R>(link: Option<&Link>, run: impl FnOnce() -> R) -> R {
 
 /// The command, then its handlers: on a thread that has the interpreter, and keeps it.
 fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, may_block: bool, run: impl FnOnce() -> R) -> R {
+    let _here = PythonHere::enter(true);
     let ran = run_tied(link, run);
     // Nobody waits for what they do but the client, whose reply has not gone out then, either.
     if link.is_none() && !due::is_empty() && slot_tables::after_command(guard, !may_block) {
         return ran;
     }
-    let _here = PythonHere::enter(true);
     if may_block {
         due::run(guard);
     } else {
