@@ -6,20 +6,18 @@ use oxigears_coordinator::{
     engine::{Execution, Order},
     execution::Phase,
     registry::EventSource,
-    topology::{Slot, key_slot, slot_tag},
 };
 use oxigears_python_api::{
     Acting, LogLevel, RegistrationDraft, Reply, RunOver, RunRequest, Server, Session, TimerDraft, WhenOver,
     current_origin,
 };
-use parking_lot::Mutex;
 
 use crate::{
     identity, mesh,
     module::module,
     redis::{
         call::{self, CallError, Flags},
-        lock, log,
+        cluster, lock, log,
     },
     registrations::{self, drafts, intercept, streams::transaction},
     timers,
@@ -81,11 +79,11 @@ impl Server for RedisServer {
 
     fn hashtag(&self) -> Option<String> {
         if !module().is_cluster {
-            return Some(tag_of(0));
+            return Some(cluster::tag_of(0));
         }
         let slot = mesh::lowest_slot(&lock::lock());
         let is_alone = || !module().engine.topology().is_cluster();
-        slot.or_else(|| is_alone().then_some(0)).map(tag_of)
+        slot.or_else(|| is_alone().then_some(0)).map(cluster::tag_of)
     }
 
     fn log(&self, level: LogLevel, message: &str) {
@@ -175,21 +173,6 @@ impl Server for RedisServer {
             return Err(transaction::refusal("registerTE()"));
         }
         timers::make(draft)
-    }
-}
-
-/// The hash tag of a slot. To find one takes long, and it is always the same shard that asks.
-fn tag_of(slot: Slot) -> String {
-    static LAST: Mutex<Option<(Slot, String)>> = Mutex::new(None);
-    let mut last = LAST.lock();
-    match &*last {
-        Some((known, tag)) if *known == slot => tag.clone(),
-        _ => {
-            let tag = slot_tag(slot);
-            debug_assert_eq!(slot, key_slot(tag.as_bytes()));
-            *last = Some((slot, tag.clone()));
-            tag
-        }
     }
 }
 

@@ -140,6 +140,19 @@ GB('CommandReader').map(lambda x: execute('SET', x[1], '2')).register(trigger='n
     assert wire.ok("LRANGE", OTHER, "0", "-1") == [b"hset", b"del", *[b"set"] * 5]
 
 
+OUT_OF_REACH = (
+    b"ERR a key of command 'GET' is in another slot than those of the client's command that is under way; this version of the "
+    b"server would not find it now: use a key with the same hash tag, or mode 'async' or 'async_local'"
+)
+
+
+def in_multi(wire, *commands):
+    wire.ok("MULTI")
+    for command in commands:
+        wire.ok(*command)
+    return wire.ok("EXEC")
+
+
 @pytest.mark.matrix
 def test_what_must_run_within_a_command_finds_keys_or_says_that_it_can_not(cluster, wires):
     wire = wires[owner_of(wires, FIRST)]
@@ -157,3 +170,10 @@ GB('CommandReader').map(f).register(hook='GET', keyprefix='k:', mode='sync')
     assert wire.ok("RG.TRIGGER", "far") == [b"there"]
     for reply in wire.ok("RG.TRIGGERONKEY", "far", FIRST)[0], wire.ok("GET", FIRST):
         assert reply == b"there" or b"in another slot" in reply
+    # Whether a transaction or a script has a slot is not told.
+    assert in_multi(wire, ("RG.TRIGGER", "far"))[0] == [b"there"]
+    assert in_multi(wire, ("DEL", FIRST), ("RG.TRIGGER", "far"))[1] in ([b"there"], [OUT_OF_REACH])
+    assert in_multi(wire, ("DEL", OTHER), ("RG.TRIGGER", "far"))[1] == [b"None"]
+    script = "redis.call('DEL', KEYS[1]) return redis.call('RG.TRIGGER', 'far')"
+    assert wire.ok("EVAL", script, "1", OTHER) == [b"None"]
+    assert wire.ok("KEYS", "*") == []

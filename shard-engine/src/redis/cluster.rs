@@ -5,7 +5,8 @@ use std::{
     ffi::{CString, c_char},
 };
 
-use oxigears_coordinator::topology::{NodeId, Shard, Slot, Topology};
+use oxigears_coordinator::topology::{NodeId, Shard, Slot, Topology, key_slot, slot_tag};
+use parking_lot::Mutex;
 use redis_module::raw;
 
 pub use super::bus::{on_bus_message, send_bus_message};
@@ -217,4 +218,19 @@ pub fn server_config(guard: &ServerLock, name: &str) -> Option<String> {
     let pairs = reply.pairs();
     let (_, value) = pairs.iter().find(|(key, _)| key.text() == Some(name))?;
     value.text().map(str::to_owned)
+}
+
+/// The hash tag of a slot. To find one takes long, and mostly it is the same one that is asked for.
+pub fn tag_of(slot: Slot) -> String {
+    static LAST: Mutex<Option<(Slot, String)>> = Mutex::new(None);
+    let mut last = LAST.lock();
+    match &*last {
+        Some((known, tag)) if *known == slot => tag.clone(),
+        _ => {
+            let tag = slot_tag(slot);
+            debug_assert_eq!(slot, key_slot(tag.as_bytes()));
+            *last = Some((slot, tag.clone()));
+            tag
+        }
+    }
 }

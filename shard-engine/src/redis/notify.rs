@@ -90,6 +90,11 @@ impl Told<'_> {
         self.class & raw::REDISMODULE_NOTIFY_KEY_MISS as u32 != 0
     }
 
+    /// It was not there before.
+    fn is_new(&self) -> bool {
+        self.class & raw::REDISMODULE_NOTIFY_NEW as u32 != 0
+    }
+
     /// Most likely it holds a string now.
     pub fn is_of_string(&self) -> bool {
         self.class & raw::REDISMODULE_NOTIFY_STRING as u32 != 0
@@ -214,7 +219,7 @@ impl Start {
     }
 }
 
-/// Runs `work`, whose own looks at keys are no misses. Servers before 7.2 tell of them all.
+/// Runs `work`, whose own looks at keys are no misses, and whose own keys are none. Servers before 7.2 tell of all looks.
 pub(super) fn silently<R>(work: impl FnOnce() -> R) -> R {
     /// Also when a panic passes.
     struct Before(bool);
@@ -250,7 +255,7 @@ extern "C" fn told(
                 ctx,
                 _told: PhantomData,
             };
-            if !(SILENT.get() && told.is_miss()) {
+            if !(SILENT.get() && (told.is_miss() || told.is_new())) {
                 listener(&lock::lock(), &told);
             }
         });

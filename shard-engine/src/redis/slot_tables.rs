@@ -18,9 +18,11 @@ use oxigears_coordinator::topology::{Slot, key_slot};
 use redis_module::raw;
 
 use super::{
-    context::Flags,
-    ffi::guarded,
+    call::{Flags, call},
+    cluster, context,
+    ffi::{OwnedString, api, guarded},
     lock::{self, ServerLock},
+    notify,
     version::at_least,
 };
 
@@ -45,7 +47,7 @@ pub struct Inside(i32);
 
 /// A client's command runs, with this key; until the result is dropped. To be called by the main thread, for a command
 /// that no module calls. `flags`: those of the command's context.
-pub fn enter(flags: Flags, key: Option<&[u8]>) -> Inside {
+pub fn enter(flags: context::Flags, key: Option<&[u8]>) -> Inside {
     let in_one_go = flags.multi || flags.lua;
     let slot = match key {
         // Compatible servers tell the Redis version that they follow, 7.2.
@@ -64,18 +66,42 @@ impl Drop for Inside {
     }
 }
 
-fn slot() -> Option<Slot> {
-    Slot::try_from(SLOT.load(Ordering::Relaxed)).ok()
-}
-
 /// The server would look for keys in the wrong place now, unless they are in the slot of the command at hand.
 pub(super) fn is_inside(_guard: &ServerLock) -> bool {
     SLOT.load(Ordering::Relaxed) != NONE
 }
 
 /// The server would look for this key in the wrong place now.
-pub fn is_out_of_reach(_guard: &ServerLock, key: &[u8]) -> bool {
-    slot().is_some_and(|slot| slot != key_slot(key))
+pub fn is_out_of_reach(guard: &ServerLock, key: &[u8]) -> bool {
+    match SLOT.load(Ordering::Relaxed) {
+        NONE => false,
+        UNKNOWN => is_elsewhere(guard, key_slot(key)),
+        slot => slot != i32::from(key_slot(key)),
+    }
+}
+
+/// Finds that out by a key that is there for a moment: does it go where the server counts the keys of its slot?
+fn is_elsewhere(guard: &ServerLock, slot: Slot) -> bool {
+    let number = slot.to_string();
+    let count = || call(guard, &["CLUSTER", "COUNTKEYSINSLOT", &number], Flags::default());
+    let count = || count().ok()?.int();
+    let name = OwnedString::new(format!("oxigears probe {{{}}}", cluster::tag_of(slot)).as_bytes());
+    let mode = raw::REDISMODULE_READ | raw::REDISMODULE_WRITE;
+    let before = count();
+    // SAFETY: context and name are alive under the lock; the key is empty, so nothing of anybody is touched, and closed once.
+    let after = notify::silently(|| unsafe {
+        let key = api!(RedisModule_OpenKey)(guard.ctx(), name.as_ptr(), mode as i32).cast();
+        let is_empty = api!(RedisModule_KeyType)(key) == raw::REDISMODULE_KEYTYPE_EMPTY as i32;
+        let after = is_empty.then(|| {
+            api!(RedisModule_StringSet)(key, name.as_ptr());
+            let after = count();
+            api!(RedisModule_DeleteKey)(key);
+            after
+        });
+        api!(RedisModule_CloseKey)(key);
+        after.flatten()
+    });
+    before.is_some() && before == after
 }
 
 /// Names the work that `after_command` leaves for later. At load.

@@ -36,9 +36,12 @@ mod table;
 pub mod trigger;
 mod turns;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use oxigears_coordinator::{
@@ -79,6 +82,9 @@ pub struct Registrations {
     helpers: Helpers,
     master: AtomicBool,
 }
+
+/// So long after its role has changed a server has the slots that belong to it.
+const SLOTS_FOLLOW: Duration = Duration::from_millis(1);
 
 static REGISTRATIONS: OnceLock<Registrations> = OnceLock::new();
 
@@ -226,7 +232,12 @@ pub fn role_changed(master: bool) {
         if master {
             timers::wake_all();
         }
-        streams::role_changed(&lock::lock(), master);
+        let guard = lock::lock();
+        streams::role_changed(&guard, master);
+        if module().is_cluster {
+            // The slots change hands right after the role.
+            timer::once(&guard, SLOTS_FOLLOW, mesh::refresh_topology);
+        }
     }
 }
 
