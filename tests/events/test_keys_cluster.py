@@ -141,8 +141,8 @@ GB('CommandReader').map(lambda x: execute('SET', x[1], '2')).register(trigger='n
 
 
 OUT_OF_REACH = (
-    b"ERR a key of command 'GET' is in another slot than those of the client's command that is under way; this version of the "
-    b"server would not find it now: use a key with the same hash tag, or mode 'async' or 'async_local'"
+    b"ERR a key of command 'GET' is in another slot than those of the client's command that is under way; this version "
+    b"of the server would not find it now: use a key with the same hash tag, or mode 'async' or 'async_local'"
 )
 
 
