@@ -140,6 +140,21 @@ b.filter(lambda x: x[1] == 1 << 20).count().run(src)
     assert results(shard, script) == ["60"]
 
 
+# So many small records, and the size of the one behind them.
+@pytest.mark.parametrize(("small", "large"), [(1024, 1_100_000), (3072, 900_000), (1024, 5_000_000), (5000, 1_000_000)])
+@pytest.mark.parametrize("step", ["collect()", "repartition(lambda x: 'one')"])
+def test_a_large_record_behind_small_ones(shard, step, small, large):
+    script = f"""
+def src():
+    yield from ['a' * 60] * {small}
+    yield 'b' * {large}
+    yield from ['c'] * 3
+GB('PythonReader').{step}.map(lambda x: len(x)).countby().run(src)
+"""
+    counts = {1: 9, 60: 3 * small, large: 3}
+    check(shard, script, [f"{{'key': '{size}', 'value': {count}}}" for size, count in counts.items()], ordered=False)
+
+
 def test_many_small_records(shard):
     script = "GB('PythonReader').repartition(lambda x: x).count().run(lambda: iter(range(50000)))"
     assert results(shard, script) == ["150000"]
