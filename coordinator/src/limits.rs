@@ -6,9 +6,9 @@ use std::time::Duration;
 pub const BATCH_BYTES: usize = 128 * 1024;
 /// A record batch holds at most this many records (one GIL hold, about).
 pub const BATCH_RECORDS: usize = 1024;
-/// Unconsumed bytes that one source may have under way to one destination in one exchange.
+/// Unconsumed bytes that one source may have under way to one destination in one exchange, unless one batch has more.
 pub const WINDOW_BYTES: u64 = 1024 * 1024;
-/// A receiver gives credit back in portions of this size.
+/// A receiver gives credit back in portions of this size; less than that may be used up and not told.
 pub const CREDIT_STEP_BYTES: u64 = WINDOW_BYTES / 4;
 /// Batches that may wait for a missing predecessor from one source.
 pub const REORDER_BATCHES: usize = 64;

@@ -239,6 +239,9 @@ pub struct Stage {
     pub op_of: Vec<usize>,
     /// Where the records go.
     pub output: Output,
+    /// Records go on as the bytes that came: there are no steps, and the bytes are fit for where they go. A shuffle
+    /// writes for a stage on the same shard that makes objects of them (see `tag::LOCAL`), so what it brings is read.
+    pub passes: bool,
     /// The user's word for the last step of the stage, for error texts.
     pub last_step: &'static str,
 }
@@ -391,8 +394,11 @@ impl Cutter {
     }
 
     fn end_stage(&mut self, output: Output, keyed_input: bool) {
+        let is_shuffle = |output: Output| matches!(output, Output::Shuffle { .. });
+        let from_shuffle = self.stages.last().is_some_and(|before| is_shuffle(before.output));
         self.stages.push(Stage {
             keyed_input: self.keyed_input,
+            passes: self.locals.is_empty() && !from_shuffle && !is_shuffle(output),
             locals: std::mem::take(&mut self.locals),
             op_of: std::mem::take(&mut self.op_of),
             output,

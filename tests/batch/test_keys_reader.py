@@ -49,6 +49,13 @@ def test_patterns(client, pattern, wanted):
     assert sorted(plain(client.keys(pattern))) == sorted(wanted)
 
 
+@pytest.mark.parametrize("pattern", ["[a-é]*", "[é-a]*", "[^a-é]*", "[é-ü]*", "[\x01-é]*", "?[\x7f-\x80]*"])
+def test_ranges_beyond_ascii(client, pattern):
+    """Their order is the one of the server's bytes, whose highest may count as below zero."""
+    client.mset(dict.fromkeys([*KEYS, "\x02", "é", "ü", "z", "\x7f", "€"], "v"))
+    check(client, f"GB('KeysOnlyReader').run({pattern!r})", plain(client.keys(pattern)), ordered=False)
+
+
 def test_patterns_on_a_cluster(cluster, shard):
     load(cluster, [("SET", key, "v") for key in KEYS])
     for pattern in ("*", "u*", "[uv]:1", "a\\*b", "nope"):

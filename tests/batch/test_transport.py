@@ -110,6 +110,54 @@ def test_instances_of_classes_of_the_script(shard, value, use, wanted):
     check(shard, script, [wanted] * 3)
 
 
+# Every record that there is, over exchanges in every order. Keys: all travel to one shard, all stay, some stay.
+EVERYTHING = f"""{CLASSES}
+class Number(int):
+    pass
+def src():
+    yield from ({", ".join(VALUES)})
+    yield from (Level.LOW, Point(1, 2), Data(6), Text('t'), Items([1]), Table(a=1), Odd('o', 1), Number(7))
+    yield from ((1, [Data(2)]), {{'k': Level.LOW}}, [Items([Number(8)])])
+def look(x):
+    return ascii((type(x).__name__, x))
+b = GB('PythonReader')
+"""
+ONE, HERE, SOME = ("repartition(lambda x: %s)" % key for key in ("'one'", "hashtag()", "ascii(x)"))
+LIST = "lambda k, a, r: (a or []) + [r]"
+PATHS = [
+    ONE, HERE, SOME, f"{ONE}.collect()", f"{HERE}.collect()", f"{SOME}.collect()", f"{SOME}.{ONE}.collect()",
+    f"{ONE}.{HERE}.collect()", f"collect().{HERE}.collect()", f"collect().{SOME}", f"{SOME}.collect().{SOME}.collect()",
+    f"{SOME}.map(lambda x: x).collect()", f"map(lambda x: x).{SOME}.limit(1000).collect()",
+    f"{SOME}.filter(lambda x: True).foreach(lambda x: repr(x)).collect()", f"{SOME}.collect().collect()",
+    f"accumulate({LIST.replace('k, ', '')}).{HERE}.collect().flatmap(lambda x: x)",
+    f"{SOME}.groupby(lambda x: ascii(x), {LIST}).flatmap(lambda g: g['value']).{ONE}.collect()",
+    f"groupby(lambda x: ascii(x), {LIST}).{HERE}.collect().flatmap(lambda g: g['value'])",
+    f"{SOME}.batchgroupby(lambda x: 'k', lambda k, r: r).collect().flatmap(lambda g: g['value'])",
+    f"{HERE}.aggregate([], lambda a, r: a + [r], lambda a, r: a + r).{SOME}.collect().flatmap(lambda x: x)",
+    f"{HERE}.aggregateby(lambda x: ascii(x), [], lambda k, a, r: a + [r], lambda k, a, r: a + r).collect()"
+    ".flatmap(lambda g: g['value'])",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_record_over_every_path(shard, path):
+    wanted = results(shard, f"{EVERYTHING}b.map(look).run(src, mode='async_local')")
+    assert sorted(results(shard, f"{EVERYTHING}b.{path}.map(look).run(src)")) == sorted(wanted * 3)
+
+
+@pytest.mark.parametrize("collect", [True, False])
+@pytest.mark.parametrize(
+    "path", [HERE, f"{SOME}.{HERE}", f"collect().{HERE}", f"{HERE}.collect()", f"{SOME}.collect()"]
+)
+def test_results_of_every_path_have_their_form_for_replies(shard, path, collect):
+    """Builtin forms of subclasses, and what replies have no form for: a step that changes nothing changes nothing."""
+    options = f"src, convertToStr=False, collect={collect}"
+    wanted = run(shard, f"{EVERYTHING}b.{path}.map(lambda x: x).run({options})")
+    given = run(shard, f"{EVERYTHING}b.{path}.run({options})")
+    assert sorted(map(repr, given.results)) == sorted(map(repr, wanted.results))
+    assert given.errors == wanted.errors == []
+
+
 def test_one_object_twice_in_a_record(shard):
     script = """
 def make(x):
@@ -138,6 +186,21 @@ b = GB('PythonReader').repartition(lambda x: x[0]).map(lambda x: (x[0], len(x[1]
 b.filter(lambda x: x[1] == 1 << 20).count().run(src)
 """
     assert results(shard, script) == ["60"]
+
+
+# So many small records, and the size of the one behind them.
+@pytest.mark.parametrize(("small", "large"), [(1024, 1_100_000), (3072, 900_000), (1024, 5_000_000), (5000, 1_000_000)])
+@pytest.mark.parametrize("step", ["collect()", "repartition(lambda x: 'one')"])
+def test_a_large_record_behind_small_ones(shard, step, small, large):
+    script = f"""
+def src():
+    yield from ['a' * 60] * {small}
+    yield 'b' * {large}
+    yield from ['c'] * 3
+GB('PythonReader').{step}.map(lambda x: len(x)).countby().run(src)
+"""
+    counts = {1: 9, 60: 3 * small, large: 3}
+    check(shard, script, [f"{{'key': '{size}', 'value': {count}}}" for size, count in counts.items()], ordered=False)
 
 
 def test_many_small_records(shard):
@@ -212,9 +275,10 @@ UNPICKLABLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["", f"{HERE}."], ids=["collect", "stay, collect"])
 @pytest.mark.parametrize(("head", "text"), [pytest.param(*row[1:], id=row[0]) for row in UNPICKLABLE])
-def test_records_that_cannot_travel_are_errors(shard, head, text):
-    pair = run(shard, f"{head}\nGB('ShardsIDReader').map(make).collect().map(lambda x: 'stayed').run()")
+def test_records_that_cannot_travel_are_errors(shard, head, text, path):
+    pair = run(shard, f"{head}\nGB('ShardsIDReader').map(make).{path}collect().map(lambda x: 'stayed').run()")
     assert pair.results == ["stayed"]
     check_errors(pair.errors, [text] * 2)
 

@@ -1,7 +1,7 @@
 //! One exchange (shuffle or collect) of an execution as one shard sees it: windows, sequence numbers, inbox.
 //!
 //! Flow control is by cumulative credit: the receiver tells how many bytes it has used up in all, the sender keeps
-//! what is under way below the window. Repeated or reordered credits and batches change nothing.
+//! what is under way below the window (see `may_go`). Repeated or reordered credits and batches change nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -63,6 +63,13 @@ fn weight(batch: &RecordBatch) -> u64 {
     batch.bytes.len() as u64 + 16
 }
 
+/// A batch of `size` may follow what is under way. One that does not fit into the window waits until nothing else is
+/// there. Less than a step counts as nothing: so much may be used up without having been told, and would never be told
+/// while the sender waits. Under way are at most a window, or one batch and less than a step.
+fn may_go(under_way: u64, size: u64) -> bool {
+    under_way < CREDIT_STEP_BYTES || under_way + size <= WINDOW_BYTES
+}
+
 /// Messages to send: destination and body.
 pub(super) type Sends = Vec<(usize, ExecutionMessage)>;
 
@@ -104,8 +111,7 @@ impl Exchange {
         while let Some((_, batch)) = out.queue.front() {
             let under_way = out.sent_bytes - out.credited_bytes;
             let size = weight(batch);
-            // A batch larger than the window goes alone.
-            if under_way > 0 && under_way + size > WINDOW_BYTES {
+            if !may_go(under_way, size) {
                 return;
             }
             let Some((kind, batch)) = out.queue.pop_front() else {
@@ -278,6 +284,162 @@ impl Exchange {
         }
         for side in &mut self.incoming {
             side.early.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    /// Both sides of every pair of shards, and messages that have not arrived: (from, to, message).
+    struct Shards {
+        exchanges: Vec<Exchange>,
+        wire: VecDeque<(usize, usize, ExecutionMessage)>,
+        /// Batches that are to be emitted.
+        left: u32,
+        /// Bytes of the largest batch, and of all.
+        largest: u64,
+        bytes: u64,
+        credits: u64,
+        seed: u64,
+    }
+
+    impl Shards {
+        fn new(kind: ExchangeKind, count: usize, seed: u64) -> Shards {
+            Shards {
+                exchanges: (0..count).map(|me| Exchange::new(kind, 0, me, 0, count)).collect(),
+                wire: VecDeque::new(),
+                left: 60,
+                largest: 0,
+                bytes: 0,
+                credits: 0,
+                seed,
+            }
+        }
+
+        fn act<T>(&mut self, at: usize, f: impl FnOnce(&mut Exchange, &mut Sends) -> T) -> T {
+            let mut sends = Vec::new();
+            let given = f(&mut self.exchanges[at], &mut sends);
+            self.wire
+                .extend(sends.into_iter().map(|(to, message)| (at, to, message)));
+            self.check_bound();
+            given
+        }
+
+        fn deliver(&mut self) -> bool {
+            let Some((from, to, message)) = self.wire.pop_front() else {
+                return false;
+            };
+            self.credits += u64::from(matches!(message, ExecutionMessage::Credit { .. }));
+            self.act(to, |e, sends| match message {
+                ExecutionMessage::Batch {
+                    sequence, kind, batch, ..
+                } => {
+                    e.on_batch(from, sequence, kind, batch, sends).expect("in order");
+                }
+                ExecutionMessage::EndOfInput { sequence, .. } => e.on_end(from, sequence),
+                ExecutionMessage::Credit { bytes, .. } => e.on_credit(from, bytes, sends),
+                other => panic!("unexpected {other:?}"),
+            });
+            true
+        }
+
+        /// What a receiver has to hold: a window, or one batch with less than a step.
+        fn check_bound(&self) {
+            let bound = WINDOW_BYTES.max(self.largest + CREDIT_STEP_BYTES);
+            for (from, source) in self.exchanges.iter().enumerate() {
+                for (to, sink) in self.exchanges.iter().enumerate().filter(|&(to, _)| to != from) {
+                    let held = source.out[to].sent_bytes - sink.incoming[from].consumed_bytes;
+                    assert!(held <= bound, "{held} of {bound} under way, seed {}", self.seed);
+                }
+            }
+        }
+    }
+
+    /// Sizes about every bound of the flow control, and any others.
+    fn size(rng: &mut StdRng) -> usize {
+        let (step, window) = (CREDIT_STEP_BYTES as usize, WINDOW_BYTES as usize);
+        let bounds = [0, 64 * 1024, 128 * 1024, step, window - step, window, window + step];
+        match rng.random_range(0..10) {
+            n @ 0..7 => (bounds[n] + rng.random_range(0..64)).saturating_sub(40),
+            7 => rng.random_range(0..window * 2),
+            _ => rng.random_range(0..2000),
+        }
+    }
+
+    impl Shards {
+        /// A record batch, or an error batch now and then, if shard `from` has room for it.
+        fn emit(&mut self, from: usize, rng: &mut StdRng, zeros: &Bytes) -> bool {
+            let exchange = &self.exchanges[from];
+            if self.left == 0 || !exchange.has_room() {
+                return false;
+            }
+            let to = match exchange.kind {
+                ExchangeKind::Collect => 0,
+                ExchangeKind::Shuffle => rng.random_range(0..self.exchanges.len()),
+            };
+            let batch = RecordBatch {
+                bytes: zeros.slice(..size(rng)),
+                records: 1,
+            };
+            self.largest = self.largest.max(weight(&batch));
+            self.bytes += weight(&batch);
+            self.left -= 1;
+            let is_error = to != from && rng.random_range(0..10) == 0;
+            let kind = if is_error {
+                BatchKind::Errors
+            } else {
+                BatchKind::Records
+            };
+            self.act(from, |e, sends| e.emit(to, kind, batch, sends));
+            true
+        }
+
+        /// One of the things that may happen; true if something has.
+        fn step(&mut self, what: usize, at: usize, rng: &mut StdRng, zeros: &Bytes) -> bool {
+            match what {
+                0 => self.emit(at, rng, zeros),
+                1 => self.deliver(),
+                _ => self.act(at, |e, sends| e.take(sends)).is_some(),
+            }
+        }
+    }
+
+    #[test]
+    fn batches_of_every_size_arrive_within_the_bound() {
+        let zeros = Bytes::from(vec![0; 3 * WINDOW_BYTES as usize]);
+        for seed in 0..1000 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let count = rng.random_range(2..5);
+            let kind = [ExchangeKind::Shuffle, ExchangeKind::Collect][rng.random_range(0..2)];
+            let mut shards = Shards::new(kind, count, seed);
+            for _ in 0..200 {
+                let (what, at) = (rng.random_range(0..3), rng.random_range(0..count));
+                shards.step(what, at, &mut rng, &zeros);
+            }
+            let mut moves = true;
+            while moves {
+                moves = false;
+                for (what, at) in (0..3 * count).map(|n| (n / count, n % count)) {
+                    moves |= shards.step(what, at, &mut rng, &zeros);
+                }
+            }
+            assert_eq!(shards.left, 0, "stuck, seed {seed}");
+            for at in 0..count {
+                shards.act(at, |e, sends| e.end(0, sends));
+            }
+            while shards.deliver() {}
+            for exchange in &shards.exchanges {
+                assert!(exchange.is_flushed() && exchange.is_complete(), "stuck, seed {seed}");
+            }
+            assert!(
+                shards.credits <= shards.bytes / CREDIT_STEP_BYTES,
+                "credits, seed {seed}"
+            );
         }
     }
 }

@@ -111,8 +111,7 @@ impl Setup {
 
     /// The last stage does nothing but to take what a collect brings.
     pub fn last_stage_passes(&self) -> bool {
-        let last = self.stages.last().filter(|_| self.stages.len() > 1);
-        last.is_some_and(|s| s.locals.is_empty() && s.output == Output::Result && !s.keyed_input)
+        self.stages.len() > 1 && self.stages.last().is_some_and(|last| last.passes)
     }
 }
 

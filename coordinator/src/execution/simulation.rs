@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use super::{Command, Machine, Phase, Setup};
 use crate::{
     codec::{Cursor, Item, RecordBatch, put_bytes, put_int, tag},
+    limits::{CREDIT_STEP_BYTES, WINDOW_BYTES},
     message::{ExecutionId, ExecutionMessage, Work},
     plan::{Mode, Op, Plan, Reader},
     stage::Route,
@@ -54,13 +55,15 @@ struct Cluster {
     sent: u64,
     faults: Faults,
     records: u64,
+    /// Records are about as large as the bounds of the flow control.
+    large: bool,
 }
 
-fn record(n: u64) -> RecordBatch {
-    let mut bytes = Vec::new();
+fn record(n: u64, size: usize) -> RecordBatch {
+    let mut bytes = Vec::with_capacity(size + 32);
     put_int(&mut bytes, n as i64);
     bytes.push(tag::BYTES);
-    put_bytes(&mut bytes, &vec![0; (n % 7 * 20_000) as usize]);
+    put_bytes(&mut bytes, &vec![0; size]);
     RecordBatch {
         bytes: bytes.into(),
         records: 2,
@@ -121,7 +124,19 @@ impl Cluster {
             sent: 0,
             faults,
             records,
+            large: false,
         }
+    }
+
+    /// The size of record `n`.
+    fn size(&mut self, n: u64) -> usize {
+        if !self.large {
+            return (n % 7 * 20_000) as usize;
+        }
+        let (step, window) = (CREDIT_STEP_BYTES as usize, WINDOW_BYTES as usize);
+        let bounds = [0, 64 * 1024, 128 * 1024, step, window - step, window];
+        let below = self.rng.random_range(0..64);
+        bounds[self.rng.random_range(0..bounds.len())].saturating_sub(below)
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -158,6 +173,7 @@ impl Cluster {
     /// One slice of a worker thread: the last stage that can do something.
     fn work(&mut self, shard: usize) {
         let size = self.shards.len();
+        let record_size = self.size(self.shards[shard].next);
         let Shard {
             machine,
             left,
@@ -180,7 +196,8 @@ impl Cluster {
             }
             Some(0) if *left > 0 => {
                 *left -= 1;
-                machine.emit(0, Route::Participant((*next % size as u64) as usize), record(*next));
+                let record = record(*next, record_size);
+                machine.emit(0, Route::Participant((*next % size as u64) as usize), record);
                 *next += 1;
             }
             Some(s) => match if s > 0 { machine.take_input(s) } else { None } {
@@ -324,6 +341,19 @@ fn many(faults: impl Fn(&mut StdRng) -> Faults) -> (u32, u32) {
 fn a_quiet_network_gives_everything() {
     let (_, failed) = many(|_| Faults::default());
     assert_eq!(failed, 0);
+}
+
+/// Any sequence of batches gets through, whatever their sizes: no part of a window stays used up for good.
+#[test]
+fn large_records_do_not_stand_in_each_others_way() {
+    for seed in 0..100 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (size, records) = (rng.random_range(2..6), rng.random_range(0..30));
+        let mut cluster = Cluster::new(seed, size, records, Faults::default());
+        cluster.large = true;
+        cluster.run();
+        assert_eq!(cluster.check(), Phase::Done, "seed {seed}");
+    }
 }
 
 #[test]

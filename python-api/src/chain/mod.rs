@@ -81,7 +81,7 @@ fn is_result(stages: &[Stage], number: usize) -> bool {
         Output::Result => true,
         Output::Collect => stages
             .get(number + 1)
-            .is_some_and(|next| next.locals.is_empty() && next.output == Output::Result),
+            .is_some_and(|next| next.passes && next.output == Output::Result),
         Output::Shuffle { .. } => false,
     }
 }

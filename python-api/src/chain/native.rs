@@ -3,6 +3,7 @@
 
 use oxigears_coordinator::{
     codec::{CodecError, Cursor, Item as Encoded, RecordBatch, put_head, put_int, put_tagged, tag},
+    plan::Stage,
     stage::{Route, StageSink},
 };
 use pyo3::{ffi, prelude::*};
@@ -18,7 +19,7 @@ use crate::{codec::new_text, obj::Obj};
 pub(super) enum NativeInput {
     /// It does not.
     None,
-    /// There is no step: batches pass.
+    /// Batches pass.
     Forward,
     /// `CountRecords`
     Count,
@@ -43,12 +44,12 @@ pub(super) enum Tail {
     IntText,
 }
 
-pub(super) fn native_input(steps: &[Step], out: &Out, keyed_input: bool) -> NativeInput {
+pub(super) fn native_input(steps: &[Step], stage: &Stage) -> NativeInput {
     match steps.first().map(|s| &s.kind) {
-        None if out.is_plain() && !keyed_input => NativeInput::Forward,
+        None if stage.passes => NativeInput::Forward,
         Some(Kind::CountRecords { .. }) => NativeInput::Count,
         Some(Kind::SumCounts { .. }) => NativeInput::SumCounts,
-        Some(Kind::SumTable { .. }) if keyed_input => NativeInput::SumTable,
+        Some(Kind::SumTable { .. }) if stage.keyed_input => NativeInput::SumTable,
         _ => NativeInput::None,
     }
 }

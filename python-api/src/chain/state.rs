@@ -149,7 +149,7 @@ impl State {
         let out = Out::new(stage.output, ctx, kept.clone(), wants_objects);
         let native = match generator {
             Some(_) => NativeInput::None,
-            None => native::native_input(&chain.steps, &out, stage.keyed_input),
+            None => native::native_input(&chain.steps, stage),
         };
         let is_result = is_result && !wants_objects;
         let globals = functions.session().globals().as_ptr();

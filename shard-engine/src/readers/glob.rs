@@ -2,6 +2,8 @@
 //!
 //! Matching takes at most the product of both lengths, whatever the pattern.
 
+use std::ffi::c_char;
+
 /// A compiled pattern.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Pattern {
@@ -141,8 +143,11 @@ fn class(mut rest: &[u8]) -> (Token, &[u8]) {
     if negated {
         rest = &rest[1..];
     }
+    // The server compares C's `char`, which has a sign on some machines.
     let mut add = |from: u8, to: u8| {
-        for byte in from.min(to)..=from.max(to) {
+        let (from, to) = (from as c_char, to as c_char);
+        let range = from.min(to)..=from.max(to);
+        for byte in (0..=u8::MAX).filter(|&byte| range.contains(&(byte as c_char))) {
             bits[usize::from(byte >> 6)] |= 1 << (byte & 63);
         }
     };
