@@ -1,7 +1,7 @@
 """Runs the parts of the test suite and sums up their counts.
 
-What compiles and checks comes first, one after another. Then those that talk to servers, in two lanes beside each other:
-the tests of the registry mostly wait. Each one's output is shown when it is over. All output is kept in
+What compiles and checks comes first, one after another. Then those that talk to servers, in two lanes beside each
+other: the tests of the registry mostly wait. Each one's output is shown when it is over. All output is kept in
 target/test-logs/. The failures are shown again at the end, and the last line is always `N passed, N failed`. A part
 that fails without a failed test, that skips a test or that runs none counts as a failure: a green line must mean that
 everything was tried.
