@@ -49,6 +49,18 @@ def test_replies_without_conversion(wire):
     assert wire.call("lrange", "l", 0, -1) == [b"a", b"b"]
 
 
+@pytest.mark.matrix
+def test_a_renamed_command_has_its_new_name(fresh):
+    with Wire(fresh(server_args=("--rename-command", "SET", "PUT")).port) as wire:
+        for name in "set", "config|get":
+            script = f"{NEXT}.register(hook={name!r}, mode='sync')"
+            is_error(wire.call("RG.PYEXECUTE", script), "Can not override an unexisting command")
+        register(wire, f"{B}.map(lambda x: call_next(x[1], x[2] + '!')).register(hook='PUT', mode='sync')")
+        register(wire, "GB().foreach(lambda x: override_reply('new')).register('k*', commands=['put'], mode='sync')")
+        assert (wire.ok("PUT", "a", "b"), wire.ok("GET", "a")) == (b"OK", b"b!")
+        assert wire.ok("PUT", "k", "b") == b"new"
+
+
 def test_a_wrong_number_of_arguments_reaches_the_hook(wire):
     register(wire, f"{NEXT}.register(hook='hset', mode='sync')")
     is_error(wire.call("HSET", "h"), "gears.error", "wrong number of arguments")

@@ -1,12 +1,12 @@
 //! What the server says of its commands: flags, number of arguments, places of the keys.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::redis::{
-    call::{Flags, Reply, call, may_replicate},
+    call::{CallError, Flags, Reply, call, may_replicate},
     filter,
     lock::{self, ServerLock},
     log,
@@ -61,13 +61,14 @@ impl Facts {
         (self.first.max(0)..=end).step_by(step).map(|at| at as usize)
     }
 
-    fn read(reply: &Reply) -> Option<(String, Facts)> {
+    /// From what COMMAND INFO tells of a command.
+    fn read(reply: &Reply) -> Option<Facts> {
         let parts = reply.array()?;
         let number = |at: usize| parts.get(at).and_then(Reply::int);
         let flags = parts.get(2)?.array()?;
         let has = |wanted: &str| flags.iter().any(|flag| flag.text() == Some(wanted));
-        let name = parts.first()?.text()?.to_ascii_lowercase();
-        let facts = Facts {
+        let name = name_in(reply)?;
+        Some(Facts {
             arity: number(1)?,
             first: number(3)?,
             last: number(4)?,
@@ -80,15 +81,21 @@ impl Facts {
             may_replicate: may_replicate(name.as_bytes()),
             asking: has("asking"),
             of_module: has("module"),
-        };
-        Some((name, facts))
+        })
     }
+}
+
+/// The name that a command was made with, in lower case.
+fn name_in(reply: &Reply) -> Option<String> {
+    Some(reply.array()?.first()?.text()?.to_ascii_lowercase())
 }
 
 /// All commands by their names in lower case.
 pub type Commands = HashMap<String, Facts>;
 
 static COMMANDS: RwLock<Option<Arc<Commands>>> = RwLock::new(None);
+/// New names of renamed commands (`rename-command`): the server does not list them, but knows them when asked.
+static RENAMED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// All commands, as the server told last.
 pub fn all() -> Arc<Commands> {
@@ -97,18 +104,32 @@ pub fn all() -> Arc<Commands> {
 
 /// Asks the server. Modules that are loaded later bring more.
 pub fn refresh(guard: &ServerLock) -> Arc<Commands> {
-    let commands: Commands = match call(guard, &["COMMAND"], Flags::default()) {
-        Ok(reply) => reply.array().into_iter().flatten().filter_map(Facts::read).collect(),
-        Err(e) => {
-            log::warning(&format!(
-                "COMMAND does not tell the server's commands, so none can be hooked or linked, and sync handlers run late: {e}"
-            ));
-            Commands::new()
-        }
-    };
-    let commands = Arc::new(commands);
+    let commands = Arc::new(ask(guard).unwrap_or_else(|e| {
+        log::warning(&format!(
+            "COMMAND does not tell the server's commands, so none can be hooked or linked, and sync handlers run late: {e}"
+        ));
+        Commands::new()
+    }));
     *COMMANDS.write() = Some(commands.clone());
     commands
+}
+
+/// The list has the names that commands were made with; which of them clients can use tells only the second question.
+fn ask(guard: &ServerLock) -> Result<Commands, CallError> {
+    let list = call(guard, &["COMMAND"], Flags::default())?;
+    let mut names: BTreeSet<String> = list.array().into_iter().flatten().filter_map(name_in).collect();
+    names.extend(RENAMED.lock().iter().cloned());
+    let question: Vec<&str> = ["COMMAND", "INFO"]
+        .into_iter()
+        .chain(names.iter().map(String::as_str))
+        .collect();
+    let told = call(guard, &question, Flags::default())?;
+    let told = told.array().unwrap_or_default().iter().map(Facts::read);
+    let known = names
+        .iter()
+        .zip(told)
+        .filter_map(|(name, facts)| Some((name.clone(), facts?)));
+    Ok(known.collect())
 }
 
 /// The command of this name in lower case. Asks the server anew if it is not known and this thread may.
@@ -116,10 +137,17 @@ pub fn find(name: &str) -> Option<Facts> {
     if let Some(facts) = all().get(name) {
         return Some(facts.clone());
     }
-    if !lock::is_held() {
+    // Subcommands are none.
+    if !lock::is_held() || name.contains('|') {
         return None;
     }
-    refresh(&lock::lock()).get(name).cloned()
+    let guard = lock::lock();
+    RENAMED.lock().insert(name.to_owned());
+    let found = refresh(&guard).get(name).cloned();
+    if found.is_none() {
+        RENAMED.lock().remove(name);
+    }
+    found
 }
 
 /// A function's command neither writes nor has anybody write.
