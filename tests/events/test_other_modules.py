@@ -80,3 +80,23 @@ def test_a_module_that_comes_later_is_taken_notice_of(fresh, other):
         assert "unknown command" in wire.error("OTHER.WAIT", "k:1")
         wire.ok("MODULE", "LOAD", str(other))
         assert wire.ok("OTHER.WAIT", "k:1") == b"hooked"
+
+
+VECTOR = ("VADD", "v", "VALUES", "2", "1", "2")
+
+
+@MODE
+def test_vector_sets_use_no_threads_in_functions(fresh, mode):
+    """The threads of their module can not answer a function. Only Redis 8 has them."""
+    with Wire(fresh().port) as wire:
+        register(wire, f"GB('CommandReader').map(lambda x: execute(*x[1:])).register(trigger='t', mode={mode!r})")
+        if wire.ok("COMMAND", "INFO", "VADD") == [None]:
+            assert "unknown command" in wire.error("RG.TRIGGER", "t", *VECTOR, "a").lower()
+            return
+        hook = "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook={!r}, mode={!r}, convertToStr=False)"
+        assert wire.ok("RG.TRIGGER", "t", *VECTOR, "a", "CAS") == [b"1"]
+        assert wire.ok("RG.TRIGGER", "t", "VSIM", "v", "ELE", "a") == [b"['a']"]
+        for command in "VADD", "VSIM":
+            register(wire, hook.format(command, "sync" if mode == "async" else mode))
+        assert wire.ok(*VECTOR, "CAS", "CAS") == 1
+        assert sorted(wire.ok("VSIM", "v", "ELE", "a")) == [b"CAS", b"a"]

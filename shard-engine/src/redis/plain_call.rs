@@ -5,13 +5,16 @@
 
 use std::{
     cell::Cell,
-    ffi::{c_char, c_void},
+    ffi::{CStr, c_char, c_void},
     ptr::null_mut,
 };
 
 use redis_module::raw;
 
-use super::ffi::{api, string_bytes};
+use super::{
+    ffi::{OwnedString, api, string_bytes},
+    unfit::{self, Change},
+};
 
 /// Most arguments of which numbers are copied; more are handed over as one array.
 const SINGLE: usize = 8;
@@ -35,6 +38,35 @@ pub fn is_running() -> bool {
 /// # Safety
 /// The context is alive, `name` is a C string, the lock is held, the strings live during the call.
 pub(super) unsafe fn call(
+    ctx: *mut raw::RedisModuleCtx,
+    name: *const c_char,
+    how: &str,
+    rest: &mut [*mut raw::RedisModuleString],
+) -> *mut raw::RedisModuleCallReply {
+    // SAFETY: the caller says so.
+    let arg = |at: usize| unsafe {
+        match at.checked_sub(1) {
+            None => CStr::from_ptr(name).to_bytes(),
+            Some(at) => string_bytes(rest[at]),
+        }
+    };
+    let Some(change) = unfit::without_threads(rest.len() + 1, arg) else {
+        // SAFETY: as for this function.
+        return unsafe { call_with(ctx, name, how, rest) };
+    };
+    let (mut args, mut word) = (rest.to_vec(), None);
+    match change {
+        Change::Append(text) => args.push(word.insert(OwnedString::new(text)).as_ptr()),
+        Change::Remove(at) => drop(args.remove(at - 1)),
+    }
+    // SAFETY: as for this function; the word lives long enough.
+    unsafe { call_with(ctx, name, how, &mut args) }
+}
+
+/// # Safety
+/// As `call`.
+#[inline]
+unsafe fn call_with(
     ctx: *mut raw::RedisModuleCtx,
     name: *const c_char,
     how: &str,

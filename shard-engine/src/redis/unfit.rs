@@ -38,6 +38,42 @@ pub fn is_for_server<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool 
     !matches!(kind(count, arg), Kind::FreesUsers | Kind::Other)
 }
 
+/// How a command is changed, so that it does the same and waits for no thread of its module.
+pub(super) enum Change {
+    Append(&'static [u8]),
+    /// The argument at this place goes.
+    Remove(usize),
+}
+
+/// Vector sets (Redis 8) hand work to threads of theirs unless they are told not to, or see a transaction or a script; the
+/// server ends itself if they do so within a command of a module.
+pub(super) fn without_threads<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Option<Change> {
+    let is = |at: usize, word: &str| count > at && arg(at).eq_ignore_ascii_case(word.as_bytes());
+    if is(0, "vsim") {
+        return (count > 3).then_some(Change::Append(b"NOTHREAD"));
+    }
+    if !is(0, "vadd") {
+        return None;
+    }
+    // VADD key [REDUCE dim] FP32 blob | VALUES n x ... element [options]
+    let vector = if is(2, "reduce") { 4 } else { 2 };
+    let values = || std::str::from_utf8(arg(vector + 1)).ok()?.parse::<usize>().ok();
+    let element = match () {
+        () if is(vector, "fp32") => vector + 2,
+        () if is(vector, "values") && count > vector + 1 => values()?.checked_add(vector + 2)?,
+        () => return None,
+    };
+    let mut at = element.checked_add(1)?;
+    while at < count {
+        if is(at, "cas") {
+            return Some(Change::Remove(at));
+        }
+        let has_value = ["ef", "m", "setattr"].iter().any(|word| is(at, word));
+        at += 1 + usize::from(has_value);
+    }
+    None
+}
+
 enum Kind {
     OfReplicas,
     Pauses,
@@ -55,5 +91,36 @@ fn kind<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Kind {
         () if is(0, "client") && is(1, "kill") => Kind::Kills,
         () if is(0, "acl") && (is(1, "deluser") || is(1, "load")) => Kind::FreesUsers,
         () => Kind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vector_sets_use_no_threads() {
+        for (command, wanted) in [
+            ("vsim k ele a", "append"),
+            ("VSIM k VALUES 1 2 COUNT 3", "append"),
+            ("vsim k ele", "none"),
+            ("VADD k VALUES 2 1 2 CAS", "none"),
+            ("VADD k VALUES 2 1 2 a CAS", "7"),
+            ("vadd k reduce 1 values 2 1 2 cas q8 cas", "10"),
+            ("vadd k fp32 x a ef 5 setattr cas m 3 cas", "11"),
+            ("vadd k fp32 x a setattr cas", "none"),
+            ("vadd k values x a cas", "none"),
+            ("vadd k values 18446744073709551615 a cas", "none"),
+            ("vadd k", "none"),
+            ("set k cas", "none"),
+        ] {
+            let args: Vec<&str> = command.split(' ').collect();
+            let found = match without_threads(args.len(), |at| args[at].as_bytes()) {
+                None => "none".to_owned(),
+                Some(Change::Append(_)) => "append".to_owned(),
+                Some(Change::Remove(at)) => at.to_string(),
+            };
+            assert_eq!(found, wanted, "{command}");
+        }
     }
 }
