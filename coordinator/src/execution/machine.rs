@@ -582,6 +582,8 @@ impl Machine {
             return;
         }
         self.stage_complete[stage] = true;
+        // It may have had enough of an input that goes on: who sends the rest must not wait for room.
+        self.discard_input(stage);
         let initiator = self.setup.initiator;
         if stage < self.exchanges.len() {
             self.with_exchange(stage as u32, |e, sends| e.end(initiator, sends));

@@ -30,6 +30,8 @@ struct Faults {
     kill_at_ms: Option<u64>,
     /// A worker's network stands still from then on, silently.
     mute_at_ms: Option<u64>,
+    /// Every stage behind an exchange is done after so many batches.
+    enough: Option<usize>,
 }
 
 struct Shard {
@@ -38,6 +40,8 @@ struct Shard {
     left: u64,
     next: u64,
     done: Vec<bool>,
+    /// Batches that each stage has taken.
+    taken: Vec<usize>,
     alive: bool,
     muted: bool,
     runnable: bool,
@@ -76,9 +80,14 @@ fn number(batch: &RecordBatch) -> u64 {
 
 impl Cluster {
     fn new(seed: u64, size: usize, records: u64, faults: Faults) -> Cluster {
+        let mut ops = vec![Op::Map(0), Op::Repartition(0), Op::Map(0), Op::Collect];
+        if faults.enough.is_some() {
+            // Only a stage with steps can have enough.
+            ops.push(Op::Map(0));
+        }
         let plan = Plan {
             reader: Reader::ShardsId,
-            ops: vec![Op::Map(0), Op::Repartition(0), Op::Map(0), Op::Collect],
+            ops,
             mode: Mode::Async,
             function_names: vec!["f".into()],
             code: Vec::new(),
@@ -104,6 +113,7 @@ impl Cluster {
                 left,
                 next,
                 done: vec![false; 3],
+                taken: vec![0; 3],
                 alive: true,
                 muted: false,
                 runnable: false,
@@ -163,6 +173,7 @@ impl Cluster {
             left,
             next,
             done,
+            taken,
             runnable,
             ..
         } = &mut self.shards[shard];
@@ -184,7 +195,14 @@ impl Cluster {
                 *next += 1;
             }
             Some(s) => match if s > 0 { machine.take_input(s) } else { None } {
-                Some(batch) => machine.emit(s, Route::Default, batch),
+                Some(batch) => {
+                    machine.emit(s, Route::Default, batch);
+                    taken[s] += 1;
+                    if self.faults.enough == Some(taken[s]) {
+                        done[s] = true;
+                        machine.stage_done(s);
+                    }
+                }
                 None => {
                     done[s] = true;
                     machine.stage_done(s);
@@ -275,7 +293,8 @@ impl Cluster {
                 for batch in &outcome.results {
                     *seen.entry(number(batch)).or_default() += 1;
                 }
-                let expected = self.records * self.shards.len() as u64;
+                let sent = self.records * self.shards.len() as u64;
+                let expected = self.faults.enough.map_or(sent, |enough| sent.min(enough as u64));
                 assert_eq!(outcome.errors, Vec::<String>::new(), "seed {}", self.seed);
                 assert_eq!(seen.len() as u64, expected, "records lost, seed {}", self.seed);
                 assert!(seen.values().all(|&n| n == 1), "records repeated, seed {}", self.seed);
@@ -323,6 +342,15 @@ fn many(faults: impl Fn(&mut StdRng) -> Faults) -> (u32, u32) {
 #[test]
 fn a_quiet_network_gives_everything() {
     let (_, failed) = many(|_| Faults::default());
+    assert_eq!(failed, 0);
+}
+
+#[test]
+fn stages_that_have_enough_hold_nobody_up() {
+    let (_, failed) = many(|rng| Faults {
+        enough: Some(rng.random_range(1..30)),
+        ..Faults::default()
+    });
     assert_eq!(failed, 0);
 }
 
