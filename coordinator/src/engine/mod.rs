@@ -8,6 +8,7 @@ mod execution;
 mod job;
 mod join;
 mod lists;
+mod owed;
 mod pool;
 mod queries;
 mod stopper;
@@ -36,7 +37,7 @@ pub use self::{
     queries::{Gathered, question},
     swift::{Looked, Swift, Waiting},
 };
-use self::{join::Arriving, lists::Lists, queries::Queries, stopper::Stopper, swift::Swifts};
+use self::{join::Arriving, lists::Lists, owed::Owed, queries::Queries, stopper::Stopper, swift::Swifts};
 use crate::{
     execution::{Machine, Phase},
     limits,
@@ -160,6 +161,7 @@ pub struct Engine {
     management: Pool,
     pub(self) stopper: Stopper,
     queries: Queries,
+    owed: Arc<Owed>,
     pub(self) arriving: Arriving,
     pub(self) swifts: Swifts,
 }
@@ -183,6 +185,7 @@ impl Engine {
             counter: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
             queries: Queries::default(),
+            owed: Arc::default(),
             arriving: Arriving::default(),
             swifts: Swifts::default(),
         }))
@@ -276,13 +279,14 @@ impl Engine {
         self.queries.on_peer_lost(peer, reason);
     }
 
-    /// Looks at idle limits; to be called every `limits::TICK`.
+    /// Looks at idle limits and at what other shards are to be told; to be called every `limits::TICK`.
     pub fn on_tick(self: &Arc<Self>) {
         let now_ms = self.host.now_ms();
         for execution in self.unfinished() {
             execution.drive(self, |m| m.on_tick(now_ms));
         }
         self.queries.on_tick(now_ms);
+        self.tell_owed();
     }
 
     /// Runs a management job (abort, ...) on a thread that may wait.
