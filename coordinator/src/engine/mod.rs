@@ -155,6 +155,8 @@ pub struct Engine {
     counter: AtomicU64,
     pub(self) pending: AtomicUsize,
     pub(self) pool: Pool,
+    /// When one of the worker threads has done something last.
+    pub(self) got_on_ms: AtomicU64,
     pub(self) preparing: Pool,
     /// Tells those who wait; large replies must not hold up a thread of the mesh.
     pub(self) replying: Pool,
@@ -184,6 +186,7 @@ impl Engine {
             lists: Mutex::new(Lists::default()),
             counter: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
+            got_on_ms: AtomicU64::new(0),
             queries: Queries::default(),
             owed: Arc::default(),
             arriving: Arriving::default(),
@@ -283,7 +286,10 @@ impl Engine {
     pub fn on_tick(self: &Arc<Self>) {
         let now_ms = self.host.now_ms();
         for execution in self.unfinished() {
-            execution.drive(self, |m| m.on_tick(now_ms));
+            // Threads that are stuck, all of them, are no sign of life.
+            let standing_ms = now_ms.saturating_sub(self.got_on_ms.load(Ordering::Relaxed));
+            let in_queue = execution.is_queued() && standing_ms <= execution.setup.idle_limit_ms;
+            execution.drive(self, |m| m.on_tick(now_ms, in_queue));
         }
         self.queries.on_tick(now_ms);
         self.tell_owed();

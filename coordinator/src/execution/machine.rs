@@ -429,9 +429,9 @@ impl Machine {
         }
     }
 
-    /// Looks at the idle limit.
-    pub fn on_tick(&mut self, now_ms: u64) {
-        if self.pending && self.phase == Phase::Running {
+    /// Looks at the idle limit. `in_queue`: it waits for a worker thread of this shard, and these get on.
+    pub fn on_tick(&mut self, now_ms: u64, in_queue: bool) {
+        if (self.pending || in_queue) && self.phase == Phase::Running {
             // It is alive: neither this shard nor the others count the time.
             self.last_activity_ms = now_ms;
             return self.progress(now_ms);

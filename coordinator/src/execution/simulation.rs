@@ -30,6 +30,8 @@ struct Faults {
     kill_at_ms: Option<u64>,
     /// A worker's network stands still from then on, silently.
     mute_at_ms: Option<u64>,
+    /// A shard's worker threads are busy with other executions until then.
+    busy_until_ms: u64,
     /// Every stage behind an exchange is done after so many batches.
     enough: Option<usize>,
 }
@@ -269,14 +271,16 @@ impl Cluster {
             }
             self.deliver();
             for shard in 0..self.shards.len() {
+                let busy = shard == victim && self.now_ms < self.faults.busy_until_ms;
                 for _ in 0..3 {
-                    if self.shards[shard].alive && self.shards[shard].runnable {
+                    if self.shards[shard].alive && self.shards[shard].runnable && !busy {
                         self.work(shard);
                     }
                 }
                 if self.shards[shard].alive && self.now_ms.is_multiple_of(100) {
                     let now_ms = self.now_ms;
-                    self.shards[shard].machine.on_tick(now_ms);
+                    let in_queue = busy && self.shards[shard].runnable;
+                    self.shards[shard].machine.on_tick(now_ms, in_queue);
                     self.carry_out(shard);
                 }
             }
@@ -342,6 +346,15 @@ fn many(faults: impl Fn(&mut StdRng) -> Faults) -> (u32, u32) {
 #[test]
 fn a_quiet_network_gives_everything() {
     let (_, failed) = many(|_| Faults::default());
+    assert_eq!(failed, 0);
+}
+
+#[test]
+fn a_shard_with_busy_threads_is_waited_for() {
+    let (_, failed) = many(|rng| Faults {
+        busy_until_ms: rng.random_range(0..4 * IDLE_LIMIT_MS),
+        ..Faults::default()
+    });
     assert_eq!(failed, 0);
 }
 
