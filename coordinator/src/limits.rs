@@ -90,6 +90,10 @@ pub const TOPOLOGY_SETTLE: Duration = Duration::from_millis(2000);
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Queries that may be under way.
 pub const OPEN_QUERIES: usize = 4096;
+/// Drops of executions that shards have not been told of, as they could not be reached.
+pub const OWED_DROPS: usize = 1024;
+/// A shard is told so many times of one, at most.
+pub const DROP_TRIES: u32 = 10;
 /// Steps (operations) of one plan.
 pub const PLAN_STEPS: usize = 4096;
 /// Bytes of one plan, functions included.

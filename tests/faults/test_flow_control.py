@@ -132,3 +132,25 @@ def src():
     .map(lambda r: (r['key'], r['value'])).run(src))
 """
     assert results_of(wires[0].ok("RG.PYEXECUTE", script)) == [b"('all', 150000)"]
+
+
+# What is left behind the limit is more than the window of any sender. With steps behind the limit and without.
+LIMITED = {
+    "collect().limit(5)": 5,
+    "collect().limit(5).foreach(lambda x: execute('ping')).accumulate(lambda a, x: 1)": 1,
+    "repartition(lambda x: 'one place').limit(5)": 5,
+    "repartition(lambda x: 'one place').limit(5).map(lambda x: len(x)).repartition(lambda x: 'another')": 5,
+    "repartition(lambda x: 'one place').limit(5).collect().limit(2)": 2,
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("steps", LIMITED)
+def test_a_limit_holds_no_sender_up(trio, wires, steps):
+    script = f"""
+def src():
+    for n in range(30):
+        yield 'x' * 100_000 + str(n)
+GB('PythonReader').{steps}.run(src)
+"""
+    assert len(results_of(wires[0].ok("RG.PYEXECUTE", script))) == LIMITED[steps]

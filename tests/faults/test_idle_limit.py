@@ -3,7 +3,7 @@
 import pytest
 from breaking import expect_free, outcome
 from replies import executions, own_plan, pair, results_of, wait_done, wait_until
-from wire import Wire
+from wire import HANG_GUARD_S, Wire
 
 IDLE = "Execution max idle reached"
 # Sleeps on one shard for longer than the limits of these tests. A sleep in C code cannot be interrupted.
@@ -74,6 +74,36 @@ def src():
 GB('PythonReader').count().run(src)
 """
     assert results_of(wires[0].ok("RG.PYEXECUTE", script)) == [b"36"]
+
+
+def test_waiting_for_a_thread_is_not_idle(trio, wires):
+    """More executions than threads: the last ones wait for longer than the limit on shards that are alive."""
+    set_limit(wires, 1000)
+    script = """
+import time
+def src():
+    for i in range(6):
+        time.sleep(0.4)
+        yield i
+GB('PythonReader').count().run(src)
+"""
+    crowd = [Wire(trio.servers[n % 3].port) for n in range(6)]
+    for wire in crowd:
+        wire.send("RG.PYEXECUTE", script)
+    replies = [outcome(wire.read(timeout=HANG_GUARD_S)) for wire in crowd]
+    for wire in crowd:
+        wire.close()
+    assert replies == [([b"18"], [])] * 6
+
+
+def test_waiting_for_threads_that_are_stuck_is_idle(trio, wires):
+    set_limit(wires, 500)
+    stuck = "import time\nGB('ShardsIDReader').foreach(lambda x: time.sleep(4)).run(mode='async_local')"
+    for _ in range(wires[1].ok("RG.CONFIGGET", "ExecutionThreads")[0]):
+        wires[1].ok("RG.PYEXECUTE", stuck, "UNBLOCKING")
+    _, errors = outcome(wires[0].call("RG.PYEXECUTE", "GB('ShardsIDReader').run()"))
+    assert any(IDLE in text for text in errors), errors
+    expect_free(trio.servers)
 
 
 def test_a_local_execution_has_no_limit(trio, wires):

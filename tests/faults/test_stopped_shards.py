@@ -33,6 +33,13 @@ def expect_right(cluster):
                 assert results_of(wire.ok("RG.PYEXECUTE", COUNT)) == [b"%d" % KEYS]
 
 
+def expect_nothing_listed(servers):
+    """What a client waited for is dropped on all shards, also on those that were away."""
+    for server in servers:
+        with Wire(server.port) as wire:
+            wait_until(lambda wire=wire: not executions(wire), f"the executions of {server} being dropped")
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_is_stopped(trio, wires, phase):
     fill(trio)
@@ -48,6 +55,7 @@ def test_a_worker_is_stopped(trio, wires, phase):
     expect_right(trio)
     # What it still had of the old execution is gone as well.
     expect_free(trio.servers)
+    expect_nothing_listed(trio.servers)
 
 
 def test_the_initiator_is_stopped(trio, wires):
@@ -64,6 +72,7 @@ def test_the_initiator_is_stopped(trio, wires):
     wait_works(trio.servers, 3)
     expect_right(trio)
     expect_free(trio.servers)
+    expect_nothing_listed(trio.servers)
 
 
 def test_a_shard_is_stopped_before_the_start(trio, wires):

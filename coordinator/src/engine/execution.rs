@@ -179,6 +179,11 @@ impl Execution {
         self.worker.load(Ordering::Acquire) >= RUNNING
     }
 
+    /// It waits for a worker thread.
+    pub(super) fn is_queued(&self) -> bool {
+        self.worker.load(Ordering::Acquire) == QUEUED
+    }
+
     /// Does something with the machine, then carries its commands out.
     pub(super) fn drive<T>(self: &Arc<Self>, engine: &Arc<Engine>, f: impl FnOnce(&mut Machine) -> T) -> T {
         let mut machine = self.machine.lock();
@@ -325,6 +330,7 @@ impl Execution {
             self.worker.store(RUNNING, Ordering::Release);
             let start = engine.host.now_ns().max(1);
             self.on_thread_since_ns.store(start, Ordering::Release);
+            engine.got_on_ms.store(start / 1_000_000, Ordering::Relaxed);
             self.machine.lock().picked_up(start / 1_000_000);
             let mut job = self.job.try_lock();
             if let Some(job) = job.as_mut()
@@ -380,7 +386,9 @@ impl Execution {
                 return;
             };
             self.work_on(engine, job, stage);
-            self.drive(engine, |m| m.progress(engine.host.now_ms()));
+            let now_ms = engine.host.now_ms();
+            engine.got_on_ms.store(now_ms, Ordering::Relaxed);
+            self.drive(engine, |m| m.progress(now_ms));
         }
         if self.stopping.load(Ordering::Acquire) && !self.phase().is_over() {
             self.drive(engine, Machine::abort);

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Engine, Execution, question};
+use super::{Engine, Execution};
 use crate::message::ExecutionId;
 
 /// A line of RG.DUMPEXECUTIONS.
@@ -158,13 +158,13 @@ impl Engine {
     }
 
     /// Drops an execution here and on the other shards. Nobody waits for these: they drop it now or when their part is
-    /// over, and a shard that is gone has dropped it anyway.
+    /// over, or when they can be reached again.
     pub fn forget_everywhere(&self, execution: &Arc<Execution>) {
         self.forget(&execution.id);
         // The other shards drop what a registration fired by themselves.
         if execution.is_distributed() && execution.registration().is_none() {
             let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
-            self.ask(self.other_shards(), question::DROP, id, Box::new(|_| {}));
+            self.tell_dropped(self.other_shards(), id);
         }
     }
 

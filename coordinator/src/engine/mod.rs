@@ -8,6 +8,7 @@ mod execution;
 mod job;
 mod join;
 mod lists;
+mod owed;
 mod pool;
 mod queries;
 mod stopper;
@@ -36,7 +37,7 @@ pub use self::{
     queries::{Gathered, question},
     swift::{Looked, Swift, Waiting},
 };
-use self::{join::Arriving, lists::Lists, queries::Queries, stopper::Stopper, swift::Swifts};
+use self::{join::Arriving, lists::Lists, owed::Owed, queries::Queries, stopper::Stopper, swift::Swifts};
 use crate::{
     execution::{Machine, Phase},
     limits,
@@ -154,12 +155,15 @@ pub struct Engine {
     counter: AtomicU64,
     pub(self) pending: AtomicUsize,
     pub(self) pool: Pool,
+    /// When one of the worker threads has done something last.
+    pub(self) got_on_ms: AtomicU64,
     pub(self) preparing: Pool,
     /// Tells those who wait; large replies must not hold up a thread of the mesh.
     pub(self) replying: Pool,
     management: Pool,
     pub(self) stopper: Stopper,
     queries: Queries,
+    owed: Arc<Owed>,
     pub(self) arriving: Arriving,
     pub(self) swifts: Swifts,
 }
@@ -182,7 +186,9 @@ impl Engine {
             lists: Mutex::new(Lists::default()),
             counter: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
+            got_on_ms: AtomicU64::new(0),
             queries: Queries::default(),
+            owed: Arc::default(),
             arriving: Arriving::default(),
             swifts: Swifts::default(),
         }))
@@ -276,13 +282,17 @@ impl Engine {
         self.queries.on_peer_lost(peer, reason);
     }
 
-    /// Looks at idle limits; to be called every `limits::TICK`.
+    /// Looks at idle limits and at what other shards are to be told; to be called every `limits::TICK`.
     pub fn on_tick(self: &Arc<Self>) {
         let now_ms = self.host.now_ms();
         for execution in self.unfinished() {
-            execution.drive(self, |m| m.on_tick(now_ms));
+            // Threads that are stuck, all of them, are no sign of life.
+            let standing_ms = now_ms.saturating_sub(self.got_on_ms.load(Ordering::Relaxed));
+            let in_queue = execution.is_queued() && standing_ms <= execution.setup.idle_limit_ms;
+            execution.drive(self, |m| m.on_tick(now_ms, in_queue));
         }
         self.queries.on_tick(now_ms);
+        self.tell_owed();
     }
 
     /// Runs a management job (abort, ...) on a thread that may wait.

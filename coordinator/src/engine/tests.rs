@@ -414,6 +414,28 @@ fn every_shard_takes_part_and_finishes() {
 }
 
 #[test]
+fn a_shard_that_could_not_be_reached_drops_later() {
+    let c = cluster(3, 1);
+    let execution = start(&c.engines[0]);
+    finish(&execution);
+    wait("the end", || {
+        c.engines[1].find(&execution.id).is_some_and(|e| e.phase().is_over())
+    });
+    c.cut.lock().insert(node(1));
+    c.engines[0].forget_everywhere(&execution);
+    wait("forgetting", || c.engines[2].executions() == 0);
+    c.engines[0].on_tick();
+    assert_eq!(c.engines[1].executions(), 1);
+    c.cut.lock().clear();
+    c.engines[0].on_tick();
+    wait("forgetting later", || c.engines[1].executions() == 0);
+    // Nothing is told twice.
+    let sent = c.sent.lock().len();
+    c.engines[0].on_tick();
+    assert_eq!(c.sent.lock().len(), sent);
+}
+
+#[test]
 fn a_shard_with_another_topology_refuses_after_looking_again() {
     let c = cluster(2, 1);
     c.engines[1].set_topology(topology(1, 2, 100));

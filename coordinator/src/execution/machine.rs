@@ -428,9 +428,9 @@ impl Machine {
         }
     }
 
-    /// Looks at the idle limit.
-    pub fn on_tick(&mut self, now_ms: u64) {
-        if self.pending && self.phase == Phase::Running {
+    /// Looks at the idle limit. `in_queue`: it waits for a worker thread of this shard, and these get on.
+    pub fn on_tick(&mut self, now_ms: u64, in_queue: bool) {
+        if (self.pending || in_queue) && self.phase == Phase::Running {
             // It is alive: neither this shard nor the others count the time.
             self.last_activity_ms = now_ms;
             return self.progress(now_ms);
@@ -581,6 +581,8 @@ impl Machine {
             return;
         }
         self.stage_complete[stage] = true;
+        // It may have had enough of an input that goes on: who sends the rest must not wait for room.
+        self.discard_input(stage);
         let initiator = self.setup.initiator;
         if stage < self.exchanges.len() {
             self.with_exchange(stage as u32, |e, sends| e.end(initiator, sends));

@@ -31,6 +31,10 @@ struct Faults {
     kill_at_ms: Option<u64>,
     /// A worker's network stands still from then on, silently.
     mute_at_ms: Option<u64>,
+    /// A shard's worker threads are busy with other executions until then.
+    busy_until_ms: u64,
+    /// Every stage behind an exchange is done after so many batches.
+    enough: Option<usize>,
 }
 
 struct Shard {
@@ -39,6 +43,8 @@ struct Shard {
     left: u64,
     next: u64,
     done: Vec<bool>,
+    /// Batches that each stage has taken.
+    taken: Vec<usize>,
     alive: bool,
     muted: bool,
     runnable: bool,
@@ -79,9 +85,14 @@ fn number(batch: &RecordBatch) -> u64 {
 
 impl Cluster {
     fn new(seed: u64, size: usize, records: u64, faults: Faults) -> Cluster {
+        let mut ops = vec![Op::Map(0), Op::Repartition(0), Op::Map(0), Op::Collect];
+        if faults.enough.is_some() {
+            // Only a stage with steps can have enough.
+            ops.push(Op::Map(0));
+        }
         let plan = Plan {
             reader: Reader::ShardsId,
-            ops: vec![Op::Map(0), Op::Repartition(0), Op::Map(0), Op::Collect],
+            ops,
             mode: Mode::Async,
             function_names: vec!["f".into()],
             code: Vec::new(),
@@ -107,6 +118,7 @@ impl Cluster {
                 left,
                 next,
                 done: vec![false; 3],
+                taken: vec![0; 3],
                 alive: true,
                 muted: false,
                 runnable: false,
@@ -179,6 +191,7 @@ impl Cluster {
             left,
             next,
             done,
+            taken,
             runnable,
             ..
         } = &mut self.shards[shard];
@@ -201,7 +214,14 @@ impl Cluster {
                 *next += 1;
             }
             Some(s) => match if s > 0 { machine.take_input(s) } else { None } {
-                Some(batch) => machine.emit(s, Route::Default, batch),
+                Some(batch) => {
+                    machine.emit(s, Route::Default, batch);
+                    taken[s] += 1;
+                    if self.faults.enough == Some(taken[s]) {
+                        done[s] = true;
+                        machine.stage_done(s);
+                    }
+                }
                 None => {
                     done[s] = true;
                     machine.stage_done(s);
@@ -268,14 +288,16 @@ impl Cluster {
             }
             self.deliver();
             for shard in 0..self.shards.len() {
+                let busy = shard == victim && self.now_ms < self.faults.busy_until_ms;
                 for _ in 0..3 {
-                    if self.shards[shard].alive && self.shards[shard].runnable {
+                    if self.shards[shard].alive && self.shards[shard].runnable && !busy {
                         self.work(shard);
                     }
                 }
                 if self.shards[shard].alive && self.now_ms.is_multiple_of(100) {
                     let now_ms = self.now_ms;
-                    self.shards[shard].machine.on_tick(now_ms);
+                    let in_queue = busy && self.shards[shard].runnable;
+                    self.shards[shard].machine.on_tick(now_ms, in_queue);
                     self.carry_out(shard);
                 }
             }
@@ -292,7 +314,8 @@ impl Cluster {
                 for batch in &outcome.results {
                     *seen.entry(number(batch)).or_default() += 1;
                 }
-                let expected = self.records * self.shards.len() as u64;
+                let sent = self.records * self.shards.len() as u64;
+                let expected = self.faults.enough.map_or(sent, |enough| sent.min(enough as u64));
                 assert_eq!(outcome.errors, Vec::<String>::new(), "seed {}", self.seed);
                 assert_eq!(seen.len() as u64, expected, "records lost, seed {}", self.seed);
                 assert!(seen.values().all(|&n| n == 1), "records repeated, seed {}", self.seed);
@@ -354,6 +377,24 @@ fn large_records_do_not_stand_in_each_others_way() {
         cluster.run();
         assert_eq!(cluster.check(), Phase::Done, "seed {seed}");
     }
+}
+
+#[test]
+fn a_shard_with_busy_threads_is_waited_for() {
+    let (_, failed) = many(|rng| Faults {
+        busy_until_ms: rng.random_range(0..4 * IDLE_LIMIT_MS),
+        ..Faults::default()
+    });
+    assert_eq!(failed, 0);
+}
+
+#[test]
+fn stages_that_have_enough_hold_nobody_up() {
+    let (_, failed) = many(|rng| Faults {
+        enough: Some(rng.random_range(1..30)),
+        ..Faults::default()
+    });
+    assert_eq!(failed, 0);
 }
 
 #[test]

@@ -32,7 +32,8 @@ use crate::{
 /// Longest time of one slice, and so of one hold of the GIL.
 const SLICE: Duration = Duration::from_millis(5);
 
-/// Says when a slice is over; looks at the clock and the sink now and then only.
+/// Says when a slice is over; looks at the clock and the sink now and then only, but more often at first: where each
+/// record takes long, other shards and executions hear of it after each.
 pub(super) struct Slice {
     end: Instant,
     count: u32,
@@ -50,7 +51,8 @@ impl Slice {
     #[inline]
     pub(super) fn is_over(&mut self, sink: &dyn StageSink, every: u32) -> bool {
         self.count = self.count.wrapping_add(1);
-        self.count.is_multiple_of(every) && (sink.full() || sink.aborted() || Instant::now() >= self.end)
+        let looks = self.count.is_multiple_of(every) || self.count < every && self.count.is_power_of_two();
+        looks && (sink.full() || sink.aborted() || Instant::now() >= self.end)
     }
 }
 
