@@ -228,7 +228,7 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     {
         strings[0] = OwnedString::new(b"0");
     }
-    match unfit::without_threads(args.len(), |at| args[at].as_ref()) {
+    match unfit::change(args.len(), |at| args[at].as_ref()) {
         None => {}
         Some(unfit::Change::Append(word)) => strings.push(OwnedString::new(word)),
         Some(unfit::Change::Remove(at)) => drop(strings.remove(at - 1)),

@@ -50,7 +50,7 @@ pub(super) unsafe fn call(
             Some(at) => string_bytes(rest[at]),
         }
     };
-    let Some(change) = unfit::without_threads(rest.len() + 1, arg) else {
+    let Some(change) = unfit::change(rest.len() + 1, arg) else {
         // SAFETY: as for this function.
         return unsafe { call_with(ctx, name, how, rest) };
     };

@@ -4,6 +4,7 @@ use super::{
     call,
     context::server_flags,
     lock::{self, ServerLock},
+    version::at_least,
 };
 
 /// Why a function may not run this command here, if so.
@@ -45,9 +46,15 @@ pub(super) enum Change {
     Remove(usize),
 }
 
+/// What has to be changed in a command that is run here.
+#[inline]
+pub(super) fn change<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Option<Change> {
+    at_least(8, 0).then(|| without_threads(count, arg)).flatten()
+}
+
 /// Vector sets (Redis 8) hand work to threads of theirs unless they are told not to, or see a transaction or a script; the
 /// server ends itself if they do so within a command of a module.
-pub(super) fn without_threads<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Option<Change> {
+fn without_threads<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Option<Change> {
     let is = |at: usize, word: &str| count > at && arg(at).eq_ignore_ascii_case(word.as_bytes());
     if is(0, "vsim") {
         return (count > 3).then_some(Change::Append(b"NOTHREAD"));
