@@ -145,6 +145,13 @@ def test_every_record_over_every_path(shard, path):
     assert sorted(results(shard, f"{EVERYTHING}b.{path}.map(look).run(src)")) == sorted(wanted * 3)
 
 
+def test_a_large_batch_is_not_overtaken_by_the_end(shard):
+    """What a thread is about to hand on is part of the results: it was lost in one of ten such runs."""
+    for _ in range(60):
+        found = run(shard, f"{EVERYTHING}b.map(lambda x: x).run(src, convertToStr=False)")
+        assert (len(found.results) % 3, len(found.results) > 200, found.errors) == (0, True, [])
+
+
 @pytest.mark.parametrize("collect", [True, False])
 @pytest.mark.parametrize(
     "path", [HERE, f"{SOME}.{HERE}", f"collect().{HERE}", f"{HERE}.collect()", f"{SOME}.collect()"]

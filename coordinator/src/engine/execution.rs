@@ -442,6 +442,7 @@ impl Execution {
                     sink.error(text);
                     stage.close();
                 }
+                Next::Nothing => {}
                 Next::End => stage.close(),
             }
         }

@@ -90,15 +90,18 @@ pub(super) enum Next {
     Whole(RecordBatch),
     Error(String),
     Broken(String),
+    /// What was there went another way (`Machine::pass`).
+    Nothing,
     End,
 }
 
 pub(super) fn next_input(execution: &Arc<Execution>, engine: &Arc<Engine>, input: &mut Input, stage: usize) -> Next {
     if stage > 0 {
-        return match execution.drive(engine, |m| m.take_input(stage)) {
+        return execution.drive(engine, |m| match m.take_input(stage) {
             Some(batch) => Next::Batch(batch),
-            None => Next::End,
-        };
+            None if m.input_complete(stage) => Next::End,
+            None => Next::Nothing,
+        });
     }
     match input {
         Input::Source(source) => {

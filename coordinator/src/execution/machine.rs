@@ -126,6 +126,8 @@ pub struct Machine {
     ready: Vec<bool>,
     reported: Vec<bool>,
     outcome: Outcome,
+    /// A worker thread has taken a batch for the last stage, which only passes, and has not handed it on yet.
+    in_hand: bool,
     /// See `Setup::last_stage_passes`.
     passes: bool,
     /// This shard's own error list was filled by its own steps.
@@ -171,6 +173,7 @@ impl Machine {
             last_progress_ms: now_ms,
             commands: Vec::new(),
             passes: setup.last_stage_passes(),
+            in_hand: false,
             work,
             setup,
         }
@@ -497,6 +500,9 @@ impl Machine {
         }
         if stage >= self.exchanges.len() {
             self.outcome.results.push(batch);
+            if std::mem::take(&mut self.in_hand) && self.pass() {
+                self.check_complete();
+            }
             return;
         }
         let to = match route {
@@ -548,6 +554,7 @@ impl Machine {
     pub fn take_input(&mut self, stage: usize) -> Option<RecordBatch> {
         let mut batch = None;
         self.with_exchange(stage as u32 - 1, |e, sends| batch = e.take(sends));
+        self.in_hand = self.passes && stage == self.exchanges.len() && batch.is_some();
         batch
     }
 
@@ -654,12 +661,15 @@ impl Machine {
     }
 
     /// Takes small batches for a last stage that does nothing but to take them. True if a worker thread has nothing
-    /// to do for the stage.
+    /// to do for the stage, or is at it: what it has in hand comes before what follows, the end of the input included.
     fn pass(&mut self) -> bool {
         let is_on = matches!(self.phase, Phase::Running | Phase::PendingCluster);
         let last = self.exchanges.len();
         if !self.passes || !is_on || self.stage_complete[last] {
             return false;
+        }
+        if self.in_hand {
+            return true;
         }
         let mut sends = Vec::new();
         let exchange = &mut self.exchanges[last - 1];

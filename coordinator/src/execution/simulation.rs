@@ -45,6 +45,8 @@ struct Shard {
     done: Vec<bool>,
     /// Batches that each stage has taken.
     taken: Vec<usize>,
+    /// A batch that a stage has taken and not handed on yet.
+    held: Option<(usize, RecordBatch)>,
     alive: bool,
     muted: bool,
     runnable: bool,
@@ -83,6 +85,10 @@ fn number(batch: &RecordBatch) -> u64 {
     }
 }
 
+fn input(machine: &mut Machine, stage: usize) -> Option<RecordBatch> {
+    if stage > 0 { machine.take_input(stage) } else { None }
+}
+
 impl Cluster {
     fn new(seed: u64, size: usize, records: u64, faults: Faults) -> Cluster {
         let mut ops = vec![Op::Map(0), Op::Repartition(0), Op::Map(0), Op::Collect];
@@ -119,6 +125,7 @@ impl Cluster {
                 next,
                 done: vec![false; 3],
                 taken: vec![0; 3],
+                held: None,
                 alive: true,
                 muted: false,
                 runnable: false,
@@ -186,12 +193,14 @@ impl Cluster {
     fn work(&mut self, shard: usize) {
         let size = self.shards.len();
         let record_size = self.size(self.shards[shard].next);
+        let holds = self.chance(30);
         let Shard {
             machine,
             left,
             next,
             done,
             taken,
+            held,
             runnable,
             ..
         } = &mut self.shards[shard];
@@ -199,9 +208,12 @@ impl Cluster {
             return;
         }
         machine.set_parked(false, self.now_ms);
-        let stage = (0..3).rev().find(|&s| {
-            !done[s] && machine.can_emit(s) && (s == 0 || machine.has_input(s) || machine.input_complete(s))
-        });
+        let stage = match held {
+            Some((stage, _)) => Some(*stage),
+            None => (0..3).rev().find(|&s| {
+                !done[s] && machine.can_emit(s) && (s == 0 || machine.has_input(s) || machine.input_complete(s))
+            }),
+        };
         match stage {
             None => {
                 *runnable = false;
@@ -213,7 +225,9 @@ impl Cluster {
                 machine.emit(0, Route::Participant((*next % size as u64) as usize), record);
                 *next += 1;
             }
-            Some(s) => match if s > 0 { machine.take_input(s) } else { None } {
+            Some(s) => match held.take().map(|(_, batch)| batch).or_else(|| input(machine, s)) {
+                // Messages may come before it is handed on.
+                Some(batch) if holds => *held = Some((s, batch)),
                 Some(batch) => {
                     machine.emit(s, Route::Default, batch);
                     taken[s] += 1;
