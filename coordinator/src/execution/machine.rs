@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::exchange::{Exchange, ExchangeKind, Sends};
+use super::{
+    cut_text,
+    exchange::{Exchange, ExchangeKind, Sends},
+};
 use crate::{
     codec::RecordBatch,
     limits,
@@ -793,17 +796,4 @@ impl Machine {
             },
         }
     }
-}
-
-/// An error text within its bound.
-fn cut_text(mut text: String) -> String {
-    if text.len() > limits::ERROR_TEXT_BYTES {
-        let mut end = limits::ERROR_TEXT_BYTES;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push_str(" ... (cut)");
-    }
-    text
 }

@@ -7,3 +7,18 @@ mod simulation;
 
 pub use exchange::ExchangeKind;
 pub use machine::{ABORTED, Command, Machine, Outcome, Phase, Setup};
+
+use crate::limits;
+
+/// An error text within its bound.
+fn cut_text(mut text: String) -> String {
+    if text.len() > limits::ERROR_TEXT_BYTES {
+        let mut end = limits::ERROR_TEXT_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(" ... (cut)");
+    }
+    text
+}
