@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     codec::RecordBatch,
-    limits,
     message::{BatchKind, ExecutionId, ExecutionMessage, Work},
     plan::{Output, Stage},
     stage::Route,
