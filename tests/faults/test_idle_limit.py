@@ -62,34 +62,29 @@ def test_below_the_limit(trio, wires):
     assert len(results_of(wires[0].ok("RG.PYEXECUTE", SLEEP_ON % trio.servers[2].node_id))) == 3
 
 
-def test_a_slow_worker_that_goes_on_is_not_idle(trio, wires):
-    """Each record takes less than the limit, all of them take longer."""
-    set_limit(wires, 1000)
-    script = """
+def slow_reader(records, pause_s):
+    return f"""
 import time
 def src():
-    for i in range(12):
-        time.sleep(0.2)
+    for i in range({records}):
+        time.sleep({pause_s})
         yield i
 GB('PythonReader').count().run(src)
 """
-    assert results_of(wires[0].ok("RG.PYEXECUTE", script)) == [b"36"]
+
+
+def test_a_slow_worker_that_goes_on_is_not_idle(trio, wires):
+    """Each record takes less than the limit, all of them take longer."""
+    set_limit(wires, 1000)
+    assert results_of(wires[0].ok("RG.PYEXECUTE", slow_reader(12, 0.2))) == [b"36"]
 
 
 def test_waiting_for_a_thread_is_not_idle(trio, wires):
     """More executions than threads: the last ones wait for longer than the limit on shards that are alive."""
     set_limit(wires, 1000)
-    script = """
-import time
-def src():
-    for i in range(6):
-        time.sleep(0.4)
-        yield i
-GB('PythonReader').count().run(src)
-"""
     crowd = [Wire(trio.servers[n % 3].port) for n in range(6)]
     for wire in crowd:
-        wire.send("RG.PYEXECUTE", script)
+        wire.send("RG.PYEXECUTE", slow_reader(6, 0.4))
     replies = [outcome(wire.read(timeout=HANG_GUARD_S)) for wire in crowd]
     for wire in crowd:
         wire.close()
