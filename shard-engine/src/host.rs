@@ -160,21 +160,24 @@ impl Host for EngineHost {
         what: &str,
         argument: &[u8],
         asked: Option<Arc<Execution>>,
-    ) -> Result<Vec<u8>, String> {
-        let id = ExecutionId::parse(argument).ok_or(question::UNKNOWN)?;
+        then: Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>,
+    ) {
+        let Some(id) = ExecutionId::parse(argument) else {
+            return then(Err(question::UNKNOWN.into()));
+        };
         match what {
-            question::VIEW => Ok(engine
+            question::VIEW => then(Ok(engine
                 .find(&id)
-                .map_or_else(Vec::new, |e| ExecutionView::of(&e).encode())),
-            question::ABORT => engine.abort_here(&id, asked).map(|()| Vec::new()),
+                .map_or_else(Vec::new, |e| ExecutionView::of(&e).encode()))),
+            question::ABORT => engine.abort_here(&id, asked, |ended| then(ended.map(|()| Vec::new()))),
             question::DROP => {
                 engine.forget(&id);
-                Ok(Vec::new())
+                then(Ok(Vec::new()));
             }
-            unknown => Err(format!(
-                "shard {} does not know the question {unknown}",
-                engine.topology().me
-            )),
+            unknown => {
+                let me = &engine.topology().me;
+                then(Err(format!("shard {me} does not know the question {unknown}")));
+            }
         }
     }
 

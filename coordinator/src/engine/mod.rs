@@ -105,14 +105,16 @@ pub trait Host: Send + Sync + 'static {
     fn registered(&self, registration: &str, index: u64) -> Option<RegisteredPlan>;
     /// Waits until the state of this index is active here; false if it was not in time.
     fn await_active(&self, index: u64, deadline_ms: u64) -> bool;
-    /// Answers a question about this shard, see `queries`. `asked`: the listed execution that it is about.
+    /// Answers a question about this shard, see `queries`: calls `then`, now or later, and waits for nothing but locks.
+    /// `asked`: the listed execution that it is about.
     fn answer(
         &self,
         engine: &Arc<Engine>,
         what: &str,
         argument: &[u8],
         asked: Option<Arc<Execution>>,
-    ) -> Result<Vec<u8>, String>;
+        then: Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>,
+    );
     /// How many events caused each other up to what runs on this thread.
     fn event_depth(&self) -> u32 {
         0
@@ -245,14 +247,17 @@ impl Engine {
                 let (engine, from) = (self.clone(), from.clone());
                 // Found now: what comes behind the question may end it, and then it leaves the lists.
                 let asked = ExecutionId::parse(&argument).and_then(|id| self.lists.lock().get(&id));
-                // Answers may wait for locks or for an abort, which a thread of the mesh must not.
+                // Answers may wait for locks, which a thread of the mesh must not.
                 self.management.submit(move || {
-                    let answer = engine.host.answer(&engine, &what, &argument, asked);
-                    let result = answer.map(Bytes::from);
-                    if let Some(transport) = engine.transport.read().as_ref() {
-                        // A peer that is gone does not wait for the answer any more.
-                        let _ = transport.send(&from, Message::Answer { id, result });
-                    }
+                    let its = engine.clone();
+                    let answered = Box::new(move |answer: Result<Vec<u8>, String>| {
+                        let result = answer.map(Bytes::from);
+                        if let Some(transport) = its.transport.read().as_ref() {
+                            // A peer that is gone does not wait for the answer any more.
+                            let _ = transport.send(&from, Message::Answer { id, result });
+                        }
+                    });
+                    engine.host.answer(&engine, &what, &argument, asked, answered);
                 });
             }
             Message::Answer { id, result } => self.queries.on_answer(from, id, result),
@@ -295,7 +300,8 @@ impl Engine {
         self.tell_owed();
     }
 
-    /// Runs a management job (abort, ...) on a thread that may wait.
+    /// Runs a management job (abort, ...) on a thread that may wait for locks. It must not wait for other shards: they
+    /// may wait for this thread.
     pub fn manage(&self, job: impl FnOnce() + Send + 'static) {
         self.management.submit(job);
     }
@@ -311,21 +317,30 @@ impl Engine {
         its.filter(|e| e.drive(self, Machine::abort_unstarted)).count()
     }
 
-    /// Aborts the execution on this shard; returns when it has left its thread. `asked`: found when the abort was asked
-    /// for; the lists may have lost it since.
-    pub fn abort_here(self: &Arc<Self>, id: &ExecutionId, asked: Option<Arc<Execution>>) -> Result<(), String> {
+    /// Aborts the execution on this shard; `then` is called when it has left its thread. `asked`: found when the abort
+    /// was asked for; the lists may have lost it since.
+    pub fn abort_here(
+        self: &Arc<Self>,
+        id: &ExecutionId,
+        asked: Option<Arc<Execution>>,
+        then: impl FnOnce(Result<(), String>) + Send + 'static,
+    ) {
         if self.abort_swift(id) {
-            return Ok(());
+            return then(Ok(()));
         }
         let Some(execution) = asked.or_else(|| self.find(id)) else {
-            return Err(question::UNKNOWN.into());
+            return then(Err(question::UNKNOWN.into()));
+        };
+        let (engine, its) = (self.clone(), execution.clone());
+        let abort = move || {
+            its.drive(&engine, Machine::abort);
+            then(Ok(()));
         };
         // One that was aborted elsewhere may be over and on its thread still.
-        while execution.phase() != Phase::Done && execution.is_on_thread() {
-            execution.interrupt.request();
-            std::thread::sleep(limits::INTERRUPT_EVERY);
+        if execution.phase() == Phase::Done || !execution.is_on_thread() {
+            return abort();
         }
-        execution.drive(self, Machine::abort);
-        Ok(())
+        let engine = self.clone();
+        self.stopper.interrupt(&execution, move || engine.manage(abort));
     }
 }

@@ -1,15 +1,37 @@
-//! Executions that are over while a thread is still in a function of theirs, because they failed here or on another
-//! shard. The function gets some time to end by itself; but it could run for ever, and hold the server meanwhile.
+//! Seeing executions leave their threads: those that are aborted, and those that are over while a thread is still in a
+//! function of theirs, because they failed here or on another shard. Such a function gets some time to end by itself; but
+//! it could run for ever, and hold the server meanwhile.
 
-use std::{io, sync::Arc, thread, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 
 use super::{execution::Execution, pool::Pool};
-use crate::limits;
+use crate::{execution::Phase, limits};
 
-/// With the times when they are to be interrupted.
-type List = Mutex<Vec<(Instant, Arc<Execution>)>>;
+/// Called when an execution has left its thread. Must not wait: all others are seen to by the same thread.
+type Left = Box<dyn FnOnce() + Send>;
+
+struct Leaving {
+    execution: Arc<Execution>,
+    /// When it is interrupted.
+    when: Instant,
+    left: Option<Left>,
+}
+
+impl Leaving {
+    fn is_gone(&self) -> bool {
+        let is_done = self.left.is_some() && self.execution.phase() == Phase::Done;
+        is_done || !self.execution.is_on_thread()
+    }
+}
+
+type List = Mutex<Vec<Leaving>>;
 
 /// Interrupts them.
 pub(super) struct Stopper {
@@ -26,10 +48,23 @@ impl Stopper {
         })
     }
 
-    /// Sees to it that the thread of an execution leaves it.
+    /// Sees to it that the thread of an execution that is over leaves it.
     pub fn stop(&self, execution: &Arc<Execution>) {
+        self.see(execution, limits::INTERRUPT_AFTER, None);
+    }
+
+    /// Interrupts one at once; `left` is called when it is done, or its thread has left it.
+    pub fn interrupt(&self, execution: &Arc<Execution>, left: impl FnOnce() + Send + 'static) {
+        self.see(execution, Duration::ZERO, Some(Box::new(left)));
+    }
+
+    fn see(&self, execution: &Arc<Execution>, after: Duration, left: Option<Left>) {
         let mut list = self.list.lock();
-        list.push((Instant::now() + limits::INTERRUPT_AFTER, execution.clone()));
+        list.push(Leaving {
+            execution: execution.clone(),
+            when: Instant::now() + after,
+            left,
+        });
         if list.len() == 1 {
             let list = self.list.clone();
             self.thread.submit(move || see_them_leave(&list));
@@ -39,16 +74,18 @@ impl Stopper {
 
 fn see_them_leave(list: &List) {
     loop {
-        let late: Vec<Arc<Execution>> = {
+        let (gone, late, is_last) = {
             let mut list = list.lock();
-            list.retain(|(_, execution)| execution.is_on_thread());
-            if list.is_empty() {
-                return;
-            }
+            let gone: Vec<Leaving> = list.extract_if(.., |one| one.is_gone()).collect();
             let now = Instant::now();
-            let late = list.iter().filter(|(when, _)| *when <= now);
-            late.map(|(_, execution)| execution.clone()).collect()
+            let late = list.iter().filter(|one| one.when <= now);
+            let late: Vec<Arc<Execution>> = late.map(|one| one.execution.clone()).collect();
+            (gone, late, list.is_empty())
         };
+        gone.into_iter().filter_map(|one| one.left).for_each(|left| left());
+        if is_last {
+            return;
+        }
         late.iter().for_each(|execution| execution.interrupt.request());
         thread::sleep(match late.is_empty() {
             true => limits::INTERRUPT_AFTER / 10,

@@ -240,13 +240,14 @@ impl Host for FakeHost {
         what: &str,
         argument: &[u8],
         asked: Option<Arc<Execution>>,
-    ) -> Result<Vec<u8>, String> {
-        let id = ExecutionId::parse(argument).ok_or("no id")?;
+        then: Box<dyn FnOnce(Result<Vec<u8>, String>) + Send>,
+    ) {
+        let id = ExecutionId::parse(argument).unwrap();
         match what {
-            question::ABORT => engine.abort_here(&id, asked).map(|()| Vec::new()),
+            question::ABORT => engine.abort_here(&id, asked, |ended| then(ended.map(|()| Vec::new()))),
             _ => {
                 engine.forget(&id);
-                Ok(Vec::new())
+                then(Ok(Vec::new()));
             }
         }
     }
@@ -556,6 +557,13 @@ fn the_list_is_bounded_and_unfinished_ones_leave_later() {
     assert!(engine.find(&fourth.id).is_some());
 }
 
+/// Waits until the execution has left its thread.
+fn abort(engine: &Arc<Engine>, id: &ExecutionId) -> Result<(), String> {
+    let (sender, ended) = std::sync::mpsc::channel();
+    engine.abort_here(id, None, move |result| sender.send(result).unwrap());
+    ended.recv().unwrap()
+}
+
 #[test]
 fn an_abort_while_others_are_awaited_ends_all_parts() {
     let c = cluster(2, 1);
@@ -564,16 +572,45 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
     wait("waiting", || {
         execution.phase() == Phase::PendingCluster || execution.phase() == Phase::Running
     });
-    c.engines[0].abort_here(&execution.id, None).unwrap();
+    abort(&c.engines[0], &execution.id).unwrap();
     let (phase, _, errors) = finish(&execution);
     assert_eq!((phase, errors), (Phase::Aborted, vec![]));
     c.hosts[1].gate.open();
     wait("the end everywhere", || {
         c.engines[1].find(&execution.id).is_none_or(|e| e.phase().is_over())
     });
-    assert_eq!(c.engines[0].abort_here(&execution.id, None), Ok(()));
+    assert_eq!(abort(&c.engines[0], &execution.id), Ok(()));
     let unknown = ExecutionId::new(&node(0), 99);
-    assert!(c.engines[0].abort_here(&unknown, None).is_err());
+    assert!(abort(&c.engines[0], &unknown).is_err());
+}
+
+/// Whoever waits for them on the threads that answer others would wait for others who do the same.
+#[test]
+fn aborts_that_wait_for_threads_hold_up_no_answer() {
+    let c = cluster(2, 4);
+    c.hosts[1].gate.close();
+    let executions: Vec<_> = (0..2).map(|_| start(&c.engines[0])).collect();
+    let there = |e: &Arc<Execution>| c.engines[1].find(&e.id);
+    let reads = |e: &Arc<Execution>| there(e).is_some_and(|e| e.phase() == Phase::Running && e.is_on_thread());
+    wait("the readers", || executions.iter().all(reads));
+    let (sender, answers) = std::sync::mpsc::channel();
+    let ask = |what: &'static str, id: &ExecutionId| {
+        let (sender, id) = (sender.clone(), bytes::Bytes::copy_from_slice(id.as_str().as_bytes()));
+        c.engines[0].ask(
+            vec![node(1)],
+            what,
+            id,
+            Box::new(move |all| sender.send((what, all)).unwrap()),
+        );
+    };
+    executions.iter().for_each(|e| ask(question::ABORT, &e.id));
+    ask(question::DROP, &ExecutionId::new(&node(0), 99));
+    let answer = || answers.recv_timeout(Duration::from_secs(20)).expect("an answer");
+    assert_eq!(answer(), (question::DROP, vec![(node(1), Ok(bytes::Bytes::new()))]));
+    c.hosts[1].gate.open();
+    for _ in &executions {
+        assert_eq!(answer(), (question::ABORT, vec![(node(1), Ok(bytes::Bytes::new()))]));
+    }
 }
 
 /// However it ends: a function must not run on for ever.
@@ -581,7 +618,7 @@ fn an_abort_while_others_are_awaited_ends_all_parts() {
 fn threads_leave_what_is_over() {
     type Cause = fn(&Cluster, &Arc<Execution>);
     let causes: [Cause; 3] = [
-        |c, execution| c.engines[0].abort_here(&execution.id, None).unwrap(),
+        |c, execution| abort(&c.engines[0], &execution.id).unwrap(),
         |c, _| c.engines[0].on_peer_lost(&node(1), "connection closed"),
         |c, _| c.engines[1].set_topology(topology(1, 3, 7)),
     ];
@@ -612,9 +649,9 @@ fn an_abort_of_what_was_aborted_elsewhere_waits_for_the_thread() {
     wait("the reader", || {
         there().is_some_and(|e| e.phase() == Phase::Running && e.is_on_thread())
     });
-    c.engines[0].abort_here(&execution.id, None).unwrap();
+    abort(&c.engines[0], &execution.id).unwrap();
     wait("the word", || there().is_some_and(|e| e.phase().is_over()));
-    c.engines[1].abort_here(&execution.id, None).unwrap();
+    abort(&c.engines[1], &execution.id).unwrap();
     assert!(!there().unwrap().is_on_thread());
     assert_eq!(there().unwrap().phase(), Phase::Aborted);
 }

@@ -1,10 +1,13 @@
 //! RG.ABORTEXECUTION: ends an execution on all shards, running Python included.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use oxigears_coordinator::{
     engine::{Gathered, question},
     message::ExecutionId,
 };
+use parking_lot::Mutex;
 
 use super::{blocking_denied, wrong_arity};
 use crate::{
@@ -34,25 +37,49 @@ pub fn abortexecution(call: &mut Call) {
     // Who does not know what is under way here has dropped its part already, as it ended, or has not begun.
     let under_way = known.as_ref().is_some_and(|execution| !execution.phase().is_over());
     let client = BlockedClient::block(call, None);
+    let waiting = Arc::new(Mutex::new(Waiting {
+        client: Some(client),
+        under_way,
+        mine: None,
+        others: None,
+    }));
     engine.manage(move || {
         let engine = &module().engine;
         let argument = Bytes::copy_from_slice(id.as_str().as_bytes());
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let by_others = waiting.clone();
         // The others first: they stop while this shard waits for its own part.
-        let gathered = move |others: Gathered| {
-            // The receiver is below; it is gone only if this thread is.
-            let _ = sender.send(others);
-        };
+        let gathered = move |others: Gathered| Waiting::note(&by_others, |waiting| waiting.others = Some(others));
         engine.ask(shards, question::ABORT, argument, Box::new(gathered));
-        let mine = engine.abort_here(&id, known);
-        let others = receiver.recv().unwrap_or_default();
-        let mut errors = others.into_iter().filter_map(|(_, answer)| answer.err());
-        let first = mine
-            .err()
-            .or_else(|| errors.find(|text| !under_way || text != question::UNKNOWN));
-        client.reply(move |reply| match first {
-            None => reply.simple("OK"),
-            Some(text) => reply.error(&text),
+        engine.abort_here(&id, known, move |ended| {
+            Waiting::note(&waiting, |waiting| waiting.mine = Some(ended));
         });
     });
+}
+
+/// A client that waits until all shards have said how it went.
+struct Waiting {
+    client: Option<BlockedClient>,
+    under_way: bool,
+    mine: Option<Result<(), String>>,
+    others: Option<Gathered>,
+}
+
+impl Waiting {
+    /// Answers the client once both are there.
+    fn note(waiting: &Mutex<Waiting>, what: impl FnOnce(&mut Waiting)) {
+        let mut waiting = waiting.lock();
+        what(&mut waiting);
+        let (Some(mine), Some(others)) = (&waiting.mine, &waiting.others) else {
+            return;
+        };
+        let mut errors = others.iter().filter_map(|(_, answer)| answer.as_ref().err());
+        let is_meant = |text: &&String| !waiting.under_way || *text != question::UNKNOWN;
+        let first = mine.as_ref().err().or_else(|| errors.find(is_meant)).cloned();
+        if let Some(client) = waiting.client.take() {
+            client.reply(move |reply| match first {
+                None => reply.simple("OK"),
+                Some(text) => reply.error(&text),
+            });
+        }
+    }
 }

@@ -267,7 +267,7 @@ fn large_and_aborted_ones_are_answered_elsewhere() {
         ..fired(Mode::AsyncLocal)
     };
     let held = c.engines[0].create(held, Some(waiter())).unwrap();
-    c.engines[0].abort_here(&held.id, None).unwrap();
+    abort(&c.engines[0], &held.id).unwrap();
     wait("the answer", || names.lock().len() == 2);
     assert!(
         names.lock().iter().all(|name| name.starts_with("oxi-reply")),
@@ -288,7 +288,7 @@ fn a_held_one_is_listed_and_begins_when_it_is_released() {
         let listed = c.engines[0].listed();
         let created = |e: &Arc<Execution>| listed.iter().any(|l| l.id == e.id && l.status == "created");
         assert!(created(&held) && created(&aborted));
-        c.engines[0].abort_here(&aborted.id, None).unwrap();
+        abort(&c.engines[0], &aborted.id).unwrap();
         assert_eq!(finish(&aborted), (Phase::Aborted, 0, vec![]));
         c.engines[0].release(&aborted);
         assert_eq!(aborted.phase(), Phase::Aborted);

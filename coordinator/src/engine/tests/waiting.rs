@@ -223,7 +223,7 @@ fn a_question_finds_what_was_there_when_it_came() {
     let then = move |all| sender.send(all).unwrap();
     c.engines[0].ask(vec![node(1)], question::ABORT, argument, Box::new(then));
     let there = c.engines[1].find(&execution.id).unwrap();
-    c.engines[0].abort_here(&execution.id, None).unwrap();
+    abort(&c.engines[0], &execution.id).unwrap();
     wait("the word", || there.phase().is_over());
     c.engines[1].forget(&execution.id);
     assert!(c.engines[1].find(&execution.id).is_none());
@@ -236,7 +236,7 @@ fn an_abort_drops_what_waits_and_late_wakes_do_nothing() {
     let (c, later) = postponing(2, 2, 1, 0, 1000);
     let execution = start(&c.engines[0]);
     wait("the postponing", || later.held() == 2 && c.engines[1].pending() == 1);
-    c.engines[0].abort_here(&execution.id, None).unwrap();
+    abort(&c.engines[0], &execution.id).unwrap();
     let (phase, _, errors) = finish(&execution);
     assert_eq!((phase, errors), (Phase::Aborted, vec![]));
     wait("the drop", || later.state.lock().dropped && c.engines[1].pending() == 0);
