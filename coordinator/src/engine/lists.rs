@@ -164,7 +164,10 @@ impl Engine {
         // The other shards drop what a registration fired by themselves.
         if execution.is_distributed() && execution.registration().is_none() {
             let id = Bytes::copy_from_slice(execution.id.as_str().as_bytes());
-            self.tell_dropped(self.other_shards(), id);
+            // Those that are no shards any more, too.
+            let setup = &execution.setup;
+            let others = setup.participants.iter().enumerate().filter(|(p, _)| *p != setup.me);
+            self.tell_dropped(others.map(|(_, node)| node.clone()).collect(), id);
         }
     }
 

@@ -656,6 +656,44 @@ fn an_abort_of_what_was_aborted_elsewhere_waits_for_the_thread() {
     assert_eq!(there().unwrap().phase(), Phase::Aborted);
 }
 
+/// Who has done its part and waits for the last word does not end what goes on elsewhere.
+#[test]
+fn a_long_call_on_the_initiator_does_not_end_what_all_others_have_done() {
+    let c = cluster(2, 1);
+    c.hosts[0].gate.close();
+    c.hosts[1].idle_limit_ms.store(100, Ordering::Relaxed);
+    let execution = start(&c.engines[0]);
+    let there = |phase| move |e: Arc<Execution>| e.phase() == phase;
+    let reported = || {
+        c.engines[1]
+            .find(&execution.id)
+            .is_some_and(there(Phase::PendingTermination))
+    };
+    wait("the report", reported);
+    wait("the limit", || {
+        c.engines[1].on_tick();
+        c.engines[1].find(&execution.id).is_some_and(there(Phase::Aborted))
+    });
+    c.hosts[0].gate.open();
+    let (phase, results, errors) = finish(&execution);
+    assert_eq!((phase, errors), (Phase::Done, vec![]));
+    assert_eq!(results, 2);
+}
+
+#[test]
+fn a_shard_that_has_lost_its_slots_drops_its_part_as_well() {
+    let c = cluster(3, 1);
+    let execution = start(&c.engines[0]);
+    assert_eq!(finish(&execution).0, Phase::Done);
+    wait("the end everywhere", || {
+        let there = c.engines.iter().map(|engine| engine.find(&execution.id));
+        there.flatten().filter(|e| e.phase().is_over()).count() == 3
+    });
+    c.engines[0].set_topology(topology(0, 2, 7));
+    c.engines[0].forget_everywhere(&execution);
+    wait("forgetting", || c.engines.iter().all(|engine| engine.executions() == 0));
+}
+
 /// Dropped ones do not pile up behind the scenes, and do not count.
 #[test]
 fn dropped_executions_leave_room_for_others() {

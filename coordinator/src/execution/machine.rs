@@ -449,16 +449,17 @@ impl Machine {
         if !waits || self.is_alone() || silent_ms <= self.setup.idle_limit_ms {
             return;
         }
-        let awaited: Vec<String> = self
-            .awaited()
-            .into_iter()
-            .map(|p| self.setup.participants[p].to_string())
-            .collect();
-        let (step, phase) = (self.step(), self.phase_word());
-        let shards = awaited.join(", ");
-        self.fail(format!(
+        let awaited = self.awaited().into_iter();
+        let awaited: Vec<_> = awaited.map(|p| self.setup.participants[p].to_string()).collect();
+        let (shards, step, phase) = (awaited.join(", "), self.step(), self.phase_word());
+        let text = format!(
             "Execution max idle reached: nothing heard for {silent_ms} ms from shard {shards}, step {step}, phase {phase}"
-        ));
+        );
+        match self.phase {
+            // The others have all that they need of this shard.
+            Phase::PendingTermination => self.finish(Phase::Aborted, Some(text)),
+            _ => self.fail(text),
+        }
     }
 
     /// Ends it if this shard made it and nothing runs yet anywhere; true if it did.
