@@ -61,9 +61,32 @@ def test_a_renamed_command_has_its_new_name(fresh):
         assert wire.ok("PUT", "k", "b") == b"new"
 
 
-def test_a_wrong_number_of_arguments_reaches_the_hook(wire):
-    register(wire, f"{NEXT}.register(hook='hset', mode='sync')")
+@pytest.mark.parametrize("more", ["", ", keyprefix='h'"])
+def test_a_wrong_number_of_arguments_reaches_the_hook(wire, more):
+    register(wire, f"{NEXT}.register(hook='hset', mode='sync'{more})")
     is_error(wire.call("HSET", "h"), "gears.error", "wrong number of arguments")
+
+
+@pytest.mark.matrix
+def test_what_a_hook_refuses_is_in_the_log_of_rights(wire, server):
+    register(wire, f"{NEXT}.register(hook='set', mode='sync')")
+    register(wire, f"{NEXT}.register(hook='config', mode='async_local')")
+    wire.ok("ACL", "SETUSER", "bob", "on", "nopass", "~b*", "+get")
+    try:
+        for tried, reason, what in (
+            (("SET", "b", "1"), "command", b"set"),
+            (("CONFIG", "GET", "x"), "command", b"config|get"),
+            (("GET", "a"), "key", b"a"),
+        ):
+            wire.ok("ACL", "LOG", "RESET")
+            with Wire(server.port) as bob:
+                bob.ok("AUTH", "bob", "x")
+                is_error(bob.call(*tried), "NOPERM", *([f"'{what.decode()}'"] if reason == "command" else []))
+            (entry,) = wire.ok("ACL", "LOG")
+            entry = dict(zip(entry[::2], entry[1::2], strict=True))
+            assert (entry[b"reason"], entry[b"object"], entry[b"username"]) == (reason.encode(), what, b"bob")
+    finally:
+        wire.ok("ACL", "DELUSER", "bob")
 
 
 @pytest.mark.matrix

@@ -411,3 +411,24 @@ def replicated_reads(six):
     with Wire(by_id[master[2]].port) as writes, Wire(by_id[replica[2]].port) as reads:
         yield writes, reads, key
         writes.ok("DEL", key)
+
+
+@pytest.mark.parametrize("command", [("GETSET", "k", "v"), ("GETDEL", "k")])
+def test_errors_that_a_server_keeps_back(wire, other_wire, command):
+    """Valkey 9 gives modules an empty reply for these, and the next one who asks gets the reply that is missing."""
+    register(wire, NOTED)
+    register(wire, f"{B}.map(lambda x: call_next(*x[1:])).register(hook='getdel', keyprefix='x', mode='sync')")
+    for key in ("k", "x"):
+        tried = (command[0], key, *command[2:])
+        wire.ok("DEL", key)
+        wire.ok("SADD", key, "member")
+        wire.send_raw(encode(tried) + encode(("ECHO", "next")))
+        assert is_error(wire.read(), "WRONGTYPE")
+        assert wire.read() == b"next"
+        assert is_error(in_multi(wire, *tried), "WRONGTYPE")
+        lua = "local reply = redis.pcall(unpack(ARGV)) return {type(reply), reply.err}"
+        assert wire.ok("EVAL", lua, 1, key, *tried)[0] == b"table"
+        code = f"execute(*{tried!r})"
+        reply = wire.call("RG.PYEXECUTE", f"GB('PythonReader').map(lambda x: {code}).run(lambda: iter([1]))")
+        assert reply[0] == [] and b"WRONGTYPE" in reply[1][0]
+        assert other_wire.ok("SMEMBERS", key) == [b"member"]

@@ -20,7 +20,7 @@ use super::{
     ffi::{OwnedString, api},
     filter,
     lock::{self, ServerLock},
-    notify, replicate, slot_tables, unfit,
+    lost_reply, notify, replicate, slot_tables, unfit,
     version::at_least,
 };
 
@@ -272,7 +272,9 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         )
     };
     let errno = errno();
-    let Some(reply) = CallReply::adopt(reply) else {
+    // SAFETY: as above.
+    let reply = CallReply::adopt(reply).and_then(|reply| unsafe { lost_reply::complete(guard.ctx(), reply) });
+    let Some(reply) = reply else {
         return Err(refusal(errno, shown(), flags));
     };
     match reply.read() {

@@ -36,6 +36,23 @@ impl CallReply {
         kind as isize == raw::REDISMODULE_REPLY_ERROR
     }
 
+    /// The server gave nothing.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        // SAFETY: the reply is ours and alive.
+        let kind = unsafe { api!(RedisModule_CallReplyType)(self.0.as_ptr()) };
+        kind as isize == raw::REDISMODULE_REPLY_UNKNOWN
+    }
+
+    /// It is this text.
+    pub(super) fn is_text(&self, text: &[u8]) -> bool {
+        // SAFETY: the reply is ours and alive.
+        unsafe {
+            let kind = api!(RedisModule_CallReplyType)(self.0.as_ptr()) as isize;
+            kind == raw::REDISMODULE_REPLY_STRING && reply_string(self.0.as_ptr()) == text
+        }
+    }
+
     /// The text of an error.
     pub(super) fn error(&self) -> Option<String> {
         // SAFETY: the reply is ours and alive.

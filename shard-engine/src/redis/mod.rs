@@ -43,6 +43,7 @@ pub mod later;
 mod load;
 pub mod lock;
 pub mod log;
+mod lost_reply;
 pub mod notify;
 pub mod plain_call;
 pub mod records;

@@ -22,7 +22,7 @@ use super::{
     filter,
     front::{self, Front, TYPED},
     lock::{self, ServerLock},
-    log, notify, plain_call,
+    log, lost_reply, notify, plain_call,
     refusal::{Fault, for_client, judge_error},
     replicate,
     reply::ReplyWriter,
@@ -208,8 +208,8 @@ impl Wrapped {
         };
         // SAFETY: the context is alive while the command runs.
         let user = unsafe { ContextUser::set_in(&self.guard, self.ctx, &name) }.map_err(|e| e.to_string())?;
-        if let Verdict::Denied(text) = self.permits(&name) {
-            return Err(text);
+        if let Verdict::Denied(denial) = self.permits(&name) {
+            return Err(denial.text);
         }
         Ok((Check::Caller, Some(user)))
     }
@@ -326,7 +326,8 @@ unsafe fn run_in(
         // SAFETY: the caller says so.
         unsafe { plain_call::call(ctx, name, how, rest) }
     };
-    let reply = CallReply::adopt(reply)?;
+    // SAFETY: the caller says so.
+    let reply = unsafe { lost_reply::complete(ctx, CallReply::adopt(reply)?) }?;
     let Some(text) = reply.error() else {
         return Some(Ran(Answer::Own(reply)));
     };
@@ -376,8 +377,8 @@ impl ReplyWriter {
                 .map(OwnedString::as_ptr)
                 .collect();
             // SAFETY: the strings are alive.
-            if let Verdict::Denied(text) = unsafe { permits::permits(guard, user, all.as_mut_ptr(), &shown) } {
-                return Err(text);
+            if let Verdict::Denied(denial) = unsafe { permits::permits(guard, user, all.as_mut_ptr(), &shown) } {
+                return Err(denial.text);
             }
         }
         let check = if set.is_some() { Check::Caller } else { Check::Nobody };

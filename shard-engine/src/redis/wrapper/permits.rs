@@ -17,18 +17,52 @@ use crate::redis::{
 pub enum Verdict {
     /// The user may.
     Allowed,
-    /// The user may not; the server's error text.
-    Denied(String),
+    /// The user may not.
+    Denied(Denial),
     /// The server has no such command or subcommand.
     Unknown,
 }
 
+/// Why a user may not run a command.
+pub struct Denial {
+    /// The server's error text.
+    pub text: String,
+    /// The full name of the command, if it is for that.
+    command: Option<String>,
+}
+
 impl Wrapped {
-    /// Whether a user may run the command, which has a right number of arguments.
+    /// Whether a user may run the command, which has a right number of arguments. A client's one that is denied is in
+    /// ACL LOG then: for its keys the server has seen to that.
     pub fn permits(&self, user: &str) -> Verdict {
         let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
         // SAFETY: the vector has `argc` strings, alive during the command.
-        unsafe { permits(&self.guard, user, self.argv, &args) }
+        let verdict = unsafe { permits(&self.guard, user, self.argv, &args) };
+        if let Verdict::Denied(Denial {
+            command: Some(command), ..
+        }) = &verdict
+            && !call::in_nested_call()
+        {
+            self.log_denial(user, command);
+        }
+        verdict
+    }
+
+    fn log_denial(&self, user: &str, command: &str) {
+        let (name, object) = (OwnedString::new(user.as_bytes()), OwnedString::new(command.as_bytes()));
+        // SAFETY: the pointers are filled at load; the context is alive and its client a real one, the lock is held, the
+        // strings are alive during the calls; the user is freed once.
+        unsafe {
+            let functions = raw::RedisModule_GetModuleUserFromUserName
+                .zip(raw::RedisModule_ACLAddLogEntry)
+                .zip(raw::RedisModule_FreeModuleUser);
+            let Some(((find, log), free)) = functions else { return };
+            if let Some(user) = NonNull::new(find(name.as_ptr())) {
+                let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_CMD;
+                log(self.ctx, user.as_ptr(), object.as_ptr(), reason);
+                free(user.as_ptr());
+            }
+        }
     }
 }
 
@@ -49,7 +83,8 @@ pub(super) unsafe fn permits(
             .zip(raw::RedisModule_FreeModuleUser)
     };
     let Some(((find, check), free)) = functions else {
-        return Verdict::Denied(CallError::NoUserSupport(user.to_owned()).to_string());
+        let text = CallError::NoUserSupport(user.to_owned()).to_string();
+        return Verdict::Denied(Denial { text, command: None });
     };
     let name = OwnedString::new(user.as_bytes());
     // SAFETY: the name is alive and the lock is held; the caller says so of the vector; the user is freed once.
@@ -69,7 +104,7 @@ pub(super) unsafe fn permits(
 }
 
 /// Why the user may not run it, in the words that clients know.
-fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> String {
+fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> Denial {
     let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
     dry_run.extend(args);
     let told = call::call(guard, &dry_run, call::Flags::default());
@@ -87,5 +122,9 @@ fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> String {
         () if newer => "No permissions to access a key",
         () => "access at least one of the keys",
     };
-    no_permission(reason, &String::from_utf8_lossy(args[0]).to_lowercase())
+    let quoted = told.split('\'').nth(1).map(str::to_owned);
+    let command = quoted.filter(|_| told.contains("permissions to run"));
+    let shown = command.as_deref().unwrap_or_default();
+    let text = no_permission(reason, shown);
+    Denial { text, command }
 }

@@ -262,7 +262,7 @@ fn may_run(call: &Wrapped, taken: &Taken) -> Result<(), String> {
     let fault = if taken.facts.takes(call.len()) {
         match call.permits(&user) {
             Verdict::Allowed => return Ok(()),
-            Verdict::Denied(text) => return Err(text),
+            Verdict::Denied(denial) => return Err(denial.text),
             Verdict::Unknown => unknown_subcommand(call),
         }
     } else {

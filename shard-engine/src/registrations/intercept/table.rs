@@ -254,7 +254,10 @@ impl Taken {
             sync: false,
             slow: false,
         };
-        // The server has the right error for it; only a hook without a prefix sees it.
+        if !found.hook && !self.hook_keys.is_empty() {
+            found.hook = self.facts.keys(count).any(|at| self.hook_keys.has(arg(at)));
+        }
+        // The server has the right error for it; only hooks see it.
         if !self.facts.takes(count) {
             return found;
         }
@@ -265,9 +268,6 @@ impl Taken {
             && let Some(keys) = &self.slow_keys
         {
             found.slow = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
-        }
-        if !found.hook && !self.hook_keys.is_empty() {
-            found.hook = self.facts.keys(count).any(|at| self.hook_keys.has(arg(at)));
         }
         if !self.link_keys.is_empty() {
             found.link = self.facts.keys(count).any(|at| self.link_keys.has(arg(at)));
