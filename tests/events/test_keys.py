@@ -230,6 +230,41 @@ def test_k7_misses_of_scripts(wire, mode):
     wait_list(wire, ["keymiss:none:empty"] * 2)
 
 
+def misses(wire):
+    """How many the server has counted."""
+    lines = wire.ok("INFO", "stats").decode().splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(found["keyspace_misses"])
+
+
+@MODE
+def test_records_are_read_without_a_trace(wire, other_wire, mode):
+    note(wire, mode=mode, handler="lambda x: None", eventTypes=["keymiss", "del", "set"])
+    channel = "__keyevent@0__:keymiss"
+    wire.ok("CONFIG", "SET", "notify-keyspace-events", "KEAm")
+    try:
+        other_wire.ok("SUBSCRIBE", channel)
+        before = misses(wire)
+        wire.ok("SET", "k1", "v")
+        wire.ok("WATCH", "k1")
+        wire.ok("DEL", "k2")
+        wire.ok("GET", "k2")
+        assert len(wire.ok("RG.PYEXECUTE", "GB().run('k1', noScan=True)")[0]) == 1
+        settled(wire)
+        assert misses(wire) == before + 1
+        wire.ok("MULTI")
+        wire.ok("PING")
+        assert wire.ok("EXEC") == [Simple("PONG")]
+        wire.ok("SET", "k3", "v")
+        wire.ok("DEL", "k3")
+        settled(wire)
+        assert misses(wire) == before + 1
+        wire.ok("PUBLISH", channel, "end")
+        assert [other_wire.read()[2] for _ in range(2)] == [b"k2", b"end"]
+    finally:
+        wire.ok("CONFIG", "SET", "notify-keyspace-events", "")
+
+
 @MODE
 def test_k8_executions_are_listed(wire, mode):
     register(wire, f"GB().map(lambda x: x['value']['f']).register('h*', mode={mode!r}, eventTypes=['hset'])")

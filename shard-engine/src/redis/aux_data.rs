@@ -61,9 +61,12 @@ pub fn register(guard: &ServerLock, data: AuxData) -> Result<(), String> {
             name.to_string_lossy()
         ));
     }
-    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD;
+    let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS
+        | raw::REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD
+        | raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED;
     // SAFETY: the context names this module. A broken link while loading is an error that `load` reports, and reads
-    // go on during a load beside the dataset: without these options no module's server could do either.
+    // go on during a load beside the dataset: without these options no module's server could do either. Keys that are
+    // opened for writing are told to be modified where they are.
     unsafe { api!(RedisModule_SetModuleOptions)(guard.ctx(), options as i32) };
     Ok(())
 }

@@ -131,7 +131,8 @@ pub fn get_by(call: &Call, key: &[u8]) -> Option<Arc<dyn Held>> {
 /// An open key; used and closed under the lock.
 struct Opened {
     key: *mut raw::RedisModuleKey,
-    _name: OwnedString,
+    ctx: *mut raw::RedisModuleCtx,
+    name: OwnedString,
 }
 
 impl Opened {
@@ -139,7 +140,7 @@ impl Opened {
         let name = OwnedString::new(name);
         // SAFETY: all callers hold the lock and give a context that is alive; the name outlives the open key.
         let key = unsafe { api!(RedisModule_OpenKey)(ctx, name.as_ptr(), mode as i32) };
-        Opened { key, _name: name }
+        Opened { key, ctx, name }
     }
 
     /// Null is an empty key for the server.
@@ -172,6 +173,9 @@ impl Opened {
         if !taken {
             // SAFETY: the server refused it, so it is still ours.
             drop(unsafe { Box::from_raw(value) });
+        } else {
+            // SAFETY: context and name are alive as long as the key is open.
+            unsafe { api!(RedisModule_SignalModifiedKey)(self.ctx, self.name.as_ptr()) };
         }
         taken
     }

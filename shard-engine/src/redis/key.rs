@@ -4,6 +4,7 @@ use std::{
     marker::PhantomData,
     ops::ControlFlow,
     ptr::{NonNull, null_mut},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use redis_module::raw;
@@ -13,12 +14,28 @@ use super::{
     filter,
     lock::{ServerLock, detached},
     notify,
+    version::at_least,
 };
 
-/// Readers leave no trace: neither access times nor hit counters nor events of missed keys (as far as the server
-/// knows the flags).
-const QUIET: u32 =
-    raw::REDISMODULE_OPEN_KEY_NOTOUCH | raw::REDISMODULE_OPEN_KEY_NONOTIFY | raw::REDISMODULE_OPEN_KEY_NOSTATS;
+/// Readers leave no trace: neither access times nor hit counters nor events of missed keys. Servers before 7.2 do not know
+/// the flags for the last two, but count and tell of nothing when a key is opened for writing. On a replica that is not
+/// read-only that would remove a key whose time is over for the replica alone.
+fn quiet() -> i32 {
+    let read = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
+    let more = match at_least(7, 2) {
+        true => raw::REDISMODULE_OPEN_KEY_NONOTIFY | raw::REDISMODULE_OPEN_KEY_NOSTATS,
+        false if IS_MASTER.load(Ordering::Relaxed) => raw::REDISMODULE_WRITE,
+        false => 0,
+    };
+    (read | more) as i32
+}
+
+static IS_MASTER: AtomicBool = AtomicBool::new(false);
+
+/// The server is a master or a replica from now on.
+pub fn role_is(master: bool) {
+    IS_MASTER.store(master, Ordering::Relaxed);
+}
 
 /// What a key holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,15 +208,10 @@ impl<'a> Key<'a> {
     /// Opens a key of database 0; `None` if there is none (an expired key is none).
     pub fn open(guard: &'a ServerLock, name: &[u8]) -> Option<Key<'a>> {
         let name = OwnedString::new(name);
-        let mode = raw::REDISMODULE_READ | QUIET;
-        // SAFETY: lock and name are ours; the name outlives the open key.
-        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(guard.ctx(), name.as_ptr(), mode as i32) });
-        (!key.is_null()).then_some(Key {
-            key,
-            _name: Some(name),
-            ours: true,
-            _lock: PhantomData,
-        })
+        // SAFETY: the lock is ours; the name outlives the open key.
+        let mut key = unsafe { Key::open_in(guard.ctx(), name.as_ptr()) }?;
+        key._name = Some(name);
+        Some(key)
     }
 
     /// Opens a key in the database of a context; `None` if there is none.
@@ -207,16 +219,17 @@ impl<'a> Key<'a> {
     /// # Safety
     /// Context and name outlive the key; the lock is held.
     pub(super) unsafe fn open_in(ctx: *mut raw::RedisModuleCtx, name: *mut raw::RedisModuleString) -> Option<Key<'a>> {
-        let mode = raw::REDISMODULE_READ | QUIET;
         // SAFETY: the caller says so.
-        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name, mode as i32) });
+        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name, quiet()) });
         // Ours to close; the name is the caller's.
-        (!key.is_null()).then_some(Key {
+        let key = (!key.is_null()).then_some(Key {
             key,
             _name: None,
             ours: true,
             _lock: PhantomData,
-        })
+        });
+        // One that is opened for writing need not be there.
+        key.filter(|key| key.kind() != Kind::Empty)
     }
 
     /// A key that the server has opened; `None` for null.

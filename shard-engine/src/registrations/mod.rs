@@ -62,7 +62,7 @@ use crate::{
     mesh::{self, mesh},
     module::module,
     redis::{
-        cluster, event_loop,
+        cluster, event_loop, key,
         lock::{self, ServerLock},
         log, timer,
     },
@@ -115,6 +115,7 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
     due::start();
     keys::start();
     intercept::facts::refresh(guard);
+    key::role_is(is_master());
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;
     timer::repeat(guard, limits::LOOK_EVERY, |guard| {
         // The server tells of changes, but not of the role that it was started with.
@@ -223,6 +224,7 @@ pub fn apply_replicated(_guard: &ServerLock, command: Command) -> Result<(), Ref
 
 /// The server became a master or a replica.
 pub fn role_changed(master: bool) {
+    key::role_is(master);
     if registrations().master.swap(master, Ordering::AcqRel) != master {
         log::notice(if master {
             "this server is a master now: its registrations fire"
