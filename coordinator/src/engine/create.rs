@@ -106,7 +106,9 @@ impl Engine {
             (Arc::from([topology.me.clone()]), 0)
         };
         let stages = plan.stages(distributed);
-        if distributed && needs_all_slots(&plan, &stages) {
+        // One that has just joined, or has been cut off, knows no others, and has no slots either.
+        let is_lost = plan.mode == Mode::Async && topology.me != NodeId::single() && topology.my_number().is_none();
+        if (distributed || is_lost) && needs_all_slots(&plan, &stages) {
             topology
                 .uncovered_slot()
                 .map_or(Ok(()), |slot| Err(CreateError::Uncovered(slot)))?;
