@@ -223,3 +223,6 @@ pub const NEWEST_WAIT: Duration = Duration::from_secs(3);
 pub const DISK_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between two calls of a timer, in ms: a hundred years.
 pub const TIMER_PERIOD_MS: u64 = 100 * 366 * 24 * 3600 * 1000;
+/// Of the executions of a registration that are over, the oldest ones are forgotten while what they gave has more bytes,
+/// but for the newest.
+pub const KEPT_BYTES: usize = 64 * 1024 * 1024;

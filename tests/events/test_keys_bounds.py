@@ -2,9 +2,10 @@
 
 import threading
 
+import pytest
 from firing import counters, settled, wait_list
-from registrations import register
-from replies import wait_until
+from registrations import MODES, register
+from replies import executions_of, wait_until
 from wire import Simple, Wire, encode
 
 # `EVENTS_SLOW` in the table of bounds.
@@ -28,6 +29,24 @@ def test_keys_that_expire_while_a_sync_handler_runs(wire):
     for mode in ("sync", "async_local"):
         wait_list(wire, [f"k{number:02}" for number in range(20)], f"seen:{mode}")
     settled(wire)
+
+
+@pytest.mark.parametrize("reader", ["GB()", "GB('StreamReader')"])
+@pytest.mark.parametrize("mode", MODES)
+def test_large_results_are_not_kept_by_number_only(wire, reader, mode):
+    """Sixty-four megabytes of them for each registration, and the newest in any case."""
+    register(wire, f"{reader}.foreach(lambda x: None).register('k*', mode={mode!r})")
+    size = 9_000_000
+    command = ("SET", "k") if reader == "GB()" else ("XADD", "k", "*", "f")
+    for _ in range(9):
+        wire.ok(*command, b"v" * size)
+        settled(wire)
+
+    def large():
+        results = [wire.ok("RG.GETRESULTS", name)[0] for name in executions_of(wire)]
+        return sum(len(result[0]) > size for result in results if result)
+
+    wait_until(lambda: large() == 7, "the oldest ones leaving")
 
 
 def test_writers_wait_for_room(server, wire, other_wire):

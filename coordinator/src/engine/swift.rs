@@ -16,6 +16,7 @@ use super::{Engine, Execution, Fired, Interrupt, Listed};
 use crate::{
     codec::RecordBatch,
     execution::{Machine, Outcome, Phase, Setup},
+    limits,
     message::ExecutionId,
     plan::Plan,
 };
@@ -43,6 +44,8 @@ pub struct Swift {
 struct Inner {
     /// Oldest first.
     ended: VecDeque<Ended>,
+    /// What these gave.
+    bytes: usize,
     running: Vec<Running>,
     /// Those that wait and that somebody looks at.
     promised: Vec<(u64, Arc<Execution>)>,
@@ -180,15 +183,18 @@ impl Swift {
         let mut gone = None;
         // What the number of all changes by: mostly one comes and one goes.
         let mut change = 1;
-        while let Some(count) = Some(inner.ended.len()).filter(|count| *count > 0) {
-            let its_own = keep > 0 && count as i64 >= keep;
+        let bytes = ended.outcome.bytes();
+        while let Some(its_bytes) = inner.ended.front().map(|oldest| oldest.outcome.bytes()) {
+            let too_many = inner.ended.len() as i64 >= keep || inner.bytes + bytes > limits::KEPT_BYTES;
             let of_all = max > 0 && self.all.load(Ordering::Relaxed) + change > max;
-            if !its_own && !of_all {
+            if !(keep > 0 && too_many) && !of_all {
                 break;
             }
+            inner.bytes -= its_bytes;
             gone = inner.ended.pop_front();
             change -= 1;
         }
+        inner.bytes += bytes;
         inner.ended.push_back(ended);
         if change != 0 {
             self.all.fetch_add(change, Ordering::Relaxed);
@@ -304,6 +310,7 @@ impl Swift {
         let mut inner = self.inner.lock();
         let at = inner.ended.iter().position(|ended| ended.number == number);
         let gone = at.and_then(|at| inner.ended.remove(at));
+        inner.bytes -= gone.as_ref().map_or(0, |gone| gone.outcome.bytes());
         self.all.fetch_sub(i64::from(gone.is_some()), Ordering::Relaxed);
         drop(inner);
         gone.is_some()

@@ -536,6 +536,28 @@ fn an_uncovered_slot_is_refused_only_where_it_matters() {
     assert_eq!(finish(&start(&c.engines[0])).0, Phase::Done);
 }
 
+/// A shard that has just joined knows no other one, and has no slots either: its own keys are not all there are.
+#[test]
+fn a_shard_that_knows_of_no_slots_refuses_to_read_keys() {
+    let c = cluster(2, 1);
+    let mut reads = plan();
+    reads.reader = Reader::Stream {
+        key: b"s".to_vec(),
+        from_id: "0-0".into(),
+    };
+    for (shards, slot) in [
+        (vec![], "slot 0 "),
+        (topology(0, 2, 0).shards[..1].to_vec(), "slot 8192 "),
+    ] {
+        c.engines[1].set_topology(Topology::new(node(1), shards));
+        let refused = c.engines[1]
+            .create(order(reads.clone()), None)
+            .map(|e| e.id.to_string());
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains(slot), "{text}");
+    }
+}
+
 #[test]
 fn the_list_is_bounded_and_unfinished_ones_leave_later() {
     let c = cluster(1, 1);

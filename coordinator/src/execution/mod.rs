@@ -22,3 +22,11 @@ fn cut_text(mut text: String) -> String {
     }
     text
 }
+
+impl Outcome {
+    /// Size of what it gave.
+    pub fn bytes(&self) -> usize {
+        let results: usize = self.results.iter().map(|batch| batch.bytes.len()).sum();
+        results + self.errors.iter().map(String::len).sum::<usize>()
+    }
+}

@@ -8,6 +8,9 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use oxigears_coordinator::{
+    engine::Execution,
+    execution::Outcome,
+    limits as bounds,
     message::ExecutionId,
     registry::{EventSource, FailurePolicy, RegisterMode, Registration, StreamOptions},
     topology::key_slot,
@@ -64,6 +67,14 @@ struct Known {
     depth: u32,
 }
 
+/// Executions that are over and listed.
+#[derive(Default)]
+struct Remembered {
+    /// With the bytes that they gave; oldest first.
+    executions: VecDeque<(ExecutionId, usize)>,
+    bytes: usize,
+}
+
 /// See the module.
 pub struct Consumer {
     /// The registration.
@@ -86,7 +97,7 @@ pub struct Consumer {
     dead_letter: Option<Bytes>,
     state: Mutex<State>,
     /// Finished executions that clients may still look at, oldest first.
-    kept: Mutex<VecDeque<ExecutionId>>,
+    kept: Mutex<Remembered>,
 }
 
 impl Consumer {
@@ -262,19 +273,23 @@ impl Consumer {
     }
 
     /// A finished execution stays listed until there are too many of this registration.
-    pub fn keep(&self, execution: ExecutionId) {
+    pub fn keep(&self, execution: &Execution) {
         let most = module().config.max_executions_per_registration();
+        let bytes = execution.with_outcome(Outcome::bytes);
         let mut kept = self.kept.lock();
         // Asked under the lock, so that what ends while the registration goes is not missed.
         if self.state.lock().status == Status::Gone {
-            return module().engine.forget(&execution);
+            return module().engine.forget(&execution.id);
         }
         let Ok(most @ 1..) = usize::try_from(most) else {
             return;
         };
-        kept.push_back(execution);
-        while kept.len() > most {
-            if let Some(oldest) = kept.pop_front() {
+        kept.bytes += bytes;
+        kept.executions.push_back((execution.id.clone(), bytes));
+        let is_too_much = |kept: &Remembered| kept.executions.len() > most || kept.bytes > bounds::KEPT_BYTES;
+        while kept.executions.len() > 1 && is_too_much(&kept) {
+            if let Some((oldest, bytes)) = kept.executions.pop_front() {
+                kept.bytes -= bytes;
                 module().engine.forget(&oldest);
             }
         }
@@ -282,7 +297,7 @@ impl Consumer {
 
     /// The registration is gone, and with it its finished executions.
     pub fn forget_executions(&self) {
-        for execution in self.kept.lock().drain(..) {
+        for (execution, _) in std::mem::take(&mut *self.kept.lock()).executions {
             module().engine.forget(&execution);
         }
     }

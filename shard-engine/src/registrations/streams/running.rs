@@ -327,7 +327,7 @@ fn executed(consumer: Arc<Consumer>, key: Key, batch: Box<Batch>, execution: &Ar
         None => Verdict::Success,
     };
     let ns = execution.total_ns.load(Ordering::Relaxed);
-    consumer.keep(execution.id.clone());
+    consumer.keep(execution);
     let over = Over { batch, verdict, ns };
     all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
 }
