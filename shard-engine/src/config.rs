@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
 };
 
 use parking_lot::RwLock;
@@ -95,6 +96,7 @@ const KEYS: &[Key] = &[
     engine("MaxExecutions", ANY, "1000", true),
     engine("MaxExecutionsPerRegistration", ANY, "100", true),
     engine("MaxEventDepth", POSITIVE, "64", true),
+    engine("InterpreterMaxWaitTime", POSITIVE, "50", true),
     engine("ProfileExecutions", Kind::Bool, "0", true),
     engine("ExecutionThreads", Kind::Int(1, MOST_THREADS), "3", false),
     engine("ExecutionMaxIdleTime", POSITIVE, "5000", true),
@@ -374,6 +376,12 @@ impl ConfigStore {
     /// `ExecutionThreads`.
     pub fn execution_threads(&self) -> usize {
         self.int("ExecutionThreads").clamp(1, MOST_THREADS) as usize
+    }
+
+    /// `InterpreterMaxWaitTime`: a command that can not be parked waits so long for the interpreter while one thread keeps
+    /// that for itself, before it answers that it is busy.
+    pub fn interpreter_max_wait(&self) -> Duration {
+        Duration::from_millis(self.int("InterpreterMaxWaitTime").max(1) as u64)
     }
 
     /// `ExecutionMaxIdleTime`, in ms.

@@ -8,6 +8,7 @@ ENGINE_KEYS = {
     "MaxExecutions": 1000,
     "MaxExecutionsPerRegistration": 100,
     "MaxEventDepth": 64,
+    "InterpreterMaxWaitTime": 50,
     "ProfileExecutions": 0,
     "ExecutionThreads": 3,
     "ExecutionMaxIdleTime": 5000,
@@ -98,6 +99,7 @@ def test_plugins_are_a_list(fresh_wire):
         ("MaxExecutionsPerRegistration", "7", 7),
         ("MaxExecutionsPerRegistration", "-7", -7),
         ("MaxEventDepth", "1", 1),
+        ("InterpreterMaxWaitTime", "2000", 2000),
         ("ProfileExecutions", "1", 1),
         ("ProfileExecutions", "0", 0),
         ("ExecutionMaxIdleTime", "1", 1),
@@ -141,7 +143,13 @@ def test_engine_keys_refuse_what_is_no_number(wire, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("ExecutionMaxIdleTime", "0"), ("ExecutionMaxIdleTime", "-1"), ("SendMsgRetries", "-1"), ("MaxEventDepth", "0")],
+    [
+        ("ExecutionMaxIdleTime", "0"),
+        ("ExecutionMaxIdleTime", "-1"),
+        ("SendMsgRetries", "-1"),
+        ("MaxEventDepth", "0"),
+        ("InterpreterMaxWaitTime", "0"),
+    ],
 )
 def test_engine_keys_refuse_what_is_out_of_range(wire, key, value):
     assert wire.ok("RG.CONFIGSET", key, value) == [bad_engine_value(key)]

@@ -259,6 +259,23 @@ def test_a_busy_interpreter(wire, other_wire):
     other_wire.read()
 
 
+@pytest.mark.parametrize(("most_ms", "may_be_busy"), [(1, True), (60_000, False)])
+def test_how_long_commands_wait_for_the_interpreter(wire, other_wire, most_ms, may_be_busy):
+    register(wire, f"{B}.map(lambda x: 'ran').register(trigger='t', mode='sync')")
+    wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", most_ms)
+    try:
+        other_wire.send("RG.PYEXECUTE", "GB('ShardsIDReader').map(lambda x: sum(range(4 * 10**7))).run()")
+        found = set()
+        while not other_wire.has_reply(0.0):
+            reply = in_multi(wire, "RG.TRIGGER", "t")
+            found.add(reply.text if isinstance(reply, Error) else reply[0])
+        assert any("interpreter is busy" in str(text) for text in found) == may_be_busy, found
+        assert b"ran" in found or may_be_busy, found
+        other_wire.read()
+    finally:
+        wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 50)
+
+
 def test_in_order(wire):
     register(
         wire,

@@ -189,6 +189,19 @@ def test_resp3(wire):
 
 
 @LATER
+def test_what_outlives_its_execution_does_not_answer(wire, mode):
+    register(
+        wire,
+        "import asyncio\nasync def late():\n    await asyncio.sleep(0.05)\n    try:\n        override_reply('late')\n"
+        "        told = 'nothing'\n    except Exception as e:\n        told = str(e)\n"
+        "    execute('set', 'told', told)\n"
+        f"GB().foreach(lambda x: runCoroutine(late())).register('k*', {MISS}, mode={mode!r})",
+    )
+    assert wire.ok("GET", "k") is None
+    wait_until(lambda: wire.ok("GET", "told") == b"Can not get command ctx", "the coroutine's end")
+
+
+@LATER
 def test_many_clients_of_which_some_leave(server, wire, mode):
     """Concurrent misses of the same keys; every second client goes away while it waits."""
     register(

@@ -7,6 +7,7 @@ DEFAULTS = {
     "MaxExecutions": 1000,
     "MaxExecutionsPerRegistration": 100,
     "MaxEventDepth": 64,
+    "InterpreterMaxWaitTime": 50,
     "ProfileExecutions": 0,
     "ExecutionMaxIdleTime": 5000,
     "SendMsgRetries": 3,

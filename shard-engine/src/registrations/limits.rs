@@ -4,10 +4,8 @@ use std::time::Duration;
 
 /// Pause between two looks at deadlines.
 pub const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// A command that can not be parked waits this long for the interpreter while one thread keeps that for itself, before
-/// it answers that it is busy.
-pub const INTERPRETER_WAIT: Duration = Duration::from_millis(50);
-/// The same while the interpreter goes from thread to thread.
+/// A command that can not be parked waits this long for the interpreter, or `InterpreterMaxWaitTime` if that is longer, while
+/// it goes from thread to thread.
 pub const INTERPRETER_WAIT_MOST: Duration = Duration::from_millis(1000);
 /// Pause between two looks at who has the interpreter.
 pub const INTERPRETER_LOOK: Duration = Duration::from_millis(1);

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     identity,
+    module::module,
     redis::{
         blocked::BlockedClient,
         lock::{self, Loan, ServerLock},
@@ -170,6 +171,8 @@ impl Desk {
     /// Waits for the helper to take the loan; takes it back if that takes too long.
     fn wait(&self) {
         let start = Instant::now();
+        let patience = module().config.interpreter_max_wait();
+        let most = limits::INTERPRETER_WAIT_MOST.max(patience);
         let mut kept = (python::gil_holder(), start);
         let mut loan = self.loan.lock();
         while loan.is_some() {
@@ -178,7 +181,7 @@ impl Desk {
             if holder != kept.0 || holder == 0 {
                 kept = (holder, now);
             }
-            if now - kept.1 >= limits::INTERPRETER_WAIT || now - start >= limits::INTERPRETER_WAIT_MOST {
+            if now - kept.1 >= patience || now - start >= most {
                 break;
             }
         }

@@ -19,6 +19,8 @@ use super::{
 use crate::redis::{blocked::BlockedClient, records, reply::ReplyWriter};
 
 const TWICE: &str = "Can only override reply once";
+/// The client has its reply: what runs still was only started by an execution.
+const TOO_LATE: &str = "Can not get command ctx";
 
 /// One command of one client.
 pub struct Link(Arc<Shared>);
@@ -78,6 +80,9 @@ impl Origin for LinkOrigin {
 
     fn override_reply(&self, reply: RecordBatch) -> Result<(), String> {
         let mut state = self.0.state.lock();
+        if state.pending == 0 {
+            return Err(TOO_LATE.to_owned());
+        }
         if state.instead.is_some() {
             return Err(TWICE.to_owned());
         }
