@@ -37,7 +37,14 @@ pub use self::{
     queries::{Gathered, question},
     swift::{Looked, Swift, Waiting},
 };
-use self::{join::Arriving, lists::Lists, owed::Owed, queries::Queries, stopper::Stopper, swift::Swifts};
+use self::{
+    join::Arriving,
+    lists::Lists,
+    owed::Owed,
+    queries::Queries,
+    stopper::{Stopper, Target},
+    swift::{Abort, Swifts},
+};
 use crate::{
     execution::{Machine, Phase},
     limits,
@@ -325,8 +332,14 @@ impl Engine {
         asked: Option<Arc<Execution>>,
         then: impl FnOnce(Result<(), String>) + Send + 'static,
     ) {
-        if self.abort_swift(id) {
-            return then(Ok(()));
+        let engine = self.clone();
+        match self.abort_swift(id) {
+            Abort::Unknown => {}
+            Abort::Done => return then(Ok(())),
+            Abort::Stops(swift, number) => {
+                let left = move || engine.manage(move || then(Ok(())));
+                return self.stopper.interrupt(Target::Event(swift, number), left);
+            }
         }
         let Some(execution) = asked.or_else(|| self.find(id)) else {
             return then(Err(question::UNKNOWN.into()));
@@ -341,6 +354,7 @@ impl Engine {
             return abort();
         }
         let engine = self.clone();
-        self.stopper.interrupt(&execution, move || engine.manage(abort));
+        self.stopper
+            .interrupt(Target::Execution(execution), move || engine.manage(abort));
     }
 }

@@ -11,14 +11,32 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{execution::Execution, pool::Pool};
+use super::{execution::Execution, pool::Pool, swift::Swift};
 use crate::{execution::Phase, limits};
 
 /// Called when an execution has left its thread. Must not wait: all others are seen to by the same thread.
 type Left = Box<dyn FnOnce() + Send>;
 
+/// What is to leave its thread.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// An execution.
+    Execution(Arc<Execution>),
+    /// One that handles an event in one go, by its number.
+    Event(Arc<Swift>, u64),
+}
+
+impl Target {
+    fn interrupt(&self) {
+        match self {
+            Target::Execution(execution) => execution.interrupt.request(),
+            Target::Event(swift, number) => swift.stop(*number),
+        }
+    }
+}
+
 struct Leaving {
-    execution: Arc<Execution>,
+    target: Target,
     /// When it is interrupted.
     when: Instant,
     left: Option<Left>,
@@ -26,8 +44,13 @@ struct Leaving {
 
 impl Leaving {
     fn is_gone(&self) -> bool {
-        let is_done = self.left.is_some() && self.execution.phase() == Phase::Done;
-        is_done || !self.execution.is_on_thread()
+        match &self.target {
+            Target::Execution(execution) => {
+                let is_done = self.left.is_some() && execution.phase() == Phase::Done;
+                is_done || !execution.is_on_thread()
+            }
+            Target::Event(swift, number) => !swift.runs(*number),
+        }
     }
 }
 
@@ -50,18 +73,18 @@ impl Stopper {
 
     /// Sees to it that the thread of an execution that is over leaves it.
     pub fn stop(&self, execution: &Arc<Execution>) {
-        self.see(execution, limits::INTERRUPT_AFTER, None);
+        self.see(Target::Execution(execution.clone()), limits::INTERRUPT_AFTER, None);
     }
 
     /// Interrupts one at once; `left` is called when it is done, or its thread has left it.
-    pub fn interrupt(&self, execution: &Arc<Execution>, left: impl FnOnce() + Send + 'static) {
-        self.see(execution, Duration::ZERO, Some(Box::new(left)));
+    pub fn interrupt(&self, target: Target, left: impl FnOnce() + Send + 'static) {
+        self.see(target, Duration::ZERO, Some(Box::new(left)));
     }
 
-    fn see(&self, execution: &Arc<Execution>, after: Duration, left: Option<Left>) {
+    fn see(&self, target: Target, after: Duration, left: Option<Left>) {
         let mut list = self.list.lock();
         list.push(Leaving {
-            execution: execution.clone(),
+            target,
             when: Instant::now() + after,
             left,
         });
@@ -79,14 +102,14 @@ fn see_them_leave(list: &List) {
             let gone: Vec<Leaving> = list.extract_if(.., |one| one.is_gone()).collect();
             let now = Instant::now();
             let late = list.iter().filter(|one| one.when <= now);
-            let late: Vec<Arc<Execution>> = late.map(|one| one.execution.clone()).collect();
+            let late: Vec<Target> = late.map(|one| one.target.clone()).collect();
             (gone, late, list.is_empty())
         };
         gone.into_iter().filter_map(|one| one.left).for_each(|left| left());
         if is_last {
             return;
         }
-        late.iter().for_each(|execution| execution.interrupt.request());
+        late.iter().for_each(Target::interrupt);
         thread::sleep(match late.is_empty() {
             true => limits::INTERRUPT_AFTER / 10,
             false => limits::INTERRUPT_EVERY,

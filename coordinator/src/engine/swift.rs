@@ -90,6 +90,16 @@ impl Swifts {
     }
 }
 
+/// What came of stopping one.
+pub(super) enum Abort {
+    /// There is none with this id.
+    Unknown,
+    /// It does not run.
+    Done,
+    /// It runs, and is to be stopped.
+    Stops(Arc<Swift>, u64),
+}
+
 fn phase_of(aborted: bool) -> Phase {
     if aborted { Phase::Aborted } else { Phase::Done }
 }
@@ -294,12 +304,24 @@ impl Swift {
         Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)
     }
 
-    /// One that runs is to stop; its interrupt.
-    fn interrupt(&self, number: u64) -> Option<Arc<dyn Interrupt>> {
+    /// It has begun and is not over.
+    pub(super) fn runs(&self, number: u64) -> bool {
+        let inner = self.inner.lock();
+        inner.running.iter().any(|running| running.number == number)
+    }
+
+    /// One that runs is to stop.
+    pub(super) fn stop(&self, number: u64) {
         let mut inner = self.inner.lock();
-        let running = inner.running.iter_mut().find(|running| running.number == number)?;
-        running.stopped = true;
-        Some(running.interrupt.clone())
+        let running = inner.running.iter_mut().find(|running| running.number == number);
+        let interrupt = running.map(|running| {
+            running.stopped = true;
+            running.interrupt.clone()
+        });
+        drop(inner);
+        if let Some(interrupt) = interrupt {
+            interrupt.request();
+        }
     }
 
     fn withdraw(&self, number: u64) -> bool {
@@ -361,7 +383,10 @@ impl Engine {
             all: self.swifts.kept.clone(),
         });
         let mut all = self.swifts.by_registration.lock();
-        all.retain(|swift| swift.strong_count() > 0);
+        // Not each time: there may be many.
+        if all.len() == all.capacity() {
+            all.retain(|swift| swift.strong_count() > 0);
+        }
         all.push(Arc::downgrade(&swift));
         swift
     }
@@ -387,30 +412,38 @@ impl Engine {
     }
 
     pub(super) fn find_swift(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
-        let number = id.number();
-        if ExecutionId::new(&self.topology().execution_prefix(), number) != *id {
-            return None;
-        }
+        let number = self.own_number(id)?;
         self.swifts.all().iter().find_map(|swift| swift.show(self, id, number))
     }
 
-    pub(super) fn forget_swift(&self, id: &ExecutionId) {
+    /// The number of one that this shard has made.
+    fn own_number(&self, id: &ExecutionId) -> Option<u64> {
         let number = id.number();
-        let _ = self.swifts.all().iter().any(|swift| swift.forget(number));
+        (ExecutionId::new(&self.topology().execution_prefix(), number) == *id).then_some(number)
     }
 
-    /// Stops one that runs, and returns when it has ended; or one that waits. False if there is none with this id.
-    pub(super) fn abort_swift(&self, id: &ExecutionId) -> bool {
-        let number = id.number();
-        let all = self.swifts.all();
-        let running = || all.iter().find_map(|swift| swift.interrupt(number));
-        // It may begin in between.
-        let found = running().is_some() || all.iter().any(|swift| swift.withdraw(number)) || running().is_some();
-        while let Some(interrupt) = running() {
-            interrupt.request();
-            std::thread::sleep(std::time::Duration::from_millis(1));
+    pub(super) fn forget_swift(&self, id: &ExecutionId) {
+        if let Some(number) = self.own_number(id) {
+            let _ = self.swifts.all().iter().any(|swift| swift.forget(number));
         }
-        found
+    }
+
+    /// Stops one that runs, or one that waits.
+    pub(super) fn abort_swift(&self, id: &ExecutionId) -> Abort {
+        let Some(number) = self.own_number(id) else {
+            return Abort::Unknown;
+        };
+        let all = self.swifts.all();
+        let running = || all.iter().find(|swift| swift.runs(number));
+        let stopped = |swift: &Arc<Swift>| Abort::Stops(swift.clone(), number);
+        if let Some(swift) = running() {
+            return stopped(swift);
+        }
+        if all.iter().any(|swift| swift.withdraw(number)) {
+            return Abort::Done;
+        }
+        // It may have begun in between.
+        running().map_or(Abort::Unknown, stopped)
     }
 
     pub(super) fn count_swifts(&self) -> usize {
