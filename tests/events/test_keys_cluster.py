@@ -3,8 +3,8 @@
 import pytest
 from firing import counters, settled, wait_list
 from registrations import register, status_of, wait_applied
-from replies import wait_until
-from wire import Error
+from replies import executions_of, own_tag, start, wait_done, wait_until
+from wire import Error, Simple
 
 
 def owner_of(wires, key):
@@ -104,8 +104,10 @@ WITHIN = {
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("way", WITHIN)
-def test_a_sync_handler_uses_a_key_of_another_slot(cluster, wires, way):
-    """Newer servers look for all keys in the table of the command's slot while it runs."""
+@pytest.mark.parametrize("link", [None, "sync", "async_local"])
+def test_a_sync_handler_uses_a_key_of_another_slot(cluster, wires, way, link):
+    """Newer servers look for all keys in the table of the command's slot while it runs. `link`: the client waits for
+    what another registration does."""
     script = FAR
     if way == "stream":
         script = (
@@ -114,6 +116,8 @@ def test_a_sync_handler_uses_a_key_of_another_slot(cluster, wires, way):
         )
     wire = wires[owner_of(wires, FIRST)]
     assert owner_of(wires, OTHER) == wires.index(wire)
+    if link:
+        script += f"\nGB().foreach(lambda x: None).register('*', commands=['set', 'xadd'], mode={link!r})"
     everywhere(cluster, wires, script)
     for command in WITHIN[way]:
         wire.ok(*command)
@@ -177,3 +181,41 @@ GB('CommandReader').map(f).register(hook='GET', keyprefix='k:', mode='sync')
     script = "redis.call('DEL', KEYS[1]) return redis.call('RG.TRIGGER', 'far')"
     assert wire.ok("EVAL", script, "1", OTHER) == [b"None"]
     assert wire.ok("KEYS", "*") == []
+
+
+def test_an_id_is_of_the_shard_that_it_names(cluster, wires):
+    """Executions of events are known by their numbers, and every shard counts for itself."""
+    tag = own_tag(cluster.servers[0])
+    slow = "import time\ndef slow(x):\n    for _ in range(50):\n        time.sleep(0.01)\n"
+    register(wires[0], f"{slow}GB().foreach(slow).register('k{{{tag}}}', mode='async_local')")
+    key = f"k{{{tag}}}"
+    wires[0].ok("SET", key, "v")
+    (execution,) = wait_until(lambda: executions_of(wires[0]), "the execution being listed")
+    number = execution.rpartition(b"-")[2]
+    other = wires[1].ok("CLUSTER", "MYID") + b"-" + number
+    assert wires[1].call("RG.ABORTEXECUTION", other) == Error("execution does not exist")
+    wait_until(lambda: counters(wires[0]) == (1, 1, 0, 0), "the end of the handler")
+    # The same number, made by the other shard, and dropped by it.
+    while not (own := start(wires[1], "GB('ShardsIDReader').run()")).endswith(b"-" + number):
+        assert int(own.rpartition(b"-")[2]) < int(number), "the other shard has counted further"
+    wait_done(wires[1], own)
+    assert wires[1].call("RG.DROPEXECUTION", own) == Simple("OK")
+    wait_until(lambda: own not in executions_of(wires[0]), "the drop arriving")
+    assert execution in executions_of(wires[0])
+    wires[0].ok("DEL", key)
+
+
+def test_large_results_of_executions_on_all_shards(cluster, wires):
+    wire = wires[owner_of(wires, FIRST)]
+    everywhere(cluster, wires, "GB().foreach(lambda x: None).register('k:*')")
+    size = 9_000_000
+    for _ in range(9):
+        wire.ok("SET", FIRST, b"v" * size)
+        settled(wire)
+
+    def large():
+        results = [wire.ok("RG.GETRESULTS", name)[0] for name in executions_of(wire)]
+        return sum(len(result[0]) > size for result in results if result)
+
+    wait_until(lambda: large() == 7, "the oldest ones leaving")
+    wire.ok("DEL", FIRST)

@@ -19,6 +19,7 @@ use super::{
     lock::ServerLock,
     register::Call,
     reply::ReplyWriter,
+    slot_tables,
 };
 
 type OnDisconnect = Box<dyn FnOnce() + Send>;
@@ -96,6 +97,7 @@ impl BlockedClient {
             None
         };
         if parked.is_some() {
+            slot_tables::client_is_parked();
             call.answered();
         } else {
             call.refuse("ERR the client can not wait here: blocking is not allowed");

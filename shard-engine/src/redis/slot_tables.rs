@@ -37,6 +37,8 @@ static SLOT: AtomicI32 = AtomicI32::new(NONE);
 static IN_ONE_GO: AtomicBool = AtomicBool::new(false);
 /// Some of what was left for later is of a transaction or a script.
 static MUST_END: AtomicBool = AtomicBool::new(false);
+/// The client of the command at hand is parked: for the server its command is not over when it has returned.
+static PARKED: AtomicBool = AtomicBool::new(false);
 static WORK: OnceLock<Work> = OnceLock::new();
 
 /// What is left for later; whether it must end before anything else happens.
@@ -57,6 +59,7 @@ pub fn enter(flags: context::Flags, key: Option<&[u8]>) -> Inside {
         None => NONE,
     };
     IN_ONE_GO.store(in_one_go, Ordering::Relaxed);
+    PARKED.store(false, Ordering::Relaxed);
     Inside(SLOT.swap(slot, Ordering::Relaxed))
 }
 
@@ -64,6 +67,11 @@ impl Drop for Inside {
     fn drop(&mut self) {
         SLOT.store(self.0, Ordering::Relaxed);
     }
+}
+
+/// The client of the command at hand is parked.
+pub(super) fn client_is_parked() {
+    PARKED.store(true, Ordering::Relaxed);
 }
 
 /// The server would look for keys in the wrong place now, unless they are in the slot of the command at hand.
@@ -126,6 +134,10 @@ pub fn after_command(guard: &ServerLock, must_end: bool) -> bool {
 }
 
 extern "C" fn over(_: *mut raw::RedisModuleCtx, _: *mut c_void) {
+    // What is due runs before the event loop sleeps, then (`later`).
+    if PARKED.swap(false, Ordering::Relaxed) {
+        return;
+    }
     guarded("what a command has left for later", || {
         if let Some(work) = WORK.get() {
             work(&lock::lock(), MUST_END.swap(false, Ordering::Relaxed));

@@ -53,6 +53,14 @@ impl Due {
         }
     }
 
+    /// A client's command waits for what it may answer.
+    fn is_tied(&self) -> bool {
+        match self {
+            Due::Event(shot) => shot.is_tied(),
+            Due::Entries(_) => false,
+        }
+    }
+
     /// It does not run, for this reason; it counts that. Without the GIL.
     fn abort(self, why: &str) {
         match self {
@@ -60,6 +68,15 @@ impl Due {
             Due::Entries(shot) => shot.abort(why),
         }
     }
+}
+
+/// Which of those that are due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All.
+    All,
+    /// Those that may answer for the command at hand; the others can wait until it is over.
+    Tied,
 }
 
 static QUEUE: Guarded<VecDeque<Due>> = Guarded::new(VecDeque::new());
@@ -105,9 +122,9 @@ pub fn numbers() -> Numbers {
 /// At load: functions' commands fire what they made due.
 pub fn start() {
     call::after_each(|guard| run_after_call(guard, link::at_hand(|_| ()).is_some()));
-    later::when_over(run);
+    later::when_over(|guard| run(guard, Which::All));
     slot_tables::when_over(|guard, must_end| match must_end {
-        true => drop(run_waiting(guard)),
+        true => drop(run_waiting(guard, Which::All)),
         false => run_patiently(guard),
     });
 }
@@ -146,23 +163,28 @@ pub fn is_empty() -> bool {
 /// Fires what is due, if the interpreter is there; else leaves it to a helper thread. To be called where no command is
 /// under way.
 #[inline]
-pub fn run(guard: &ServerLock) {
-    if !is_empty() && !FIRING.get() {
-        run_now(guard);
+pub fn run(guard: &ServerLock, which: Which) {
+    if is_due(guard, which) && !FIRING.get() {
+        run_now(guard, which);
     }
 }
 
 /// The same after a command that a function ran, which may itself be part of a client's command. `linked`: what was fired
-/// may answer for it, so there is no later.
+/// may answer for it, so for that there is no later.
 pub fn run_after_call(guard: &ServerLock, linked: bool) {
-    if !is_empty() && !FIRING.get() && (linked || !slot_tables::after_command(guard, false)) {
-        run_now(guard);
+    if is_empty() || FIRING.get() {
+        return;
+    }
+    match slot_tables::after_command(guard, false) {
+        false => run_now(guard, Which::All),
+        true if linked => run(guard, Which::Tied),
+        true => {}
     }
 }
 
-fn run_now(guard: &ServerLock) {
+fn run_now(guard: &ServerLock, which: Which) {
     if sync::interpreter_is_free() {
-        return fire_all(guard);
+        return fire(guard, which);
     }
     call_for_help();
 }
@@ -173,9 +195,9 @@ fn run_patiently(guard: &ServerLock) {
         return;
     }
     if sync::interpreter_is_free() {
-        return fire_all(guard);
+        return fire(guard, Which::All);
     }
-    if sync::for_waiting(guard, || fire_all(&lock::lock())).is_none() {
+    if sync::for_waiting(guard, || fire(&lock::lock(), Which::All)).is_none() {
         call_for_help();
     }
 }
@@ -186,7 +208,7 @@ pub fn must_end_here() -> bool {
 }
 
 /// Fires what must end before anything else happens.
-fn fire_at_once(guard: &ServerLock) {
+fn fire_at_once(guard: &ServerLock, which: Which) {
     /// Also when a panic passes.
     struct Before(bool);
     impl Drop for Before {
@@ -195,20 +217,20 @@ fn fire_at_once(guard: &ServerLock) {
         }
     }
     let _before = Before(AT_ONCE.replace(true));
-    fire_all(guard);
+    fire(guard, which);
 }
 
 /// The same where somebody looks at the effects before this thread is done (MULTI, Lua): waits for the interpreter for a
 /// moment. False if a helper thread has to do it later.
-pub fn run_waiting(guard: &ServerLock) -> bool {
-    if is_empty() || FIRING.get() {
+pub fn run_waiting(guard: &ServerLock, which: Which) -> bool {
+    if !is_due(guard, which) || FIRING.get() {
         return true;
     }
     if sync::interpreter_is_free() {
-        fire_at_once(guard);
+        fire_at_once(guard, which);
         return true;
     }
-    if sync::for_waiting(guard, || fire_at_once(&lock::lock())).is_some() {
+    if sync::for_waiting(guard, move || fire_at_once(&lock::lock(), which)).is_some() {
         return true;
     }
     call_for_help();
@@ -223,7 +245,7 @@ fn call_for_help() {
     sync::submit(|| {
         python::with_server_locked(|| {
             HELP_COMES.store(false, Ordering::Release);
-            fire_all(&lock::lock());
+            fire(&lock::lock(), Which::All);
         });
     });
 }
@@ -237,19 +259,19 @@ impl Drop for Firing {
     }
 }
 
-fn fire_all(guard: &ServerLock) {
+fn fire(guard: &ServerLock, which: Which) {
     if FIRING.replace(true) {
         return;
     }
     let _firing = Firing;
     if !is_master() {
-        while let Some(shot) = pop(guard) {
+        while let Some(shot) = pop(guard, Which::All) {
             shot.abort(REPLICA);
         }
         return;
     }
     python::with_interpreter(|| {
-        while let Some(shot) = pop(guard) {
+        while let Some(shot) = pop(guard, which) {
             let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
             fresh::forget();
             if let Err(panic) = caught {
@@ -262,9 +284,19 @@ fn fire_all(guard: &ServerLock) {
     });
 }
 
-fn pop(guard: &ServerLock) -> Option<Due> {
+fn is_due(guard: &ServerLock, which: Which) -> bool {
+    !is_empty() && (which == Which::All || QUEUE.borrow_mut(guard).iter().any(Due::is_tied))
+}
+
+fn pop(guard: &ServerLock, which: Which) -> Option<Due> {
     let mut queue = QUEUE.borrow_mut(guard);
-    let shot = queue.pop_front();
+    let shot = match which {
+        Which::All => queue.pop_front(),
+        Which::Tied => {
+            let at = queue.iter().position(Due::is_tied)?;
+            queue.remove(at)
+        }
+    };
     WAITING.store(queue.len(), Ordering::Release);
     shot
 }

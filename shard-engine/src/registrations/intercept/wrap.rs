@@ -6,7 +6,7 @@ use oxigears_python_api::{self as python, Reply};
 
 use super::{
     super::{
-        due,
+        due::{self, Which},
         keys::{fresh, queue},
         sync,
     },
@@ -95,14 +95,19 @@ fn run_tied<R>(link: Option<&Link>, run: impl FnOnce() -> R) -> R {
 fn with_handlers<R>(guard: &ServerLock, link: Option<&Link>, may_block: bool, run: impl FnOnce() -> R) -> R {
     let _here = PythonHere::enter(true);
     let ran = run_tied(link, run);
-    // Nobody waits for what they do but the client, whose reply has not gone out then, either.
-    if link.is_none() && !due::is_empty() && slot_tables::after_command(guard, !may_block) {
+    if due::is_empty() {
         return ran;
     }
+    // Nobody waits for what the others do but the client, whose reply has not gone out then, either.
+    let which = match slot_tables::after_command(guard, !may_block) {
+        true if link.is_none() => return ran,
+        true => Which::Tied,
+        false => Which::All,
+    };
     if may_block {
-        due::run(guard);
+        due::run(guard, which);
     } else {
-        due::run_waiting(guard);
+        due::run_waiting(guard, which);
     }
     ran
 }

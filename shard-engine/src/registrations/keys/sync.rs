@@ -74,6 +74,11 @@ impl SyncShot {
         }
     }
 
+    /// A client's command waits for what it may answer.
+    pub fn is_tied(&self) -> bool {
+        self.event.tied.is_some()
+    }
+
     /// It does not run.
     pub fn abort(self, why: &str) {
         self.entry.active.core.stats.ended(&End::Refused(why), 0);
