@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use oxigears_coordinator::{
     codec::TYPE_WORDS,
-    registry::{EventSource, RegisterMode},
+    registry::{EventSource, RegisterMode, RegistrationId},
 };
 use smallvec::SmallVec;
 
@@ -150,7 +150,7 @@ pub struct Index {
     prefixes: HashMap<u8, Vec<Arc<Entry>>>,
     /// The empty prefix.
     all: Vec<Arc<Entry>>,
-    count: usize,
+    by_id: HashMap<RegistrationId, Arc<Entry>>,
     beside: usize,
 }
 
@@ -222,48 +222,35 @@ impl Index {
     }
 
     fn remove(&mut self, active: &Active) {
-        let id = &active.registration.id;
-        let Some(entry) = self.lists_of(active).find(|entry| entry.active.registration.id == *id) else {
+        let Some(entry) = self.by_id.remove(&active.registration.id) else {
             return;
         };
         let list = self.list_of(&entry.name);
-        list.retain(|other| !Arc::ptr_eq(other, &entry));
+        if let Some(at) = list.iter().position(|other| Arc::ptr_eq(other, &entry)) {
+            list.remove(at);
+        }
         let is_empty = list.is_empty();
         if let (true, Name::Exact(name)) = (is_empty, &entry.name) {
             self.exact.remove(name);
         }
-        self.count -= 1;
         self.beside -= usize::from(Index::wants_beside(&entry));
-    }
-
-    fn lists_of(&self, active: &Active) -> impl Iterator<Item = Arc<Entry>> {
-        let key: &[u8] = match &active.registration.source {
-            EventSource::Keys { prefix, .. } => prefix.strip_suffix(b"*").unwrap_or(prefix),
-            _ => b"",
-        };
-        self.lists(key)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>()
-            .into_iter()
     }
 }
 
 /// A registration is active. Of other readers it takes no notice.
 pub fn put(guard: &ServerLock, active: &Arc<Active>) {
     let Some(entry) = Entry::new(active) else { return };
-    let mut index = INDEX.borrow_mut(guard);
+    let (mut index, entry) = (INDEX.borrow_mut(guard), Arc::new(entry));
     // The same under another state.
     index.remove(active);
-    index.count += 1;
+    index.by_id.insert(active.registration.id.clone(), entry.clone());
     index.beside += usize::from(Index::wants_beside(&entry));
     let list = index.list_of(&entry.name);
     if list.capacity() == 0 {
         *list = self::list();
     }
     let at = list.partition_point(|other| other.sequence <= entry.sequence);
-    list.insert(at, Arc::new(entry));
+    list.insert(at, entry);
 }
 
 /// It is gone.
@@ -277,7 +264,7 @@ pub fn remove(guard: &ServerLock, active: &Active) {
 pub fn wanted(guard: &ServerLock) -> Wanted {
     let index = INDEX.borrow(guard);
     Wanted {
-        any: index.count > 0,
+        any: !index.by_id.is_empty(),
         beside: index.beside > 0,
     }
 }
