@@ -6,7 +6,7 @@ from localcluster import key_slot
 from moving import Move
 from registrations import register
 from replies import own_tag, wait_until
-from wire import Wire
+from wire import Simple, Wire
 
 NOTES = """
 GB().foreach(lambda x: None).register('*', mode='sync')
@@ -32,6 +32,31 @@ def test_entries_that_wait_run_at_the_new_owner(cluster, wires, mode):
     finally:
         cluster.move_slots([slot], target, source)
         cluster.wait_cluster_ok()
+
+
+def test_sync_code_uses_a_slot_that_comes_for_a_client_that_asks(cluster, wires):
+    source, target = cluster.servers[:2]
+    tag = own_tag(source)
+    register(
+        wires[0],
+        f"""
+GB().foreach(lambda x: execute('rpush', 'seen{{{tag}}}', x['key'])).register('k*', eventTypes=['set'], mode='sync')
+GB('CommandReader').map(lambda x: execute('incr', 'n{{{tag}}}') and call_next(*x[1:])).register(
+    hook='get', keyprefix='k', mode='sync')
+""",
+    )
+    keys = [f"{name}{{{tag}}}" for name in ("k", "seen", "n")]
+    with Move(cluster, source, target, tag), Wire(target.port) as wire:
+        for command, reply in (
+            (("SET", keys[0], "v"), Simple("OK")),
+            (("GET", keys[0]), b"v"),
+            (("LRANGE", keys[1], 0, -1), [keys[0].encode()]),
+            (("GET", keys[2]), b"1"),
+        ):
+            wire.ok("ASKING")
+            assert wire.ok(*command) == reply
+    for key in keys:
+        wires[0].ok("DEL", key)
 
 
 TAGS = """

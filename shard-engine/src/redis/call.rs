@@ -15,6 +15,7 @@ use thiserror::Error;
 
 pub use super::value::Reply;
 use super::{
+    at_hand,
     call_reply::CallReply,
     context::server_flags,
     ffi::{OwnedString, api},
@@ -260,23 +261,31 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
         notify::tell_of_all(guard);
     }
     let _database = (flags.database != 0).then(|| Database::select(guard, flags.database));
-    set_errno(0);
-    // SAFETY: the guard's context is alive; "v" takes an array of strings and its length.
-    let reply = unsafe {
-        api!(RedisModule_Call)(
-            guard.ctx(),
-            command.as_ptr(),
-            format.as_ptr().cast(),
-            pointers.as_mut_ptr(),
-            pointers.len(),
-        )
+    let mut run = |ctx| {
+        set_errno(0);
+        // SAFETY: the context is alive; "v" takes an array of strings and its length.
+        unsafe {
+            let (format, count) = (format.as_ptr().cast(), pointers.len());
+            let reply = api!(RedisModule_Call)(ctx, command.as_ptr(), format, pointers.as_mut_ptr(), count);
+            let errno = errno();
+            let reply = CallReply::adopt(reply).and_then(|reply| lost_reply::complete(ctx, reply));
+            reply.ok_or(errno)
+        }
     };
-    let errno = errno();
-    // SAFETY: as above.
-    let reply = CallReply::adopt(reply).and_then(|reply| unsafe { lost_reply::complete(guard.ctx(), reply) });
-    let Some(reply) = reply else {
-        return Err(refusal(errno, shown(), flags));
-    };
+    let mut ran = run(guard.ctx());
+    if let Some(ctx) = at_hand::ctx()
+        && ran
+            .as_ref()
+            .is_ok_and(|reply| reply.error().is_some_and(|text| is_elsewhere(&text)))
+    {
+        // SAFETY: the client's command is under way, so its context is alive.
+        let user = flags
+            .user
+            .map(|user| unsafe { ContextUser::set_in(guard, ctx.as_ptr(), user) });
+        let _user = user.transpose()?;
+        ran = run(ctx.as_ptr());
+    }
+    let reply = ran.map_err(|errno| refusal(errno, shown(), flags))?;
     match reply.read() {
         None => Err(CallError::TooDeep(shown())),
         Some(Reply::Error(text)) => Err(match clear_error(text, shown(), flags.user) {
@@ -434,6 +443,11 @@ fn refusal(errno: i32, command: String, flags: Flags<'_>) -> CallError {
     }
 }
 
+/// The server refused a command, because a key of it is not here.
+fn is_elsewhere(text: &str) -> bool {
+    text.contains("non local key in a cluster node")
+}
+
 /// Error replies are the server's own texts, but for those that tell a script's author too little or too much.
 fn clear_error(text: String, command: String, user: Option<&str>) -> CallError {
     if text.starts_with("ERR unknown command") {
@@ -444,7 +458,7 @@ fn clear_error(text: String, command: String, user: Option<&str>) -> CallError {
             command,
             reason: reason.to_owned(),
         }
-    } else if text.contains("non local key in a cluster node") {
+    } else if is_elsewhere(&text) {
         CallError::OtherShard(command)
     } else if text.contains("while the cluster is down") {
         CallError::ClusterDown(command)

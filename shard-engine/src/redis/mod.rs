@@ -20,6 +20,7 @@
 //!
 //! Never lets a panic out into the server: every callback runs inside `ffi::guarded`. Knows nothing of executions.
 
+mod at_hand;
 pub mod aux_data;
 mod before_serving;
 pub mod blocked;

@@ -14,6 +14,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    at_hand,
     blocked::Client,
     call::{self, ContextUser},
     call_reply::CallReply,
@@ -437,6 +438,7 @@ fn enter(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, 
         flags: unsafe { Flags::of(ctx) },
     };
     command.flags.deny_blocking |= call::in_nested_call();
+    let _at_hand = (command.flags.cluster && !call::in_nested_call()).then(|| at_hand::enter(ctx));
     let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(command.flags, command.first_key().as_deref()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         if let Some(handler) = HANDLER.get() {
