@@ -40,6 +40,10 @@ const BUSY_POLL: Duration = Duration::from_millis(50);
 const CALM_POLL: Duration = Duration::from_millis(500);
 
 static MESH: OnceLock<Arc<Mesh>> = OnceLock::new();
+/// The id with which this node has joined it.
+static KNOWN_AS: OnceLock<NodeId> = OnceLock::new();
+/// It has another one now, and the log says so.
+static RENAMED: AtomicBool = AtomicBool::new(false);
 static START_FAILED: AtomicBool = AtomicBool::new(false);
 /// When the topology was read last, in ms of the engine's clock.
 static READ_AT_MS: AtomicU64 = AtomicU64::new(0);
@@ -182,6 +186,18 @@ pub fn check_ownership(guard: &ServerLock, epoch: u64) -> Result<(), String> {
 /// missing.
 fn tend_mesh(guard: &ServerLock) -> bool {
     let topology = module().engine.topology();
+    if let (Some(mesh), Some(id)) = (MESH.get(), KNOWN_AS.get())
+        && *id != topology.me
+    {
+        if !RENAMED.swap(true, Ordering::Relaxed) {
+            log::warning(&format!(
+                "this node was {id} and has another id now (CLUSTER RESET HARD): restart the server, until then it takes \
+                 no part in executions on several shards, nor in what is registered"
+            ));
+        }
+        mesh.set_peers(Vec::new());
+        return true;
+    }
     let members: Vec<cluster::Member> = cluster::members(guard)
         .into_iter()
         .filter(|n| !n.myself && n.port != 0)
@@ -260,6 +276,7 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
     };
     match Mesh::start(config, Arc::new(Handler)) {
         Ok(mesh) => {
+            let _ = KNOWN_AS.set(topology.me.clone());
             let mesh = MESH.get_or_init(|| Arc::new(mesh));
             module().engine.set_transport(Arc::new(MeshTransport(mesh.clone())));
             log::notice(&format!("mesh: serving peers on port {}", mesh.port()));

@@ -70,13 +70,15 @@ def test_a_wrong_number_of_arguments_reaches_the_hook(wire, more):
 @pytest.mark.matrix
 def test_what_a_hook_refuses_is_in_the_log_of_rights(wire, server):
     register(wire, f"{NEXT}.register(hook='set', mode='sync')")
-    register(wire, f"{NEXT}.register(hook='config', mode='async_local')")
-    wire.ok("ACL", "SETUSER", "bob", "on", "nopass", "~b*", "+get")
+    for hook in "config", "publish":
+        register(wire, f"{NEXT}.register(hook={hook!r}, mode='async_local')")
+    wire.ok("ACL", "SETUSER", "bob", "on", "nopass", "~b*", "+get", "+publish", "resetchannels")
     try:
         for tried, reason, what in (
             (("SET", "b", "1"), "command", b"set"),
             (("CONFIG", "GET", "x"), "command", b"config|get"),
             (("GET", "a"), "key", b"a"),
+            (("PUBLISH", "c", "hello"), "channel", b"c"),
         ):
             wire.ok("ACL", "LOG", "RESET")
             with Wire(server.port) as bob:
@@ -85,6 +87,9 @@ def test_what_a_hook_refuses_is_in_the_log_of_rights(wire, server):
             (entry,) = wire.ok("ACL", "LOG")
             entry = dict(zip(entry[::2], entry[1::2], strict=True))
             assert (entry[b"reason"], entry[b"object"], entry[b"username"]) == (reason.encode(), what, b"bob")
+        with Wire(server.port) as bob:
+            bob.ok("AUTH", "bob", "x")
+            is_error(bob.call("CONFIG", "GET"), "wrong number of arguments for 'config|get' command")
     finally:
         wire.ok("ACL", "DELUSER", "bob")
 

@@ -18,8 +18,9 @@ use redis_module::raw;
 
 use super::{
     ffi::{OwnedString, api, bytes_at, c_string, catch, guarded, string_bytes},
+    key::quiet,
     lock::{self, ServerLock},
-    log,
+    log, notify,
     register::Call,
 };
 
@@ -88,12 +89,7 @@ pub fn register(guard: &ServerLock, data_type: DataType) -> Result<(), String> {
 
 /// What a key of database 0 holds, if that is a value of the type (an expired key holds none).
 pub fn get(guard: &ServerLock, key: &[u8]) -> Option<Arc<dyn Held>> {
-    Opened::open(
-        guard.ctx(),
-        key,
-        raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH,
-    )
-    .held()
+    Opened::open(guard.ctx(), key, quiet()).held()
 }
 
 /// Puts a value under a key of database 0; false if there is something already.
@@ -104,12 +100,7 @@ pub fn put(guard: &ServerLock, key: &[u8], held: Arc<dyn Held>) -> bool {
 
 /// Something is there, of whatever type, in database 0.
 pub fn exists(guard: &ServerLock, key: &[u8]) -> bool {
-    !Opened::open(
-        guard.ctx(),
-        key,
-        raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH,
-    )
-    .is_empty()
+    !Opened::open(guard.ctx(), key, quiet()).is_empty()
 }
 
 /// Puts a value under a key of the command's database, in place of what is there.
@@ -120,12 +111,7 @@ pub fn put_by(call: &Call, key: &[u8], held: Arc<dyn Held>) -> bool {
 
 /// What a key of the command's database holds.
 pub fn get_by(call: &Call, key: &[u8]) -> Option<Arc<dyn Held>> {
-    Opened::open(
-        call.ctx(),
-        key,
-        raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH,
-    )
-    .held()
+    Opened::open(call.ctx(), key, quiet()).held()
 }
 
 /// An open key; used and closed under the lock.
@@ -139,7 +125,7 @@ impl Opened {
     fn open(ctx: *mut raw::RedisModuleCtx, name: &[u8], mode: u32) -> Opened {
         let name = OwnedString::new(name);
         // SAFETY: all callers hold the lock and give a context that is alive; the name outlives the open key.
-        let key = unsafe { api!(RedisModule_OpenKey)(ctx, name.as_ptr(), mode as i32) };
+        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name.as_ptr(), mode as i32) });
         Opened { key, ctx, name }
     }
 

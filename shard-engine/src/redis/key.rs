@@ -20,14 +20,14 @@ use super::{
 /// Readers leave no trace: neither access times nor hit counters nor events of missed keys. Servers before 7.2 do not know
 /// the flags for the last two, but count and tell of nothing when a key is opened for writing. On a replica that is not
 /// read-only that would remove a key whose time is over for the replica alone.
-fn quiet() -> i32 {
+pub(super) fn quiet() -> u32 {
     let read = raw::REDISMODULE_READ | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
     let more = match at_least(7, 2) {
         true => raw::REDISMODULE_OPEN_KEY_NONOTIFY | raw::REDISMODULE_OPEN_KEY_NOSTATS,
         false if IS_MASTER.load(Ordering::Relaxed) => raw::REDISMODULE_WRITE,
         false => 0,
     };
-    (read | more) as i32
+    read | more
 }
 
 static IS_MASTER: AtomicBool = AtomicBool::new(false);
@@ -220,7 +220,7 @@ impl<'a> Key<'a> {
     /// Context and name outlive the key; the lock is held.
     pub(super) unsafe fn open_in(ctx: *mut raw::RedisModuleCtx, name: *mut raw::RedisModuleString) -> Option<Key<'a>> {
         // SAFETY: the caller says so.
-        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name, quiet()) });
+        let key = notify::silently(|| unsafe { api!(RedisModule_OpenKey)(ctx, name, quiet() as i32) });
         // Ours to close; the name is the caller's.
         let key = (!key.is_null()).then_some(Key {
             key,

@@ -12,9 +12,9 @@ use oxigears_coordinator::{
     registry::{EventSource, Registration, Session},
 };
 use oxigears_python_api::{self as python, Functions, Invoker};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::{keys::queue::Queue, stats::Stats, turns::Turns};
+use super::{keys::queue::Queue, remembered::Remembered, stats::Stats, turns::Turns};
 use crate::{identity, module::module};
 
 /// A registration that is active on this shard. Every event reads it, so it shares no cache line with what others write.
@@ -42,6 +42,8 @@ pub struct Core {
     pub events: Queue,
     /// Its executions that run in one go.
     pub swift: Arc<Swift>,
+    /// Its executions on all shards that events of keys have fired.
+    pub remembered: Mutex<Remembered>,
 }
 
 /// A pipeline with its functions.
@@ -126,6 +128,7 @@ impl Active {
         let swift = module().engine.swift(registration.id.clone(), loaded.plan.clone());
         let core = Arc::new(Core {
             swift,
+            remembered: Mutex::default(),
             events: Queue::default(),
             loaded,
             stats: Stats::default(),

@@ -28,6 +28,7 @@ pub mod limits;
 pub mod occasion;
 mod padded;
 mod prepared;
+mod remembered;
 pub mod spread;
 mod stats;
 pub mod streams;

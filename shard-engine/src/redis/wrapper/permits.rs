@@ -27,8 +27,8 @@ pub enum Verdict {
 pub struct Denial {
     /// The server's error text.
     pub text: String,
-    /// The full name of the command, if it is for that.
-    command: Option<String>,
+    /// What is in the log of rights then: the full name of the command, or a channel.
+    logged: Option<(raw::RedisModuleACLLogEntryReason, String)>,
 }
 
 impl Wrapped {
@@ -39,17 +39,18 @@ impl Wrapped {
         // SAFETY: the vector has `argc` strings, alive during the command.
         let verdict = unsafe { permits(&self.guard, user, self.argv, &args) };
         if let Verdict::Denied(Denial {
-            command: Some(command), ..
+            logged: Some((reason, what)),
+            ..
         }) = &verdict
             && !call::in_nested_call()
         {
-            self.log_denial(user, command);
+            self.log_denial(user, *reason, what);
         }
         verdict
     }
 
-    fn log_denial(&self, user: &str, command: &str) {
-        let (name, object) = (OwnedString::new(user.as_bytes()), OwnedString::new(command.as_bytes()));
+    fn log_denial(&self, user: &str, reason: raw::RedisModuleACLLogEntryReason, what: &str) {
+        let (name, object) = (OwnedString::new(user.as_bytes()), OwnedString::new(what.as_bytes()));
         // SAFETY: the pointers are filled at load; the context is alive and its client a real one, the lock is held, the
         // strings are alive during the calls; the user is freed once.
         unsafe {
@@ -58,7 +59,6 @@ impl Wrapped {
                 .zip(raw::RedisModule_FreeModuleUser);
             let Some(((find, log), free)) = functions else { return };
             if let Some(user) = NonNull::new(find(name.as_ptr())) {
-                let reason = raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_CMD;
                 log(self.ctx, user.as_ptr(), object.as_ptr(), reason);
                 free(user.as_ptr());
             }
@@ -84,7 +84,7 @@ pub(super) unsafe fn permits(
     };
     let Some(((find, check), free)) = functions else {
         let text = CallError::NoUserSupport(user.to_owned()).to_string();
-        return Verdict::Denied(Denial { text, command: None });
+        return Verdict::Denied(Denial { text, logged: None });
     };
     let name = OwnedString::new(user.as_bytes());
     // SAFETY: the name is alive and the lock is held; the caller says so of the vector; the user is freed once.
@@ -108,23 +108,33 @@ fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> Denial {
     let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
     dry_run.extend(args);
     let told = call::call(guard, &dry_run, call::Flags::default());
-    let told = told
-        .ok()
-        .and_then(|reply| reply.text().map(str::to_owned))
-        .unwrap_or_default();
+    let told = match told {
+        Ok(reply) => reply.text().map(str::to_owned).unwrap_or_default(),
+        // Of a subcommand; the number is right for what it belongs to.
+        Err(CallError::Answered(text)) if text.contains("wrong number of arguments") => {
+            return Denial { text, logged: None };
+        }
+        Err(_) => String::new(),
+    };
     // 7.0 has other words than later servers, which tell administrators more than clients.
     let newer = at_least(7, 2);
+    let (of_command, of_channel) = (told.contains("permissions to run"), told.contains("channel"));
     let reason = match () {
-        () if told.contains("permissions to run") && newer => &told,
-        () if told.contains("permissions to run") => "run this command or subcommand",
-        () if told.contains("channel") && newer => "No permissions to access a channel",
-        () if told.contains("channel") => "access at least one of the channels",
+        () if of_command && newer => &told,
+        () if of_command => "run this command or subcommand",
+        () if of_channel && newer => "No permissions to access a channel",
+        () if of_channel => "access at least one of the channels",
         () if newer => "No permissions to access a key",
         () => "access at least one of the keys",
     };
-    let quoted = told.split('\'').nth(1).map(str::to_owned);
-    let command = quoted.filter(|_| told.contains("permissions to run"));
-    let shown = command.as_deref().unwrap_or_default();
-    let text = no_permission(reason, shown);
-    Denial { text, command }
+    let name = told.split('\'').nth(1).unwrap_or_default();
+    let text = no_permission(reason, name);
+    // Keys that are refused the server has noted: it knows them of the internal command, too.
+    let logged = match () {
+        () if of_command => Some(raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_CMD),
+        () if of_channel => Some(raw::RedisModuleACLLogEntryReason_REDISMODULE_ACL_LOG_CHANNEL),
+        () => None,
+    };
+    let logged = logged.map(|reason| (reason, name.to_owned()));
+    Denial { text, logged }
 }

@@ -54,6 +54,12 @@ pub fn start(entry: &Arc<Entry>, event: Event) {
             };
             fired.core.stats.ended(&end, total_ns);
         });
+        let config = &module().config;
+        if config.max_executions_per_registration() > 0 {
+            // Their number is not a matter of that.
+            let most = usize::try_from(config.max_executions()).ok().filter(|most| *most > 0);
+            fired.core.remembered.lock().add(execution, most.unwrap_or(usize::MAX));
+        }
         drop(tied);
     });
     // The engine takes it from the thread, and along to the other shards.

@@ -3,22 +3,19 @@
 //! All of it is touched under the server lock only; the mutex inside costs little and makes that no matter of trust. No
 //! command of the server is run while it is held, because commands raise events that come back here.
 
-use std::{borrow::Cow, collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 use oxigears_coordinator::{
     engine::Execution,
-    execution::Outcome,
-    limits as bounds,
-    message::ExecutionId,
     registry::{EventSource, FailurePolicy, RegisterMode, Registration, StreamOptions},
     topology::key_slot,
 };
 use parking_lot::Mutex;
 
 use super::{
-    super::{active::Core, intercept::keyset::begins_with, limits},
+    super::{active::Core, intercept::keyset::begins_with, limits, remembered::Remembered},
     flow::{Flow, Next, Rules},
 };
 use crate::module::module;
@@ -65,14 +62,6 @@ struct Known {
     flow: Flow,
     /// How deep the events are that told of what waits.
     depth: u32,
-}
-
-/// Executions that are over and listed.
-#[derive(Default)]
-struct Remembered {
-    /// With the bytes that they gave; oldest first.
-    executions: VecDeque<(ExecutionId, usize)>,
-    bytes: usize,
 }
 
 /// See the module.
@@ -275,31 +264,19 @@ impl Consumer {
     /// A finished execution stays listed until there are too many of this registration.
     pub fn keep(&self, execution: &Execution) {
         let most = module().config.max_executions_per_registration();
-        let bytes = execution.with_outcome(Outcome::bytes);
         let mut kept = self.kept.lock();
         // Asked under the lock, so that what ends while the registration goes is not missed.
         if self.state.lock().status == Status::Gone {
             return module().engine.forget(&execution.id);
         }
-        let Ok(most @ 1..) = usize::try_from(most) else {
-            return;
-        };
-        kept.bytes += bytes;
-        kept.executions.push_back((execution.id.clone(), bytes));
-        let is_too_much = |kept: &Remembered| kept.executions.len() > most || kept.bytes > bounds::KEPT_BYTES;
-        while kept.executions.len() > 1 && is_too_much(&kept) {
-            if let Some((oldest, bytes)) = kept.executions.pop_front() {
-                kept.bytes -= bytes;
-                module().engine.forget(&oldest);
-            }
+        if let Ok(most @ 1..) = usize::try_from(most) {
+            kept.add(execution, most);
         }
     }
 
     /// The registration is gone, and with it its finished executions.
     pub fn forget_executions(&self) {
-        for (execution, _) in std::mem::take(&mut *self.kept.lock()).executions {
-            module().engine.forget(&execution);
-        }
+        self.kept.lock().forget();
     }
 }
 
