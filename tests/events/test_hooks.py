@@ -281,6 +281,25 @@ def test_how_long_commands_wait_for_the_interpreter(wire, other_wire, most_ms, m
         wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 50)
 
 
+def test_commands_of_a_transaction_wait_for_the_interpreter_together(wire, other_wire):
+    register(wire, f"{B}.map(lambda x: 'ran').register(trigger='t', mode='sync')")
+    other_wire.send("RG.PYEXECUTE", "GB('ShardsIDReader').map(lambda x: sum(range(6 * 10**7))).run()")
+    try:
+        wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 1)
+        while not isinstance(in_multi(wire, "RG.TRIGGER", "t"), Error):
+            assert not other_wire.has_reply()
+        wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 200)
+        wire.ok("MULTI")
+        for _ in range(100):
+            wire.ok("RG.TRIGGER", "t")
+        # One after the other, 200 ms each, the later ones would come when the interpreter is free again.
+        for reply in wire.ok("EXEC"):
+            is_error(reply, "interpreter is busy")
+        other_wire.read()
+    finally:
+        wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 50)
+
+
 def test_in_order(wire):
     register(
         wire,

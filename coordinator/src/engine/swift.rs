@@ -197,7 +197,7 @@ impl Swift {
         while let Some(its_bytes) = inner.ended.front().map(|oldest| oldest.outcome.bytes()) {
             let too_many = inner.ended.len() as i64 >= keep || inner.bytes + bytes > limits::KEPT_BYTES;
             let of_all = max > 0 && self.all.load(Ordering::Relaxed) + change > max;
-            if !(keep > 0 && too_many) && !of_all {
+            if !(of_all || keep > 0 && too_many) {
                 break;
             }
             inner.bytes -= its_bytes;

@@ -2,7 +2,10 @@
 //!
 //! The main thread never waits for the interpreter without a bound: who holds it may be busy for seconds.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use oxigears_coordinator::{codec::RecordBatch, engine::Pool, execution::Outcome, limits as bounds};
 use oxigears_python_api::{self as python, AtOnce, Invoked, Invoker, Origin};
@@ -161,6 +164,49 @@ struct Desk {
     taken: Condvar,
 }
 
+/// How long commands have waited lately. What they do one behind the other (in a transaction, a script) keeps the server
+/// from its clients as a whole, so the bounds are for all of it: only time in which nobody waits takes away from it.
+struct Waited {
+    /// Who has the interpreter.
+    holder: usize,
+    /// While this one had it.
+    on_one: Duration,
+    in_all: Duration,
+    until: Option<Instant>,
+}
+
+static WAITED: Mutex<Waited> = Mutex::new(Waited {
+    holder: 0,
+    on_one: Duration::ZERO,
+    in_all: Duration::ZERO,
+    until: None,
+});
+
+impl Waited {
+    fn begin(&mut self, now: Instant) {
+        let rest = self.until.map_or(Duration::MAX, |until| now - until);
+        self.on_one = self.on_one.saturating_sub(rest);
+        self.in_all = self.in_all.saturating_sub(rest);
+        self.until = Some(now);
+        self.look();
+    }
+
+    fn go_on(&mut self, now: Instant) {
+        let more = self.until.map_or(Duration::ZERO, |until| now - until);
+        self.in_all += more;
+        self.on_one += more;
+        self.until = Some(now);
+        self.look();
+    }
+
+    fn look(&mut self) {
+        let holder = python::gil_holder();
+        if holder != self.holder || holder == 0 {
+            (self.holder, self.on_one) = (holder, Duration::ZERO);
+        }
+    }
+}
+
 impl Desk {
     fn take(&self) -> Option<Loan> {
         let loan = self.loan.lock().take();
@@ -170,22 +216,17 @@ impl Desk {
 
     /// Waits for the helper to take the loan; takes it back if that takes too long.
     fn wait(&self) {
-        let start = Instant::now();
         let patience = module().config.interpreter_max_wait();
         let most = limits::INTERPRETER_WAIT_MOST.max(patience);
-        let mut kept = (python::gil_holder(), start);
+        let mut waited = WAITED.lock();
+        waited.begin(Instant::now());
         let mut loan = self.loan.lock();
-        while loan.is_some() {
+        while loan.is_some() && waited.on_one < patience && waited.in_all < most {
             self.taken.wait_for(&mut loan, limits::INTERPRETER_LOOK);
-            let (now, holder) = (Instant::now(), python::gil_holder());
-            if holder != kept.0 || holder == 0 {
-                kept = (holder, now);
-            }
-            if now - kept.1 >= patience || now - start >= most {
-                break;
-            }
+            waited.go_on(Instant::now());
         }
         let unused = loan.take();
+        drop(waited);
         drop(loan);
         drop(unused);
     }
