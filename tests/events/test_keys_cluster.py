@@ -219,3 +219,15 @@ def test_large_results_of_executions_on_all_shards(cluster, wires):
 
     wait_until(lambda: large() == 7, "the oldest ones leaving")
     wire.ok("DEL", FIRST)
+
+
+def test_huge_values_of_executions_on_all_shards(cluster, wires):
+    wire = wires[owner_of(wires, FIRST)]
+    for number in range(0, 60_000, 1000):
+        wire.ok("RPUSH", FIRST, *range(number, number + 1000))
+    everywhere(cluster, wires, "GB().map(lambda x: len(x['value'])).register('k:*')")
+    wire.ok("RPUSH", FIRST, "more")
+    settled(wire)
+    (execution,) = executions_of(wire)
+    assert wire.ok("RG.GETRESULTS", execution) == [[b"60001"], []]
+    wire.ok("DEL", FIRST)

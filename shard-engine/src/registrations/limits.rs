@@ -31,6 +31,8 @@ pub const EVENTS_AT_ONCE: usize = 1024;
 pub const WITHDRAW_WAIT: Duration = Duration::from_secs(1);
 /// With so many records the main thread reads no more at the end of its turn.
 pub const EVENTS_READY: usize = 512;
+/// A worker waits so long before it looks again whether another one has read a huge value.
+pub const HUGE_LOOK: Duration = Duration::from_millis(1);
 /// A worker thread waits so long for records that the main thread is about to read.
 pub const EVENTS_COME: Duration = Duration::from_millis(5);
 /// Longest such hold.

@@ -75,6 +75,8 @@ pub(super) struct Line {
     pub waiting: VecDeque<Event>,
     /// Some are in neither line, because their records are being read.
     pub reading: bool,
+    /// A worker reads the record of the first one in slices.
+    pub huge: bool,
     /// Tasks that handle them, running or queued.
     pub workers: u32,
     /// A task looks whether they are held up.

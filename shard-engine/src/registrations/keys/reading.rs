@@ -5,6 +5,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
+    thread,
     time::Instant,
 };
 
@@ -16,11 +17,12 @@ use super::{
     fire::Event,
     index::Entry,
     queue::{self, Queue, Ready},
-    record,
+    record::{self, Read},
     worker::{submit, want_spare},
 };
 use crate::{
     module::module,
+    readers::event::Huge,
     redis::{
         event_loop,
         guarded::Guarded,
@@ -96,12 +98,53 @@ pub fn fill(entry: &Entry) -> bool {
     if entry.active.core.events.line.0.lock().waiting.is_empty() {
         return false;
     }
-    read_some(&lock::lock(), entry, Instant::now() + limits::EVENTS_SLICE);
+    let huge = read_some(&lock::lock(), entry, Instant::now() + limits::EVENTS_SLICE);
+    if let Some((number, huge)) = huge {
+        read_huge(entry, number, huge);
+    }
     true
 }
 
-/// Commands look at the lines under this lock, too: to them an event is always in one of them.
-fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
+/// Reads the record of the first event that waits, which stays in its place meanwhile.
+fn read_huge(entry: &Entry, number: u64, huge: Huge) {
+    let queue = &entry.active.core.events;
+    let found = {
+        let mut line = queue.line.0.lock();
+        let first = line.waiting.front().filter(|first| first.number == number);
+        let found = first.map(|first| (first.name.clone(), first.key.clone(), first.wish(entry)));
+        if found.is_some() && std::mem::replace(&mut line.huge, true) {
+            // Another worker reads it.
+            drop(line);
+            return thread::sleep(limits::HUGE_LOOK);
+        }
+        found
+    };
+    let Some((name, key, wish)) = found else { return };
+    let _done = HugeDone(queue);
+    let record = record::read_huge((&name, &key), wish, huge);
+    let _guard = lock::lock();
+    let mut line = queue.line.0.lock();
+    // It may have been aborted.
+    if line.waiting.front().is_some_and(|first| first.number == number)
+        && let Some(event) = line.waiting.pop_front()
+    {
+        let record = Ok(record);
+        queue.ready.0.lock().events.push_back(Ready { event, record });
+    }
+}
+
+/// Also when a panic passes.
+struct HugeDone<'a>(&'a Queue);
+
+impl Drop for HugeDone<'_> {
+    fn drop(&mut self) {
+        self.0.line.0.lock().huge = false;
+    }
+}
+
+/// Commands look at the lines under this lock, too: to them an event is always in one of them. Gives the number of the first
+/// one that is left, if its value is too large for that.
+fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) -> Option<(u64, Huge)> {
     let queue = &entry.active.core.events;
     queue::taken(guard);
     let mut taken: Vec<Event> = {
@@ -112,9 +155,10 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
     };
     let mut ready = Vec::with_capacity(taken.len());
     let mut reading = Reading::default();
+    let mut huge = None;
     while !taken.is_empty() {
-        reading.some(guard, entry, &mut taken, &mut ready);
-        if Instant::now() >= end {
+        huge = reading.some(guard, entry, &mut taken, &mut ready);
+        if huge.is_some() || Instant::now() >= end {
             break;
         }
     }
@@ -124,6 +168,7 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) {
     // What was not read goes back to its place; the last one taken is the first in line.
     taken.into_iter().for_each(|event| line.waiting.push_front(event));
     line.reading = false;
+    huge
 }
 
 /// Reads records, several at once where that is possible.
@@ -143,8 +188,14 @@ struct Reading {
 }
 
 impl Reading {
-    /// Moves some events from the end of `taken` to `ready`, with their records.
-    fn some(&mut self, guard: &ServerLock, entry: &Entry, taken: &mut Vec<Event>, ready: &mut Vec<Ready>) {
+    /// Moves some events from the end of `taken` to `ready`, with their records; up to one with a huge value.
+    fn some(
+        &mut self,
+        guard: &ServerLock,
+        entry: &Entry,
+        taken: &mut Vec<Event>,
+        ready: &mut Vec<Ready>,
+    ) -> Option<(u64, Huge)> {
         let from = taken.len().saturating_sub(limits::STRINGS_AT_ONCE);
         let count = taken.len() - from;
         let strings = entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.likely_string);
@@ -155,7 +206,7 @@ impl Reading {
             _ => count,
         };
         for at in 0..count {
-            let Some(event) = taken.pop() else { return };
+            let event = taken.pop()?;
             let place = self.places.get(at).copied().flatten();
             let known = place.map(|(start, end)| &self.bytes[start..end]);
             let (known, place, wish) = (
@@ -169,7 +220,15 @@ impl Reading {
                     self.packed_ends.push((ready.len(), self.packed.len()));
                     read.map(|()| RecordBatch::default())
                 }
-                false => record::read(guard, &entry.active, place, wish, known),
+                false => match record::read(guard, &entry.active, place, wish) {
+                    Ok(Read::Record(record)) => Ok(record),
+                    Ok(Read::Huge(huge)) => {
+                        let number = event.number;
+                        taken.push(event);
+                        return Some((number, huge));
+                    }
+                    Err(text) => Err(text),
+                },
             };
             if alone {
                 self.adapt(record.as_ref().map_or(1, |record| record.bytes.len()));
@@ -179,6 +238,7 @@ impl Reading {
         if self.packed.len() >= limits::RECORDS_PACKED {
             self.unpack(ready);
         }
+        None
     }
 
     /// Gives the records that were packed to their events.

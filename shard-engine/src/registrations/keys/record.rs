@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     identity,
-    readers::event::{self, Wish},
+    readers::event::{self, Huge, Wish},
     redis::{
         keyspace::ElementScan,
         lock::{self, ServerLock},
@@ -34,29 +34,40 @@ thread_local! {
     static TOOLS: RefCell<Tools> = const { RefCell::new(Tools { scan: None, bytes: Vec::new() }) };
 }
 
-/// Reads the record, however long that takes. The error: the user who registered may not read the key.
-///
-/// `known`: the string that the key holds, if that is at hand.
-pub fn read(
-    guard: &ServerLock,
-    active: &Active,
-    (name, key): (&str, &[u8]),
-    wish: Wish,
-    known: Option<&[u8]>,
-) -> Result<RecordBatch, String> {
+/// A record, or why there is none now.
+pub enum Read {
+    /// It is there.
+    Record(RecordBatch),
+    /// Its value is too large for one hold of the lock.
+    Huge(Huge),
+}
+
+/// Reads the record. The error: the user who registered may not read the key.
+pub fn read(guard: &ServerLock, active: &Active, place: (&str, &[u8]), wish: Wish) -> Result<Read, String> {
     TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
         bytes.clear();
-        append(guard, active, (name, key), wish, known, bytes, scan)?;
+        if let Err(huge) = append(guard, active, place, wish, None, bytes, scan, false)? {
+            return Ok(Read::Huge(huge));
+        }
         let bytes = match bytes.len() {
             ..=limits::RECORD_KEPT => Bytes::copy_from_slice(bytes),
             // A large one is not copied, and its memory not kept.
             _ => std::mem::take(bytes).into(),
         };
-        Ok(RecordBatch { bytes, records: 1 })
+        Ok(Read::Record(RecordBatch { bytes, records: 1 }))
     })
 }
 
-/// The same in memory that this thread uses again and again; to be given back by `give_back`.
+/// Reads on where `read` has stopped. Without the lock.
+pub fn read_huge((name, key): (&str, &[u8]), wish: Wish, huge: Huge) -> RecordBatch {
+    RecordBatch {
+        bytes: event::huge(name, key, wish, huge).into(),
+        records: 1,
+    }
+}
+
+/// Reads the record, however long that takes, into memory that this thread uses again and again; to be given back by
+/// `give_back`. `known`: the string that the key holds, if that is at hand.
 pub fn take(
     guard: &ServerLock,
     active: &Active,
@@ -66,7 +77,8 @@ pub fn take(
 ) -> Result<Vec<u8>, String> {
     TOOLS.with_borrow_mut(|Tools { scan, bytes }| {
         bytes.clear();
-        append(guard, active, place, wish, known, bytes, scan)?;
+        // A whole one is never too large.
+        let _ = append(guard, active, place, wish, known, bytes, scan, true)?;
         Ok(std::mem::take(bytes))
     })
 }
@@ -87,24 +99,26 @@ pub fn read_behind(
     known: Option<&[u8]>,
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
-    TOOLS.with_borrow_mut(|Tools { scan, .. }| append(guard, active, place, wish, known, out, scan))
+    // A whole one is never too large.
+    TOOLS.with_borrow_mut(|Tools { scan, .. }| append(guard, active, place, wish, known, out, scan, true).map(drop))
 }
 
+#[allow(clippy::too_many_arguments)]
 fn append(
     guard: &ServerLock,
     active: &Active,
-    (name, key): (&str, &[u8]),
+    place: (&str, &[u8]),
     wish: Wish,
     known: Option<&[u8]>,
     out: &mut Vec<u8>,
     scan: &mut Option<ElementScan>,
-) -> Result<(), String> {
+    whole: bool,
+) -> Result<Result<(), Huge>, String> {
     if let Some(user) = &active.core.loaded.user {
-        may_read(user, key)?;
+        may_read(user, place.1)?;
     }
     let scan = scan.get_or_insert_with(ElementScan::new);
-    event::put(guard, out, name, key, wish, known, scan);
-    Ok(())
+    Ok(event::put(guard, out, place, wish, known, scan, whole))
 }
 
 fn may_read(user: &str, key: &[u8]) -> Result<(), String> {
@@ -136,9 +150,11 @@ impl Source for EventInput {
         if std::mem::replace(&mut self.done, true) {
             return SourceState::End;
         }
-        let guard = lock::lock();
-        match read(&guard, &self.active, (&self.name, &self.key), self.wish, None) {
-            Ok(batch) => SourceState::Batch(batch),
+        let place = (&*self.name, &*self.key);
+        let read = read(&lock::lock(), &self.active, place, self.wish);
+        match read {
+            Ok(Read::Record(batch)) => SourceState::Batch(batch),
+            Ok(Read::Huge(huge)) => SourceState::Batch(read_huge(place, self.wish, huge)),
             Err(text) => SourceState::Error(text),
         }
     }
