@@ -21,6 +21,7 @@ use super::{
     call::{Flags, call},
     cluster, context,
     ffi::{OwnedString, api, guarded},
+    later,
     lock::{self, ServerLock},
     notify,
     version::at_least,
@@ -134,13 +135,13 @@ pub fn after_command(guard: &ServerLock, must_end: bool) -> bool {
 }
 
 extern "C" fn over(_: *mut raw::RedisModuleCtx, _: *mut c_void) {
-    // What is due runs before the event loop sleeps, then (`later`).
-    if PARKED.swap(false, Ordering::Relaxed) {
-        return;
-    }
     guarded("what a command has left for later", || {
+        let guard = lock::lock();
+        if PARKED.swap(false, Ordering::Relaxed) {
+            return later::ask(&guard);
+        }
         if let Some(work) = WORK.get() {
-            work(&lock::lock(), MUST_END.swap(false, Ordering::Relaxed));
+            work(&guard, MUST_END.swap(false, Ordering::Relaxed));
         }
     });
 }

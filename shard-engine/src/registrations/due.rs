@@ -79,7 +79,45 @@ pub enum Which {
     Tied,
 }
 
-static QUEUE: Guarded<VecDeque<Due>> = Guarded::new(VecDeque::new());
+/// Those that are tied stand in a line of their own: what waits before them may be much.
+struct Lines {
+    tied: VecDeque<(u64, Due)>,
+    others: VecDeque<(u64, Due)>,
+    /// Number of the next one.
+    next: u64,
+}
+
+impl Lines {
+    const EMPTY: Lines = Lines {
+        tied: VecDeque::new(),
+        others: VecDeque::new(),
+        next: 0,
+    };
+
+    fn len(&self) -> usize {
+        self.tied.len() + self.others.len()
+    }
+
+    fn push(&mut self, shot: Due) {
+        let line = match shot.is_tied() {
+            true => &mut self.tied,
+            false => &mut self.others,
+        };
+        line.push_back((self.next, shot));
+        self.next += 1;
+    }
+
+    fn pop(&mut self, which: Which) -> Option<Due> {
+        let first = |line: &VecDeque<(u64, Due)>| line.front().map_or(u64::MAX, |(number, _)| *number);
+        let line = match which == Which::Tied || first(&self.tied) < first(&self.others) {
+            true => &mut self.tied,
+            false => &mut self.others,
+        };
+        line.pop_front().map(|(_, shot)| shot)
+    }
+}
+
+static QUEUE: Guarded<Lines> = Guarded::new(Lines::EMPTY);
 /// Its length, to be looked at without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -142,7 +180,7 @@ pub fn push(guard: &ServerLock, shot: Due) {
         }
         return shot.abort(FULL);
     }
-    queue.push_back(shot);
+    queue.push(shot);
     let waiting = queue.len();
     drop(queue);
     WAITING.store(waiting, Ordering::Release);
@@ -285,18 +323,12 @@ fn fire(guard: &ServerLock, which: Which) {
 }
 
 fn is_due(guard: &ServerLock, which: Which) -> bool {
-    !is_empty() && (which == Which::All || QUEUE.borrow_mut(guard).iter().any(Due::is_tied))
+    !is_empty() && (which == Which::All || !QUEUE.borrow_mut(guard).tied.is_empty())
 }
 
 fn pop(guard: &ServerLock, which: Which) -> Option<Due> {
     let mut queue = QUEUE.borrow_mut(guard);
-    let shot = match which {
-        Which::All => queue.pop_front(),
-        Which::Tied => {
-            let at = queue.iter().position(Due::is_tied)?;
-            queue.remove(at)
-        }
-    };
+    let shot = queue.pop(which);
     WAITING.store(queue.len(), Ordering::Release);
     shot
 }
