@@ -95,6 +95,22 @@ def test_what_a_hook_refuses_is_in_the_log_of_rights(wire, server):
 
 
 @pytest.mark.matrix
+def test_what_is_allowed_is_not_in_the_log_of_rights(wire, server):
+    """Whose rights count in a script is found out without asking for what its user may not do."""
+    register(wire, f"{NEXT}.register(hook='set', mode='sync')")
+    wire.ok("ACL", "SETUSER", "bob", "on", "nopass", "~b*", "+set", "+eval")
+    wire.ok("ACL", "LOG", "RESET")
+    try:
+        with Wire(server.port) as bob:
+            bob.ok("AUTH", "bob", "x")
+            bob.ok("EVAL", "return redis.call('SET', KEYS[1], '1')", 1, "b")
+        assert wire.ok("GET", "b") == b"1"
+        assert wire.ok("ACL", "LOG") == []
+    finally:
+        wire.ok("ACL", "DELUSER", "bob")
+
+
+@pytest.mark.matrix
 def test_an_unknown_subcommand_reaches_the_hook(wire, server):
     register(wire, f"{NEXT}.register(hook='object', mode='sync')")
     is_error(wire.call("OBJECT", "nosuch", "k"), "gears.error", "OBJECT")

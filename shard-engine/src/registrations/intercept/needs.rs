@@ -42,6 +42,7 @@ pub fn table(guard: &ServerLock, registrations: &[Arc<Active>]) -> Table {
 /// What the registrations need, before the server's commands are looked at.
 #[derive(Default)]
 struct Needs {
+    /// In the order in which they were made.
     hooks: HashMap<String, Vec<Hook>>,
     links: HashMap<String, Vec<Arc<Active>>>,
     /// Keys whose writes matter, whatever they raise.
@@ -72,8 +73,7 @@ impl Needs {
                     active: active.clone(),
                     prefix: key_prefix.clone(),
                 };
-                // In the order in which they were made: the newest one comes first.
-                self.hooks.entry(command.clone()).or_default().insert(0, hook);
+                self.hooks.entry(command.clone()).or_default().push(hook);
             }
             EventSource::Keys {
                 commands: Some(commands),
@@ -140,7 +140,9 @@ impl Needs {
                 }
                 continue;
             }
-            let own_hooks = self.hooks.remove(name).unwrap_or_default();
+            let mut own_hooks = self.hooks.remove(name).unwrap_or_default();
+            // The newest one comes first.
+            own_hooks.reverse();
             let links = self.links.remove(name).unwrap_or_default();
             let sync_keys = match name.as_str() {
                 // A handler within these would run before what they wait for, or not be seen by it.

@@ -23,6 +23,8 @@ use std::sync::{
 };
 
 use bytes::Bytes;
+use hashbrown::HashSet;
+use oxigears_coordinator::registry::RegistrationId;
 use parking_lot::RwLock;
 
 pub use self::consumer::own_group;
@@ -95,10 +97,12 @@ impl Streams {
 /// Registrations came and went, in this hold of the lock.
 pub fn changed(guard: &ServerLock, changes: &Changes) {
     let streams = all();
-    for (gone, _) in &changes.removed {
+    let gone = changes.removed.iter().map(|(active, _)| &active.registration.id);
+    let gone: HashSet<&RegistrationId> = gone.collect();
+    if !gone.is_empty() {
         streams.change(|list| {
             list.retain(|consumer| {
-                let stays = consumer.registration.id != gone.registration.id;
+                let stays = !gone.contains(&consumer.registration.id);
                 if !stays {
                     consumer.set_status(Status::Gone);
                     consumer.forget_executions();
