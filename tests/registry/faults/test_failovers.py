@@ -31,7 +31,10 @@ def expect_active(server):
     with Wire(server.port) as wire:
         while (reply := trigger(wire, "t")) != [b"v"]:
             assert isinstance(reply, Error) and reply.text.startswith("READONLY"), reply
-            if until is None and has_role(wire, b"master"):
+            # On a busy machine the old master may have taken its place back.
+            if has_role(wire, b"slave"):
+                until = None
+            elif until is None:
                 until = time.monotonic() + ACTIVE_S
             if until is None and time.monotonic() > again:
                 begin_hand_over(server)
@@ -172,16 +175,18 @@ def test_the_new_master_fires_on_three_shards(six):
         heir = six.replicas()[0]
         with Wire(heir.port) as wire:
             wait_until(lambda wire=wire: isinstance(trigger(wire, "all"), Error), "the registration")
-            again = 0
+        again = 0
 
-            def is_over(wire=wire, heir=heir):
-                nonlocal again
+        def is_over(heir=heir):
+            nonlocal again
+            # A connection each time: a server that becomes a replica once more closes those of waiting clients.
+            with Wire(heir.port) as wire:
                 if has_role(wire, b"slave") and time.monotonic() > again:
                     begin_hand_over(heir)
                     again = time.monotonic() + FAILOVER_S
                 reply = trigger(wire, "all")
-                assert isinstance(reply, Error) or reply == [b"1"] * 3
-                return not isinstance(reply, Error)
+            assert isinstance(reply, Error) or reply == [b"1"] * 3
+            return not isinstance(reply, Error)
 
-            wait_until(is_over, "the promotion", HEAL_S)
+        wait_until(is_over, "the promotion", HEAL_S)
         settle(six)
