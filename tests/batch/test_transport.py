@@ -1,7 +1,8 @@
 """Records on their way between shards: every type arrives as it left, however large, deep or odd it is."""
 
 import pytest
-from scripts import check, check_errors, result, results, run
+from registrations import clear
+from scripts import check, check_errors, execute, plain, result, results, run
 
 pytestmark = pytest.mark.matrix
 
@@ -54,7 +55,7 @@ def test_nan_arrives(shard):
 
 
 CLASSES = """
-import collections, dataclasses, enum
+import collections, dataclasses, enum, typing
 class Plain:
     def __init__(self, v):
         self.v = v
@@ -73,6 +74,11 @@ class Data:
 class Level(enum.Enum):
     LOW = 1
 Point = collections.namedtuple('Point', 'v w')
+class Named(typing.NamedTuple):
+    v: int
+    w: int = 2
+    def total(self):
+        return self.v + self.w
 class Text(str):
     pass
 class Items(list):
@@ -89,6 +95,8 @@ INSTANCES = [
     ("Data(6)", "x", "Data(v=6)"),
     ("Level.LOW", "(x, x.value)", "(<Level.LOW: 1>, 1)"),
     ("Point(1, 2)", "(x.w, x)", "(2, Point(v=1, w=2))"),
+    ("Named(1)", "(x.total(), x)", "(3, Named(v=1, w=2))"),
+    ("Named", "x(3).total()", "5"),
     ("Text('t')", "(type(x).__name__, x.upper())", "('Text', 'T')"),
     ("Items([1])", "(type(x).__name__, x)", "('Items', [1])"),
     ("Table(a=1)", "(type(x).__name__, x['a'])", "('Table', 1)"),
@@ -108,6 +116,17 @@ def test_instances_of_classes_of_the_script(shard, value, use, wanted):
         f"{CLASSES}GB('ShardsIDReader').map(lambda x: {value}).repartition(lambda x: 'one').map(lambda x: {use}).run()"
     )
     check(shard, script, [wanted] * 3)
+
+
+def test_instances_of_classes_of_a_registered_script(server, client):
+    """A single server, too, keeps registered functions in the form in which they travel."""
+    uses = [f"(lambda x: {use})({value})" for value, use, _ in INSTANCES]
+    script = f"{CLASSES}GB('CommandReader').flatmap(lambda x: [{', '.join(uses)}]).register(trigger='instances')"
+    try:
+        assert execute(client, script) == "OK"
+        assert plain(client.execute_command("RG.TRIGGER", "instances")) == [wanted for _, _, wanted in INSTANCES]
+    finally:
+        clear([server])
 
 
 # Every record that there is, over exchanges in every order. Keys: all travel to one shard, all stay, some stay.

@@ -8,12 +8,14 @@ import io
 import pickle
 import threading
 import types
+import typing
 
 from oxigears import cloudpickle, errors
 
 _PROTOCOL = 5
 _ABSENT = object()
-# where the arguments of `_make_skeleton_class` have what the class body begins with
+# where the arguments of `_make_skeleton_class` have the bases, and what the class body begins with
+_BASES = 2
 _TYPE_KWARGS = 3
 
 # globals of the session that this thread loads functions for
@@ -35,7 +37,8 @@ class SessionPickler(cloudpickle.Pickler):
         # Slots must be slots on every shard: instances with and without them have different states.
         if isinstance(reduced, tuple) and reduced[0] is cloudpickle._make_skeleton_class:
             names = vars(obj).get("__slots__", _ABSENT)
-            if names is not _ABSENT:
+            # NamedTuple gives its classes theirs, and takes none.
+            if names is not _ABSENT and typing.NamedTuple not in reduced[1][_BASES]:
                 reduced[1][_TYPE_KWARGS]["__slots__"] = names
         return reduced
 
