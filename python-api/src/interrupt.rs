@@ -5,7 +5,7 @@ use std::{os::raw::c_long, sync::OnceLock};
 use parking_lot::Mutex;
 use pyo3::{ffi, prelude::*};
 
-use crate::runtime::runtime;
+use crate::{gil, runtime::runtime};
 
 /// Knows the thread that runs Python of one execution.
 #[derive(Default)]
@@ -38,6 +38,14 @@ impl Interrupt {
                 runner.thread.stop(py);
             }
         });
+    }
+
+    /// Does work that may run code of scripts, which can be interrupted meanwhile. It must not wait for the server lock.
+    pub fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        gil::attach(|py| {
+            let _running = self.enter(py);
+            work()
+        })
     }
 
     /// Marks this thread as the runner until the guard goes. The GIL must be held at both ends.

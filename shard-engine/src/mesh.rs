@@ -93,6 +93,10 @@ impl Transport for MeshTransport {
     fn down_for(&self, to: &NodeId) -> Option<Duration> {
         self.0.down_for(to)
     }
+
+    fn is_crowded(&self, to: &NodeId) -> bool {
+        self.0.is_crowded(to)
+    }
 }
 
 /// The mesh, once it is up.

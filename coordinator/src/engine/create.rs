@@ -87,7 +87,7 @@ impl Engine {
         if order.fired.is_none() {
             plan.validate()?;
         }
-        let queued = self.pool.queued() + self.preparing.queued() + self.pending();
+        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending();
         if queued >= limits::QUEUED_EXECUTIONS {
             return Err(CreateError::TooMany(queued));
         }
@@ -175,16 +175,26 @@ impl Engine {
         } else if execution.fired.is_some() && self.links_are_up(&execution.setup) {
             self.begin(execution, start);
         } else {
-            self.preparing.submit(move || {
-                engine.wait_for_links(&started);
-                engine.begin(&started, start);
+            let since_ms = self.host.now_ms();
+            self.beginning.submit(move || {
+                engine.wait_for_links(&started, since_ms);
+                engine.begin_there(&started);
+                let its = engine.clone();
+                engine
+                    .preparing
+                    .submit(move || its.prepare(&started, start.reads, Some(start.local)));
             });
         }
     }
 
-    /// Initiator: tells the others what to run, gets ready itself.
-    fn begin(self: &Arc<Self>, execution: &Arc<Execution>, start: Start) {
+    /// Initiator: tells the others what to run.
+    fn begin_there(self: &Arc<Self>, execution: &Arc<Execution>) {
         execution.drive(self, |m| m.begin(self.host.now_ms()));
+    }
+
+    /// The same, and gets ready itself.
+    fn begin(self: &Arc<Self>, execution: &Arc<Execution>, start: Start) {
+        self.begin_there(execution);
         self.prepare(execution, start.reads, Some(start.local));
     }
 
@@ -225,7 +235,9 @@ impl Engine {
             depth: execution.depth.load(Ordering::Relaxed),
             interrupt: execution.interrupt.clone(),
         };
+        execution.in_preparation.store(true, Ordering::Release);
         let caught = catch_unwind(AssertUnwindSafe(|| self.host.prepare(request)));
+        execution.in_preparation.store(false, Ordering::Release);
         caught.unwrap_or_else(|panic| Err(format!("internal error: {}", panic_text(panic.as_ref()))))
     }
 
@@ -234,27 +246,32 @@ impl Engine {
         others.filter(|(number, _)| *number != setup.me).map(|(_, node)| node)
     }
 
-    /// The links to all other participants are up.
+    /// The links to all other participants are up, and have room for one execution more.
     pub(super) fn links_are_up(&self, setup: &Setup) -> bool {
         let transport = self.transport.read();
-        let is_up = |node| transport.as_ref().is_some_and(|t| t.down_for(node).is_none());
+        let is_up = |node| {
+            let transport = transport.as_ref();
+            transport.is_some_and(|t| t.down_for(node).is_none() && !t.is_crowded(node))
+        };
         Engine::others(setup).all(is_up)
     }
 
     /// Gives peers that were lost or are being connected a moment; one that has been away for longer gets a glance, as
-    /// others wait behind.
-    pub(super) fn wait_for_links(&self, execution: &Arc<Execution>) {
-        let start_ms = self.host.now_ms();
+    /// others wait behind. Waits until no link is crowded: a full one would end what is under way. `since_ms`: when it came
+    /// here; what has waited behind others has had its time.
+    pub(super) fn wait_for_links(&self, execution: &Arc<Execution>, since_ms: u64) {
         let worth_waiting =
             |down_for: Duration, waited: Duration| down_for < limits::LINK_WAIT || waited < limits::LINK_GLANCE;
         loop {
-            let waited = Duration::from_millis(self.host.now_ms().saturating_sub(start_ms));
+            let waited = Duration::from_millis(self.host.now_ms().saturating_sub(since_ms));
             let mut down = Engine::others(&execution.setup).filter_map(|node| match self.transport.read().as_ref() {
                 Some(transport) => transport.down_for(node),
                 None => Some(waited),
             });
+            let transport = self.transport.read().clone();
+            let is_crowded = |node| transport.as_ref().is_some_and(|t| t.is_crowded(node));
             let wait = match down.next() {
-                None => false,
+                None => Engine::others(&execution.setup).any(is_crowded),
                 Some(first) => down.chain([first]).all(|down_for| worth_waiting(down_for, waited)),
             };
             if !wait || execution.phase().is_over() {

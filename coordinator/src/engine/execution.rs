@@ -53,6 +53,8 @@ pub struct Execution {
     start: Mutex<Option<Start>>,
     job: Mutex<Option<ActiveJob>>,
     worker: AtomicU8,
+    /// Its functions are being loaded, which may run code of its script.
+    pub(super) in_preparation: AtomicBool,
     /// Steps should stop soon.
     pub(super) stopping: AtomicBool,
     pub(super) interrupt: Arc<dyn Interrupt>,
@@ -99,6 +101,7 @@ impl Execution {
             total_ns: AtomicU64::new(spent_ns.unwrap_or(0)),
             on_thread_since_ns: AtomicU64::new(0),
             read_ns: AtomicU64::new(0),
+            in_preparation: AtomicBool::new(false),
             drop_when_over: AtomicBool::new(false),
             counted_pending: AtomicBool::new(false),
         })
@@ -174,9 +177,9 @@ impl Execution {
         *self.job.lock() = Some(job);
     }
 
-    /// A worker thread is on it.
+    /// A thread is on it, and may be in code of its script.
     pub(super) fn is_on_thread(&self) -> bool {
-        self.worker.load(Ordering::Acquire) >= RUNNING
+        self.worker.load(Ordering::Acquire) >= RUNNING || self.in_preparation.load(Ordering::Acquire)
     }
 
     /// It waits for a worker thread.

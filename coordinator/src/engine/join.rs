@@ -119,8 +119,9 @@ impl Engine {
     fn accept_plan(self: &Arc<Self>, invitation: Invitation, plan: &[u8]) -> Result<(), String> {
         let plan = Plan::decode(plan).map_err(|e| e.to_string())?;
         let execution = self.join(invitation, Arc::new(plan), None);
-        let engine = self.clone();
-        self.preparing.submit(move || engine.get_ready(&execution, None));
+        let (engine, since_ms) = (self.clone(), self.host.now_ms());
+        self.preparing
+            .submit(move || engine.get_ready(&execution, None, since_ms));
         Ok(())
     }
 
@@ -135,9 +136,9 @@ impl Engine {
         if topology.epoch == epoch && self.links_are_up(&execution.setup) {
             self.get_ready_bound(&execution, &topology, Some(registered));
         } else {
-            let engine = self.clone();
+            let (engine, since_ms) = (self.clone(), self.host.now_ms());
             self.preparing
-                .submit(move || engine.get_ready(&execution, Some(registered)));
+                .submit(move || engine.get_ready(&execution, Some(registered), since_ms));
         }
     }
 
@@ -173,7 +174,7 @@ impl Engine {
                 return engine.refuse(&invitation.from, &invitation.id, reason);
             };
             let execution = engine.join_fired(invitation, &registered, fired);
-            engine.get_ready(&execution, Some(registered));
+            engine.get_ready(&execution, Some(registered), engine.host.now_ms());
         });
     }
 
@@ -206,9 +207,9 @@ impl Engine {
         execution
     }
 
-    /// On a thread that may wait.
-    fn get_ready(self: &Arc<Self>, execution: &Arc<Execution>, registered: Option<RegisteredPlan>) {
-        self.wait_for_links(execution);
+    /// On a thread that may wait. `since_ms`: when that began.
+    fn get_ready(self: &Arc<Self>, execution: &Arc<Execution>, registered: Option<RegisteredPlan>, since_ms: u64) {
+        self.wait_for_links(execution, since_ms);
         match self.wait_for_epoch(execution) {
             // Only now: the topology at the arrival of the plan may have been an older one.
             Some(topology) => self.get_ready_bound(execution, &topology, registered),

@@ -136,6 +136,8 @@ pub trait Transport: Send + Sync {
     fn send(&self, to: &NodeId, message: Message) -> Result<(), String>;
     /// How long the link to the peer has not been up; `None` if it is.
     fn down_for(&self, to: &NodeId) -> Option<Duration>;
+    /// So many messages wait for the peer that none should be added but for what is under way.
+    fn is_crowded(&self, to: &NodeId) -> bool;
 }
 
 /// An execution that cannot be created.
@@ -166,6 +168,8 @@ pub struct Engine {
     pub(self) pool: Pool,
     /// When one of the worker threads has done something last.
     pub(self) got_on_ms: AtomicU64,
+    /// Waits for links, but never for code of scripts: what has begun has a limit for that.
+    pub(self) beginning: Pool,
     pub(self) preparing: Pool,
     /// Tells those who wait; large replies must not hold up a thread of the mesh.
     pub(self) replying: Pool,
@@ -185,6 +189,7 @@ impl Engine {
         };
         Ok(Arc::new(Engine {
             pool: Pool::start("oxi-worker", threads, on_panic(host.clone()))?,
+            beginning: Pool::start("oxi-begin", 2, on_panic(host.clone()))?,
             preparing: Pool::start("oxi-prepare", 2, on_panic(host.clone()))?,
             replying: Pool::start("oxi-reply", 1, on_panic(host.clone()))?,
             management: Pool::start("oxi-manage", 2, on_panic(host.clone()))?,
@@ -274,7 +279,16 @@ impl Engine {
     }
 
     fn on_execution_message(self: &Arc<Self>, from: &NodeId, id: ExecutionId, body: ExecutionMessage) {
-        let known = self.lists.lock().get(&id);
+        let mut known = self.lists.lock().get(&id);
+        if let Some(execution) = &known
+            && matches!(body, ExecutionMessage::Prepare { .. })
+            && execution.setup.participants[execution.setup.initiator] == *from
+        {
+            // The initiator has been restarted, and counts anew.
+            execution.peer_lost(self, from, "it was restarted");
+            self.forget(&id);
+            known = None;
+        }
         match known {
             Some(execution) => {
                 let number = execution.setup.participants.iter().position(|p| p == from);
@@ -297,10 +311,16 @@ impl Engine {
     /// Looks at idle limits and at what other shards are to be told; to be called every `limits::TICK`.
     pub fn on_tick(self: &Arc<Self>) {
         let now_ms = self.host.now_ms();
+        let preparing_ms = self.preparing.stands().as_millis() as u64;
         for execution in self.unfinished() {
             // Threads that are stuck, all of them, are no sign of life.
             let standing_ms = now_ms.saturating_sub(self.got_on_ms.load(Ordering::Relaxed));
-            let in_queue = execution.is_queued() && standing_ms <= execution.setup.idle_limit_ms;
+            let limit_ms = execution.setup.idle_limit_ms;
+            let in_queue = match execution.phase() {
+                // Another shard waits until this one is ready.
+                Phase::Created => !execution.setup.is_initiator() && preparing_ms <= limit_ms,
+                _ => execution.is_queued() && standing_ms <= limit_ms,
+            };
             execution.drive(self, |m| m.on_tick(now_ms, in_queue));
         }
         self.queries.on_tick(now_ms);

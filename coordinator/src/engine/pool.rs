@@ -103,6 +103,13 @@ impl Pool {
         self.0.wake_one(&mut queue);
     }
 
+    /// For how long no task has been taken, while some wait.
+    pub fn stands(&self) -> Duration {
+        let queue = self.0.queue.lock();
+        let newest = queue.busy.iter().flatten().max().filter(|_| !queue.tasks.is_empty());
+        newest.map_or(Duration::ZERO, Instant::elapsed)
+    }
+
     /// Tasks that wait for a thread.
     pub fn queued(&self) -> usize {
         self.0.queue.lock().tasks.len()

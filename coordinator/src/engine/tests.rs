@@ -259,6 +259,7 @@ struct FakeTransport {
     from: NodeId,
     network: Network,
     cut: Arc<Mutex<HashSet<NodeId>>>,
+    crowded: Arc<Mutex<HashSet<NodeId>>>,
     sent: Arc<Mutex<Vec<Message>>>,
 }
 
@@ -282,12 +283,18 @@ impl Transport for FakeTransport {
     fn down_for(&self, to: &NodeId) -> Option<Duration> {
         self.cut.lock().contains(to).then_some(Duration::MAX)
     }
+
+    fn is_crowded(&self, to: &NodeId) -> bool {
+        self.crowded.lock().contains(to)
+    }
 }
 
 struct Cluster {
     engines: Vec<Arc<Engine>>,
     hosts: Vec<Arc<FakeHost>>,
     cut: Arc<Mutex<HashSet<NodeId>>>,
+    crowded: Arc<Mutex<HashSet<NodeId>>>,
+    network: Network,
     /// All messages between the shards.
     sent: Arc<Mutex<Vec<Message>>>,
 }
@@ -317,7 +324,10 @@ fn topology(me: usize, size: usize, moved: u16) -> Topology {
 
 fn cluster(size: usize, records: usize) -> Cluster {
     let network = Network::default();
-    let cut = Arc::new(Mutex::new(HashSet::new()));
+    let (cut, crowded) = (
+        Arc::<Mutex<HashSet<NodeId>>>::default(),
+        Arc::<Mutex<HashSet<NodeId>>>::default(),
+    );
     let sent = Arc::new(Mutex::new(Vec::new()));
     let mut hosts = Vec::new();
     for number in 0..size {
@@ -341,6 +351,7 @@ fn cluster(size: usize, records: usize) -> Cluster {
             from: node(number),
             network: network.clone(),
             cut: cut.clone(),
+            crowded: crowded.clone(),
             sent: sent.clone(),
         };
         engine.set_transport(Arc::new(transport));
@@ -352,6 +363,8 @@ fn cluster(size: usize, records: usize) -> Cluster {
         engines,
         hosts,
         cut,
+        crowded,
+        network,
         sent,
     }
 }
@@ -519,6 +532,40 @@ fn a_peer_that_can_not_be_reached_fails_the_start() {
         errors[0].contains(node(1).as_str()) && errors[0].contains("cut"),
         "{errors:?}"
     );
+}
+
+#[test]
+fn a_shard_that_was_restarted_uses_its_numbers_again() {
+    let c = cluster(2, 1);
+    let first = start(&c.engines[0]);
+    assert_eq!(finish(&first).0, Phase::Done);
+    wait("its end there", || {
+        c.engines[1].find(&first.id).is_some_and(|e| e.phase().is_over())
+    });
+    let engine = Engine::start(c.hosts[0].clone(), 2).unwrap();
+    engine.set_topology(topology(0, 2, 0));
+    engine.set_transport(Arc::new(FakeTransport {
+        from: node(0),
+        network: c.network.clone(),
+        cut: c.cut.clone(),
+        crowded: c.crowded.clone(),
+        sent: c.sent.clone(),
+    }));
+    c.network.lock()[0] = engine.clone();
+    let again = start(&engine);
+    assert_eq!(again.id, first.id);
+    assert_eq!(finish(&again).0, Phase::Done);
+}
+
+#[test]
+fn an_execution_begins_when_no_link_is_crowded() {
+    let c = cluster(2, 1);
+    c.crowded.lock().insert(node(1));
+    let execution = start(&c.engines[0]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!((execution.phase(), c.sent.lock().len()), (Phase::Created, 0));
+    c.crowded.lock().clear();
+    assert_eq!(finish(&execution).0, Phase::Done);
 }
 
 #[test]

@@ -433,9 +433,9 @@ impl Machine {
         }
     }
 
-    /// Looks at the idle limit. `in_queue`: it waits for a worker thread of this shard, and these get on.
+    /// Looks at the idle limit. `in_queue`: it waits for a thread of this shard, and these get on.
     pub fn on_tick(&mut self, now_ms: u64, in_queue: bool) {
-        if (self.pending || in_queue) && self.phase == Phase::Running {
+        if (self.pending || in_queue) && matches!(self.phase, Phase::Created | Phase::Running) {
             // It is alive: neither this shard nor the others count the time.
             self.last_activity_ms = now_ms;
             return self.progress(now_ms);
@@ -625,7 +625,8 @@ impl Machine {
     /// The worker thread has done something: the others are told now and then, so that they wait.
     pub fn progress(&mut self, now_ms: u64) {
         let pause_ms = (self.setup.idle_limit_ms / 4).max(20);
-        if self.is_alone() || self.phase != Phase::Running || now_ms < self.last_progress_ms + pause_ms {
+        let is_at_it = matches!(self.phase, Phase::Created | Phase::Running);
+        if self.is_alone() || !is_at_it || now_ms < self.last_progress_ms + pause_ms {
             return;
         }
         self.last_progress_ms = now_ms;

@@ -278,6 +278,11 @@ impl Mesh {
         self.core.peer(peer).map_or(Some(Duration::MAX), |peer| peer.down_for())
     }
 
+    /// So many messages wait for the peer that none should be added but for what is under way.
+    pub fn is_crowded(&self, peer: &NodeId) -> bool {
+        self.core.peer(peer).is_some_and(|peer| peer.is_crowded())
+    }
+
     /// What our link to the peer runs over, if there is one.
     pub fn transport(&self, peer: &NodeId) -> Option<Transport> {
         self.core.peer(peer)?.transport()

@@ -355,6 +355,13 @@ impl Peer {
         state.up.is_none().then_some(since)
     }
 
+    /// A quarter of the queue is used.
+    pub(super) fn is_crowded(&self) -> bool {
+        let state = self.state.lock();
+        let room = state.outgoing.as_ref().map(|outgoing| outgoing.queue.capacity());
+        room.is_some_and(|room| room < LINK_QUEUE_MESSAGES / 4 * 3)
+    }
+
     pub(super) fn transport(&self) -> Option<Transport> {
         self.state.lock().outgoing.as_ref().map(|o| o.transport)
     }
