@@ -24,6 +24,7 @@ use crate::{
     redis::log,
     registrations::{
         depth::{self, AtDepth},
+        intercept,
         occasion::Occasion,
         registrations,
     },
@@ -87,10 +88,16 @@ impl Host for EngineHost {
         }
         let functions = match request.local.as_ref().and_then(|any| any.downcast_ref::<Functions>()) {
             Some(functions) => functions.clone(),
-            None => python::load_functions(request.plan)?,
+            None => interrupt(&request)?.during(|| python::load_functions(request.plan))?,
         };
         let occasion = request.fired.and_then(|fired| Occasion::of(&fired.here));
-        let context = context(&request, occasion.and_then(|occasion| occasion.origin.clone()))?;
+        let origin = match occasion {
+            Some(occasion) => occasion.origin.clone(),
+            None => request
+                .fired
+                .and_then(|fired| intercept::origin_elsewhere(&fired.registration)),
+        };
+        let context = context(&request, origin)?;
         let mut runners = python::compile(request.plan, request.stages, &functions, context)?;
         let depth = occasion.map_or(0, |occasion| occasion.depth).max(request.depth);
         if depth > 0 {
@@ -190,13 +197,15 @@ impl Host for EngineHost {
     }
 }
 
-fn context(request: &JobRequest<'_>, origin: Option<Arc<dyn Origin>>) -> Result<ExecContext, String> {
+fn interrupt(request: &JobRequest<'_>) -> Result<Arc<python::Interrupt>, String> {
     let interrupt = request.interrupt.clone().as_any().downcast::<PythonInterrupt>();
+    let interrupt = interrupt.map_err(|_| "the execution has a foreign interrupt")?;
+    Ok(interrupt.0.clone())
+}
+
+fn context(request: &JobRequest<'_>, origin: Option<Arc<dyn Origin>>) -> Result<ExecContext, String> {
     Ok(ExecContext {
-        interrupt: interrupt
-            .map_err(|_| "the execution has a foreign interrupt")?
-            .0
-            .clone(),
+        interrupt: interrupt(request)?,
         origin,
         participants: request.participants,
         me: request.me,
@@ -235,7 +244,8 @@ fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
         check: mesh::check_ownership,
         shard_id: module().shard_id_for_scripts(),
     };
-    let opened = python::resolve_reader(request.plan, functions).and_then(|reader| {
+    let resolved = interrupt(request).and_then(|i| i.during(|| python::resolve_reader(request.plan, functions)));
+    let opened = resolved.and_then(|reader| {
         request
             .plan
             .user

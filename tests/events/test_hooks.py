@@ -1,8 +1,10 @@
 """Command hooks: functions that take the place of a client's command."""
 
+import time
+
 import pytest
 from registrations import NO_BLOCKING, only, register
-from replies import is_error, pair, wait_until
+from replies import is_error, pair, start, wait_until
 from wire import Error, Simple, Wire
 
 B = "GB('CommandReader')"
@@ -314,6 +316,24 @@ def test_commands_of_a_transaction_wait_for_the_interpreter_together(wire, other
         other_wire.read()
     finally:
         wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 50)
+
+
+def test_each_transaction_has_its_own_wait_for_the_interpreter(wire, other_wire):
+    """What earlier ones have waited beside a loop in the background is not held against later ones."""
+    register(wire, f"{B}.map(lambda x: 'ran').register(trigger='t', mode='sync')")
+    loop = (
+        "GB('PythonReader').map(lambda x: [sum(range(500_000)) for _ in range(40)]).count().run(lambda: iter(int, 1))"
+    )
+    wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 900)
+    execution = start(other_wire, loop)
+    try:
+        # They spend most of this time waiting.
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert in_multi(wire, "RG.TRIGGER", "t") == [b"ran"]
+    finally:
+        wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 50)
+        assert other_wire.ok("RG.ABORTEXECUTION", execution) == Simple("OK")
 
 
 def test_in_order(wire):

@@ -259,6 +259,12 @@ def test_records_are_read_without_a_trace(wire, other_wire, mode):
         wire.ok("DEL", "k3")
         settled(wire)
         assert misses(wire) == before + 1
+        # Strings that are gone again when their records are read.
+        for command in (("MULTI",), ("SET", "k4", "v"), ("DEL", "k4"), ("SET", "k5", "v"), ("RENAME", "k5", "other")):
+            wire.ok(*command)
+        assert wire.ok("EXEC") == [OK, 1, OK, OK]
+        settled(wire)
+        assert misses(wire) == before + 1
         wire.ok("PUBLISH", channel, "end")
         assert [other_wire.read()[2] for _ in range(2)] == [b"k2", b"end"]
     finally:

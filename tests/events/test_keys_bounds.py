@@ -1,6 +1,9 @@
 """The bounds of what waits: writers are slowed down before anything is lost, and INFO shows it."""
 
+import hashlib
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from firing import counters, listed, settled, wait_list
@@ -11,6 +14,8 @@ from wire import Simple, Wire, encode
 # `EVENTS_SLOW` in the table of bounds.
 SLOW = 100_000
 MORE = 2_000
+# Events whose records have megabytes.
+EVENTS = 300
 
 
 def numbers(wire):
@@ -80,6 +85,88 @@ def test_huge_values(wire, mode):
     assert counters(wire) == (5, 5, 0, 0)
 
 
+FILL = "for i = 1, ARGV[1] do redis.call('HSET', KEYS[1], i, i) end"
+SHAPES = "GB().foreach(lambda x: execute('rpush', 'seen', '%s:%s' % (x['type'], len(x['value'] or ''))))"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+def test_a_huge_value_that_another_takes_the_place_of(wire, mode):
+    """The key is there at every moment, so its record has a value."""
+    size = 300_000
+    wire.ok("EVAL", FILL, 1, "source", size)
+    register(wire, f"{SHAPES}.register('k*', mode={mode!r}, eventTypes=['hset'])")
+    for delay in (0.005, 0.01, 0.02, 0.04):
+        wire.ok("COPY", "source", "k", "REPLACE")
+        wire.ok("HSET", "k", "more", "1")
+        time.sleep(delay)
+        wire.ok("SET", "k", "text")
+        settled(wire)
+    found = listed(wire)
+    assert len(found) == 4 and set(found) <= {"string:4", f"hash:{size + 1}"}
+
+
+CHANGE = """
+if redis.call('TYPE', KEYS[1]).ok == 'hash' then
+    for i = 3000, 300000, 3000 do redis.call('HSET', KEYS[1], i, ARGV[1]) end
+end
+"""
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+def test_a_string_whose_place_a_huge_value_has_taken(server, wire, mode):
+    """It is read in slices like others: a client that gives a hundred fields the same number is served meanwhile."""
+    size, over = 300_000, threading.Event()
+    wire.ok("EVAL", FILL, 1, "source", size)
+    register(
+        wire,
+        """
+def note(x):
+    execute('rpush', 'seen', '%s:%s' % (x['type'], len(x['value'])))
+    execute('sadd', 'numbers', *{x['value'][str(i)] for i in range(3000, 300001, 3000)})
+"""
+        f"GB().foreach(note).register('k*', mode={mode!r}, eventTypes=['set'])",
+    )
+
+    def change():
+        with Wire(server.port) as other:
+            number = size
+            while not over.is_set():
+                number += 1
+                other.ok("EVAL", CHANGE, 1, "k", number)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for command in ("MULTI",), ("SET", "k", "text"), ("RENAME", "source", "k"), ("EXEC",):
+            wire.ok(*command)
+        settled(wire)
+    finally:
+        over.set()
+        thread.join()
+    assert listed(wire) == [f"hash:{size}"]
+    assert len(wire.ok("SMEMBERS", "numbers")) not in (1, 100)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", MODES)
+def test_members_of_a_huge_sorted_set_are_in_order(wire, mode):
+    """Zero is no more than minus zero."""
+    size = 60_000
+    fill = "for i = 1, ARGV[1] do redis.call('ZADD', KEYS[1], i % 2 == 0 and '0' or '-0', 'm' .. i) end"
+    wire.ok("EVAL", fill, 1, "source", size)
+    wire.ok("ZADD", "source", "-1", "first", "1", "last")
+    register(
+        wire,
+        "GB().foreach(lambda x: execute('rpush', 'seen', *(member for member, _ in x['value'])))"
+        f".register('k*', mode={mode!r}, eventTypes=['rename_to'], readAllTypes=True)",
+    )
+    wire.ok("RENAME", "source", "k")
+    settled(wire)
+    assert wire.ok("LRANGE", "seen", 0, -1) == wire.ok("ZRANGE", "k", 0, -1)
+
+
 def test_writers_wait_for_room(server, wire, other_wire):
     register(
         wire,
@@ -117,6 +204,68 @@ GB().foreach(hold).register('k*', mode='async_local', eventTypes=['set'], readVa
     after = numbers(wire)
     assert after["rg_events_waiting"] == 0 and after["rg_events_refused"] == refused
     assert SLOW <= after["rg_events_waiting_most"] <= SLOW + 1000
+
+
+def resident(server):
+    """Bytes of memory that the process has."""
+    (line,) = [line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines() if "VmRSS" in line]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+def test_records_that_wait_are_bounded_by_their_bytes(fresh, mode):
+    """Each record has four megabytes; many more handlers wait than may have theirs already."""
+    server = fresh()
+    with Wire(server.port) as wire:
+        wire.ok("HSET", "k", *(word for field in range(20) for word in (f"f{field}", b"v" * 200_000)))
+        register(
+            wire,
+            f"""
+import time
+def hold(x):
+    while execute('exists', 'gate') == 0:
+        time.sleep(0.01)
+    execute('incrby', 'bytes', sum(len(one) for one in x['value'].values()))
+GB().filter(hold).register('k', mode={mode!r}, eventTypes=['hset'])
+""",
+        )
+        before = resident(server)
+        for number in range(EVENTS):
+            wire.ok("HSET", "k", "n", number % 10)
+        # One after the other they have come to the end of a turn, where records are read.
+        assert numbers(wire)["rg_events_waiting"] >= EVENTS - 50
+        assert resident(server) - before < 300_000_000
+        wire.ok("SET", "gate", "1")
+        settled(wire)
+        assert counters(wire) == (EVENTS, EVENTS, 0, 0)
+        assert wire.ok("GET", "bytes") == b"%d" % (EVENTS * 4_000_001)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", MODES)
+def test_values_of_few_large_elements_are_whole(wire, mode):
+    elements = [b"%02d" % number * 500_000 for number in range(40)]
+    for element in elements:
+        wire.ok("RPUSH", "k:list", element)
+        wire.ok("HSET", "k:hash", element[:2], element)
+    register(
+        wire,
+        """
+import hashlib
+def note(x):
+    value = x['value']
+    parts = value if x['type'] == 'list' else [value[field] for field in sorted(value) if field != 'more']
+    execute('rpush', 'seen', x['type'] + ' ' + hashlib.md5(''.join(parts).encode()).hexdigest())
+"""
+        f"GB().filter(note).register('k:*', mode={mode!r}, readAllTypes=True, inorder=True)",
+    )
+    wire.ok("RPUSH", "k:list", "")
+    wire.ok("HSET", "k:hash", "more", "1")
+    whole = hashlib.md5(b"".join(elements)).hexdigest()
+    wait_list(wire, [f"list {whole}", f"hash {whole}"])
+    settled(wire)
+    assert counters(wire) == (2, 2, 0, 0)
 
 
 def test_events_keep_their_order_whoever_reads_their_records(server, wire):

@@ -1,10 +1,13 @@
 """Events in a cluster of three shards."""
 
+import contextlib
+import threading
+
 import pytest
 from firing import counters, settled, wait_list
 from registrations import register, status_of, wait_applied
 from replies import executions_of, own_tag, start, wait_done, wait_until
-from wire import Error, Simple
+from wire import Error, Simple, Wire, encode
 
 
 def owner_of(wires, key):
@@ -231,3 +234,78 @@ def test_huge_values_of_executions_on_all_shards(cluster, wires):
     (execution,) = executions_of(wire)
     assert wire.ok("RG.GETRESULTS", execution) == [[b"60001"], []]
     wire.ok("DEL", FIRST)
+
+
+PINGS = encode(("PING",)) * 20
+
+
+class Busy:
+    """Clients that keep a server busy; `served` counts what they have got."""
+
+    def __init__(self, server, clients=4):
+        self.served, self.over = 0, threading.Event()
+        self.threads = [threading.Thread(target=self.ask, args=(server.port,)) for _ in range(clients)]
+
+    def ask(self, port):
+        with Wire(port) as wire:
+            while not self.over.is_set():
+                wire.send_raw(PINGS)
+                for _ in range(20):
+                    wire.read()
+                self.served += 1
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+FIELDS = 1_000_000
+FILL = "for i = ARGV[1], ARGV[1] + 99999 do redis.call('HSET', KEYS[1], i, i) end"
+
+
+@contextlib.contextmanager
+def huge_hash(cluster, wires):
+    """Connection and server of a shard that owns a hash of a million fields, and reads it for every HSET."""
+    wire = wires[owner_of(wires, FIRST)]
+    for number in range(0, FIELDS, 100_000):
+        wire.ok("EVAL", FILL, 1, FIRST, number)
+    try:
+        everywhere(cluster, wires, "GB().count().repartition(str).register('k:*', eventTypes=['hset'])")
+        yield wire, cluster.servers[wires.index(wire)]
+    finally:
+        wire.ok("UNLINK", FIRST)
+
+
+def test_a_shard_that_reads_a_huge_value_tells_the_others_that_it_gets_on(cluster, wires):
+    for one in wires:
+        one.ok("RG.CONFIGSET", "ExecutionMaxIdleTime", 1000)
+    with huge_hash(cluster, wires) as (wire, server), Busy(server):
+        wire.ok("HSET", FIRST, "more", 1)
+        settled(wire)
+        assert counters(wire) == (1, 1, 0, 0)
+        (execution,) = executions_of(wire)
+        assert wire.ok("RG.GETRESULTS", execution) == [[b"1"], []]
+
+
+def test_an_execution_ends_while_it_reads_a_huge_value(cluster, wires):
+    """It does not read the rest first."""
+    with huge_hash(cluster, wires) as (wire, server), Busy(server) as busy:
+        begin = busy.served
+        wire.ok("HSET", FIRST, "more", 1)
+        settled(wire)
+        whole = busy.served - begin
+        wire.ok("HSET", FIRST, "more", 2)
+        (execution,) = wait_until(
+            lambda: [name for name, (status, _) in executions_of(wire).items() if status == b"running"], "it running"
+        )
+        begin = busy.served
+        assert wire.ok("RG.ABORTEXECUTION", execution) == Simple("OK")
+        assert busy.served - begin < whole / 2
+        settled(wire)
+        assert counters(wire) == (2, 1, 0, 1)

@@ -43,6 +43,7 @@ def test_sync_code_uses_a_slot_that_comes_for_a_client_that_asks(cluster, wires)
 GB().foreach(lambda x: execute('rpush', 'seen{{{tag}}}', x['key'])).register('k*', eventTypes=['set'], mode='sync')
 GB('CommandReader').map(lambda x: execute('incr', 'n{{{tag}}}') and call_next(*x[1:])).register(
     hook='get', keyprefix='k', mode='sync')
+GB('CommandReader').map(lambda x: execute('append', x[1], x[2])).register(trigger='t', mode='sync')
 """,
     )
     keys = [f"{name}{{{tag}}}" for name in ("k", "seen", "n")]
@@ -52,6 +53,8 @@ GB('CommandReader').map(lambda x: execute('incr', 'n{{{tag}}}') and call_next(*x
             (("GET", keys[0]), b"v"),
             (("LRANGE", keys[1], 0, -1), [keys[0].encode()]),
             (("GET", keys[2]), b"1"),
+            (("RG.TRIGGERONKEY", "t", keys[0], "w"), [b"2"]),
+            (("GET", keys[0]), b"vw"),
         ):
             wire.ok("ASKING")
             assert wire.ok(*command) == reply

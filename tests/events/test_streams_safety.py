@@ -10,6 +10,7 @@ from streams import (
     add,
     counters,
     data,
+    groups,
     only_group,
     register,
     register_stream,
@@ -239,10 +240,49 @@ def test_an_entry_stays_until_the_slowest_registration_has_passed_it(wire):
     assert wire.ok("XLEN", "s1") == 2
     wire.ok("SET", "go", "1")
     wait_seen(wire, ["1-1", "1-2"])
+    # The slow one does not trim itself, yet nobody else comes by any more.
+    wait_length(wire, "s1", 0)
     add(wire, "s1", "1-3")
     wait_seen(wire, ["1-1", "1-2", "1-3"])
-    # The fast one trims up to where the slow one stood then.
-    wait_until(lambda: wire.ok("XLEN", "s1") <= 1, "trimming")
+    wait_length(wire, "s1", 0)
+
+
+@pytest.mark.matrix
+@MODE
+@pytest.mark.parametrize("slow_trims", [False, True])
+def test_entries_that_two_registrations_have_passed_are_removed(wire, mode, slow_trims):
+    """It is enough that one of them has asked for it, whichever is the last."""
+    pause = "import time\ndef late(x):\n    time.sleep(0.05)\n    execute('rpush', 'slow', x['id'])\n"
+    fast = "foreach(lambda x: execute('rpush', 'fast', x['id']))"
+    register(
+        wire,
+        pause
+        + script(fast, "s*", mode=mode, trimStream=not slow_trims)
+        + "\n"
+        + script("foreach(late)", "s*", mode=mode, trimStream=slow_trims),
+    )
+    for key in "s1", "s2":
+        add(wire, key, "1-1", "1-2", "1-3")
+    for key in "s1", "s2":
+        wait_length(wire, key, 0)
+    assert sorted(seen(wire, "fast")) == sorted(seen(wire, "slow")) == sorted(["1-1", "1-2", "1-3"] * 2)
+
+
+@MODE
+def test_entries_stay_if_no_registration_removes_them(wire, mode):
+    for key in "fast", "slow":
+        register_stream(
+            wire, f"foreach(lambda x: execute('rpush', '{key}', x['id']))", "s*", mode=mode, trimStream=False
+        )
+    add(wire, "s1", "1-1", "1-2", "1-3")
+    for key in "fast", "slow":
+        wait_seen(wire, ["1-1", "1-2", "1-3"], key)
+
+    def acknowledged():
+        return [group["last-delivered-id"] for group in groups(wire, "s1").values()] == [b"1-3"] * 2
+
+    wait_until(acknowledged, "both groups having passed everything")
+    assert wire.ok("XLEN", "s1") == 3
 
 
 @pytest.mark.matrix

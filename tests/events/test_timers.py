@@ -241,6 +241,20 @@ def test_a_timer_rests_in_another_database(wire):
     expect_running(wire)
 
 
+def test_a_timer_that_is_renamed_in_another_database_goes_on_when_that_is_swapped(wire):
+    ticking(wire)
+    assert wire.ok("MOVE", "te", "3") == 1
+    with contextlib.closing(Wire(wire.socket.getpeername()[1])) as other:
+        other.ok("SELECT", 3)
+        assert other.ok("RENAME", "te", "new") == OK
+    expect_still(wire, during=0.3)
+    assert wire.ok("SWAPDB", "0", "3") == OK
+    assert wire.ok("TYPE", "new") == TYPE
+    expect_running(wire)
+    assert wire.ok("DEL", "new") == 1
+    expect_still(wire, during=0.3)
+
+
 def test_copies_and_dumps_are_timers_of_their_own(wire):
     ticking(wire)
     dumped = wire.ok("DUMP", "te")

@@ -15,6 +15,18 @@ def slow(x):
     return x
 GB('ShardsIDReader').map(slow).run()
 """
+# As with a function that needs a large module.
+SLOWLY_LOADED = """
+class Big:
+    def __reduce__(self):
+        return (load, ())
+def load():
+    import time
+    time.sleep(0.1)
+    return 1
+big = Big()
+GB('ShardsIDReader').map(lambda x: big and x).count().run()
+"""
 
 
 def set_limit(wires, milliseconds):
@@ -89,6 +101,16 @@ def test_waiting_for_a_thread_is_not_idle(trio, wires):
     for wire in crowd:
         wire.close()
     assert replies == [([b"18"], [])] * 6
+
+
+def test_waiting_for_functions_to_be_loaded_is_not_idle(trio, wires):
+    """Each shard gets them ready one after the other, for longer than the limit."""
+    set_limit(wires, 1000)
+    runs = [wires[0].ok("RG.PYEXECUTE", SLOWLY_LOADED, "UNBLOCKING") for _ in range(100)]
+    for run in runs:
+        assert pair(wires[0].ok("RG.GETRESULTSBLOCKING", run)) == ([b"3"], [])
+        wires[0].ok("RG.DROPEXECUTION", run)
+    expect_free(trio.servers)
 
 
 def test_waiting_for_threads_that_are_stuck_is_idle(trio, wires):

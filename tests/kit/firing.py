@@ -1,7 +1,7 @@
 """Registrations that events fire: what they count, waiting for what they do in the background."""
 
 from registrations import COUNTERS
-from replies import flat_map, wait_until
+from replies import SOON_S, flat_map, wait_until
 
 # A handler that notes what it sees as `event:key:type` in the list `seen`; its own writes are left out.
 NOTE = "lambda x: execute('rpush', 'seen', '%s:%s:%s' % (x['event'], x['key'], x['type']))"
@@ -27,14 +27,14 @@ def counters(wire, number=0):
     return tuple(found[name] for name in COUNTERS)
 
 
-def settled(wire):
+def settled(wire, timeout=SOON_S):
     """Returns when everything that was triggered is over."""
 
     def over():
         counts = [[fields[name] for name in COUNTERS] for _, fields in rows(wire).values()]
         return all(count[0] == sum(count[1:]) for count in counts)
 
-    wait_until(over, "what was triggered being over")
+    wait_until(over, "what was triggered being over", timeout)
 
 
 def listed(wire, key="seen"):

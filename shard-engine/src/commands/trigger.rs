@@ -22,7 +22,8 @@ pub fn triggeronkey(call: &mut Call) {
 
 /// `key`: which argument is one.
 fn run(call: &mut Call, key: Option<usize>) {
-    let key = key.map(|at| &*call.args[at]);
-    let _inside = (!in_nested_call()).then(|| slot_tables::enter(call.context_flags(), key));
-    trigger::trigger(call);
+    let flags = call.context_flags();
+    let _at_hand = (flags.cluster && !in_nested_call()).then(|| call.at_hand());
+    let _inside = (!in_nested_call()).then(|| slot_tables::enter(flags, key.map(|at| &*call.args[at])));
+    trigger::trigger(call, key);
 }

@@ -44,9 +44,8 @@ pub fn register(guard: &ServerLock) -> Result<(), String> {
     events::subscribe(guard, on_event)
 }
 
-/// Sends a change that was made here, alone, to replicas and AOF; in the lock section in which it was made.
-///
-/// Changes should not be made while `redis::replicate::is_paused`. If one is, it is sent after the pause.
+/// Sends a change that was made here, alone, to replicas and AOF; in the lock section in which it was made, and not while
+/// `redis::replicate::is_paused`.
 pub fn replicate(guard: &ServerLock, command: &Command) {
     outgoing::send_change(guard, command);
 }
@@ -54,10 +53,7 @@ pub fn replicate(guard: &ServerLock, command: &Command) {
 fn on_event(guard: &ServerLock, event: Event) {
     match event {
         Event::NowMaster => registrations::role_changed(true),
-        Event::NowReplica => {
-            outgoing::now_replica();
-            registrations::role_changed(false);
-        }
+        Event::NowReplica => registrations::role_changed(false),
         Event::Replaced => registrations::dataset_replaced(guard),
         Event::ModulesChanged => registrations::commands_changed(guard),
         Event::ForkChildBorn => outgoing::child_born(guard),

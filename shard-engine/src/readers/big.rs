@@ -76,6 +76,11 @@ impl BigValue {
         self.kind
     }
 
+    /// Bytes that have been read.
+    pub fn len(&self) -> usize {
+        self.items.len() + self.scored.iter().map(|(_, member)| member.len()).sum::<usize>()
+    }
+
     /// Reads on until the slice is over.
     pub fn read(&mut self, guard: &ServerLock, deadline: &mut Deadline) -> Result<Progress, VisitorPanicked> {
         let Some(key) = Key::open(guard, &self.name).filter(|key| key.kind() == self.kind) else {
@@ -166,7 +171,8 @@ impl BigValue {
         let mut scored = std::mem::take(&mut self.scored);
         scored.sort_unstable_by(|a, b| a.1.cmp(&b.1));
         scored.dedup_by(|a, b| a.1 == b.1);
-        scored.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // -0 is no less than 0 there.
+        scored.sort_by(|a, b| (a.0 + 0.0).total_cmp(&(b.0 + 0.0)));
         self.count = scored.len();
         for (score, member) in scored {
             values::put_scored(&mut self.items, &member, score);
@@ -204,12 +210,20 @@ mod tests {
             items: Vec::new(),
             count: 0,
             place: Place::Index(0),
-            scored: [(2.0, "b"), (1.0, "z"), (1.0, "a"), (2.0, "b"), (-1.0, "q")]
-                .map(|(s, m)| (s, m.into()))
-                .to_vec(),
+            scored: [
+                (2.0, "b"),
+                (1.0, "z"),
+                (1.0, "a"),
+                (2.0, "b"),
+                (-1.0, "q"),
+                (-0.0, "y"),
+                (0.0, "x"),
+            ]
+            .map(|(s, m)| (s, m.into()))
+            .to_vec(),
         };
         value.put_in_order();
-        assert_eq!(value.count, 4);
+        assert_eq!(value.count, 6);
         let mut cursor = Cursor::new(&value.items);
         let mut seen = Vec::new();
         while !cursor.is_empty() {
@@ -223,6 +237,8 @@ mod tests {
             seen,
             [
                 ("q".into(), -1.0),
+                ("x".into(), 0.0),
+                ("y".into(), -0.0),
                 ("a".into(), 1.0),
                 ("z".into(), 1.0),
                 ("b".into(), 2.0)

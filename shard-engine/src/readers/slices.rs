@@ -31,10 +31,10 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// A slice that nobody waits for.
-    pub fn far() -> Deadline {
+    /// The end of a slice of this length.
+    pub fn after(length: Duration) -> Deadline {
         Deadline {
-            end: Instant::now() + Duration::from_secs(3600),
+            end: Instant::now() + length,
             ticks: 0,
         }
     }
@@ -79,10 +79,7 @@ impl Slices {
             lock::lock()
         };
         let start = Instant::now();
-        let mut deadline = Deadline {
-            end: start + SLICE,
-            ticks: 0,
-        };
+        let mut deadline = Deadline::after(SLICE);
         let outcome = work(&guard, &mut deadline);
         drop(guard);
         let end = Instant::now();

@@ -12,11 +12,16 @@ use redis_module::raw;
 static CTX: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(null_mut());
 
 /// Until it goes, the command is the one at hand; then the one before.
-pub(super) struct AtHand(*mut raw::RedisModuleCtx);
+pub struct AtHand(*mut raw::RedisModuleCtx);
 
 /// A client's command begins in this context, which is alive until the result goes.
 pub(super) fn enter(ctx: *mut raw::RedisModuleCtx) -> AtHand {
     AtHand(CTX.swap(ctx, Ordering::Relaxed))
+}
+
+/// Until the result goes, functions use what the server lets everybody use.
+pub(super) fn set_aside() -> AtHand {
+    AtHand(CTX.swap(null_mut(), Ordering::Relaxed))
 }
 
 impl Drop for AtHand {

@@ -19,7 +19,7 @@ use super::{
     call_reply::CallReply,
     context::server_flags,
     ffi::{OwnedString, api},
-    filter,
+    files, filter,
     lock::{self, ServerLock},
     lost_reply, notify, replicate, slot_tables, unfit,
     version::at_least,
@@ -220,6 +220,9 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     let _user = flags.user.map(|user| ContextUser::set(guard, user)).transpose()?;
     if let Some(text) = unfit::refusal(guard, args) {
         return Err(CallError::Answered(text));
+    }
+    if let Some(outcome) = files::postpone(guard, args, flags) {
+        return outcome;
     }
     let mut strings: Vec<OwnedString> = rest.iter().map(|arg| OwnedString::new(arg.as_ref())).collect();
     // Nothing can wait here: it tells how many replicas have acknowledged. Version 7.0 would wait all the same, and end.

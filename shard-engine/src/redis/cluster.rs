@@ -11,6 +11,7 @@ use redis_module::raw;
 
 pub use super::bus::{on_bus_message, send_bus_message};
 use super::{
+    at_hand,
     call::{CallError, Flags, Reply, call},
     context::server_flags,
     ffi::{api, bytes_at, lossy},
@@ -180,6 +181,7 @@ pub fn serving(guard: &ServerLock, slot: Slot) -> Serving {
     if !is_enabled(guard) {
         return Serving::All;
     }
+    let _for_everybody = at_hand::set_aside();
     // A key that is not there is refused from the moment when its slot begins to move. PERSIST counts as a write, but
     // changes nothing then.
     let nobodys = format!("{{{}}}\0oxigears", number_in(slot));
@@ -195,18 +197,31 @@ pub fn serving(guard: &ServerLock, slot: Slot) -> Serving {
     }
 }
 
+/// The server takes a command on this key only from a client that has said ASKING or READONLY: in its context, which
+/// other threads do not have.
+pub fn is_for_guests(guard: &ServerLock, key: &[u8]) -> bool {
+    let slot = key_slot(key);
+    is_enabled(guard) && serving(guard, slot) != Serving::All && owner(guard, slot) != Some(my_id(guard))
+}
+
+/// Whose the slot is by the server's list.
+fn owner(guard: &ServerLock, slot: Slot) -> Option<NodeId> {
+    let owns = |shard: &Shard| shard.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot));
+    let topology = read_topology(guard).ok()?;
+    topology
+        .shards
+        .iter()
+        .find(|shard| owns(shard))
+        .map(|shard| shard.id.clone())
+}
+
 /// What the server's list of slots says, whether the cluster is up or not.
 fn by_table(guard: &ServerLock, slot: Slot) -> Serving {
     if is_migrating(guard, slot) {
         return Serving::NotNow(format!("slot {slot} is on the move"));
     }
-    let topology = match read_topology(guard) {
-        Ok(topology) => topology,
-        Err(reason) => return Serving::NotNow(reason),
-    };
-    let owns = |shard: &&Shard| shard.ranges.iter().any(|&(first, last)| (first..=last).contains(&slot));
-    match topology.shards.iter().find(owns) {
-        Some(owner) if owner.id == topology.me => Serving::All,
+    match owner(guard, slot) {
+        Some(owner) if owner == my_id(guard) => Serving::All,
         Some(_) => Serving::Elsewhere,
         None => Serving::NotNow(format!("slot {slot} is not served")),
     }

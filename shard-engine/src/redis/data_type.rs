@@ -190,7 +190,7 @@ fn listen(guard: &ServerLock) {
 }
 
 extern "C" fn happened(
-    _: *mut raw::RedisModuleCtx,
+    ctx: *mut raw::RedisModuleCtx,
     _: i32,
     event: *const c_char,
     key: *mut raw::RedisModuleString,
@@ -201,7 +201,9 @@ extern "C" fn happened(
         guarded("a key with a new name", || {
             // SAFETY: the string is alive during the callback.
             let key = unsafe { string_bytes(key) }.to_vec();
-            if let Some(held) = get(&lock::lock(), &key) {
+            let _guard = lock::lock();
+            // In whatever database that is: it may become the one where values count.
+            if let Some(held) = Opened::open(ctx, &key, quiet()).held() {
                 held.renamed(&key);
             }
         });

@@ -74,6 +74,12 @@ pub fn want_end() -> bool {
     is_in_one
 }
 
+/// As long as this stays, the main thread is in one turn of its event loop.
+pub fn turn_number(guard: &ServerLock) -> u64 {
+    listen(guard);
+    sharing::turns()
+}
+
 /// This thread is in a turn of the event loop, whose end is still to come.
 pub(super) fn is_in_turn() -> bool {
     TURN.get() != Turn::None

@@ -159,6 +159,11 @@ pub fn is_outermost() -> bool {
     state.depth == 1 && state.callbacks == 0 && state.held.is_some()
 }
 
+/// The same, and the server's mutex was free before: nothing that others did under it is still to be replicated.
+pub fn is_hold_of_its_own() -> bool {
+    is_outermost() && STATE.get().held == Some(Held::Mutex)
+}
+
 /// Takes the lock without a guard; `exit` gives it back, on the same thread.
 pub fn enter() {
     enter_by(|| Some(sharing::take()));

@@ -34,6 +34,7 @@ pub mod data_type;
 pub mod event_loop;
 pub mod events;
 mod ffi;
+mod files;
 pub mod filter;
 pub mod front;
 pub mod guarded;

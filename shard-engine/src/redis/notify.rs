@@ -100,6 +100,16 @@ impl Told<'_> {
         self.class & raw::REDISMODULE_NOTIFY_STRING as u32 != 0
     }
 
+    /// The key is no more, at least under this name.
+    pub fn is_gone(&self) -> bool {
+        match self.class as i32 {
+            class if class & raw::REDISMODULE_NOTIFY_GENERIC != 0 => {
+                matches!(self.event, b"del" | b"rename_from" | b"move_from")
+            }
+            class => class & (raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED) != 0,
+        }
+    }
+
     /// What the key holds now, in the database of the event. Leaves no trace.
     pub fn kind(&self, _guard: &ServerLock) -> Kind {
         if self.is_miss() {

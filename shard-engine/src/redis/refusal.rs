@@ -1,5 +1,8 @@
 //! What an error means that the server gives to a module, and what clients read for it.
 
+/// What a replica answers to writes.
+pub(super) const READONLY: &str = "READONLY You can't write against a read only replica.";
+
 /// What an error of a run means.
 pub(super) enum Fault {
     /// The caller may not, for this reason.
@@ -44,7 +47,7 @@ pub(super) fn for_client(text: &str, command: &str) -> Option<String> {
         return Some(no_permission(&reason, command));
     }
     let clear = if text.contains("was called while write is not allowed") {
-        "READONLY You can't write against a read only replica."
+        READONLY
     } else if text.contains("non local key in a cluster node") {
         "TRYAGAIN the slot of the command's keys is on its way to another shard; try again"
     } else {

@@ -7,6 +7,7 @@ use redis_module::raw;
 
 pub use super::command_info::{Argument, CommandSpec};
 use super::{
+    at_hand::{self, AtHand},
     call,
     command_info::set_docs,
     context::Flags,
@@ -101,6 +102,11 @@ impl Call {
             deny_blocking: flags.deny_blocking || call::in_nested_call(),
             ..flags
         }
+    }
+
+    /// Until the result goes, functions may use for the command what its client may use.
+    pub fn at_hand(&self) -> AtHand {
+        at_hand::enter(self.ctx)
     }
 
     /// Writes the answer: one whole reply.

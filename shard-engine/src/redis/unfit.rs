@@ -20,11 +20,13 @@ pub(super) fn refusal<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Option<
         Kind::FreesUsers if call::in_nested_call() || server_flags(guard).lua => {
             "may delete the user whose command runs this code"
         }
-        Kind::Kills | Kind::FreesUsers | Kind::Other => return None,
+        // The server has one interpreter for scripts, which is in use.
+        Kind::Scripts if server_flags(guard).lua => "is for scripts, and one runs whose command runs this code",
+        Kind::Kills | Kind::FreesUsers | Kind::Scripts | Kind::Other => return None,
     };
     let name = String::from_utf8_lossy(args[0].as_ref()).into_owned();
     let part = match args.get(1) {
-        Some(part) if ["client", "acl"].contains(&name.to_lowercase().as_str()) => {
+        Some(part) if ["client", "acl", "script", "function"].contains(&name.to_lowercase().as_str()) => {
             format!(" {}", String::from_utf8_lossy(part.as_ref()))
         }
         _ => String::new(),
@@ -36,7 +38,7 @@ pub(super) fn refusal<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Option<
 
 /// Only the server itself can run this command for a client: no hook may take it over.
 pub fn is_for_server<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
-    !matches!(kind(count, arg), Kind::FreesUsers | Kind::Other)
+    !matches!(kind(count, arg), Kind::FreesUsers | Kind::Scripts | Kind::Other)
 }
 
 /// How a command is changed, so that it does the same and waits for no thread of its module.
@@ -86,8 +88,14 @@ enum Kind {
     Pauses,
     Kills,
     FreesUsers,
+    Scripts,
     Other,
 }
+
+/// Commands that run scripts.
+const SCRIPTS: [&str; 6] = ["eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"];
+/// Subcommands of SCRIPT and FUNCTION that change which there are.
+const SCRIPT_CHANGES: [&str; 5] = ["load", "flush", "delete", "restore", "kill"];
 
 fn kind<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Kind {
     let is = |at: usize, word: &str| count > at && arg(at).eq_ignore_ascii_case(word.as_bytes());
@@ -97,6 +105,8 @@ fn kind<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Kind {
         () if is(0, "client") && is(1, "pause") => Kind::Pauses,
         () if is(0, "client") && is(1, "kill") => Kind::Kills,
         () if is(0, "acl") && (is(1, "deluser") || is(1, "load")) => Kind::FreesUsers,
+        () if SCRIPTS.iter().any(|name| is(0, name)) => Kind::Scripts,
+        () if (is(0, "script") || is(0, "function")) && SCRIPT_CHANGES.iter().any(|part| is(1, part)) => Kind::Scripts,
         () => Kind::Other,
     }
 }

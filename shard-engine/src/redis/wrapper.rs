@@ -18,13 +18,14 @@ use super::{
     blocked::Client,
     call::{self, ContextUser},
     call_reply::CallReply,
-    context::Flags,
+    cluster,
+    context::{Flags, server_flags},
     ffi::{OwnedString, api, c_string, lossy, panic_text, string_bytes},
     filter,
     front::{self, Front, TYPED},
     lock::{self, ServerLock},
     log, lost_reply, notify, plain_call,
-    refusal::{Fault, for_client, judge_error},
+    refusal::{Fault, READONLY, for_client, judge_error},
     replicate,
     reply::ReplyWriter,
     slot_tables,
@@ -215,11 +216,13 @@ impl Wrapped {
         Ok((Check::Caller, Some(user)))
     }
 
-    /// On servers where that matters.
+    /// It can be left to another thread, while its client is parked.
+    pub fn may_park(&self) -> bool {
+        let is_for_guests = |key: Vec<u8>| cluster::is_for_guests(&self.guard, &key);
+        self.flags.may_block() && !(self.flags.cluster && self.first_key().is_some_and(is_for_guests))
+    }
+
     fn first_key(&self) -> Option<Vec<u8>> {
-        if !(self.flags.cluster && at_least(7, 2)) {
-            return None;
-        }
         let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
         let at = *call::keys_of(&self.guard, &args).first()?;
         Some(args[at].to_vec())
@@ -383,10 +386,16 @@ impl ReplyWriter {
             }
         }
         let check = if set.is_some() { Check::Caller } else { Check::Nobody };
-        let how = (check, replicate::is_paused(guard), Speech::AsClient);
+        // Meanwhile the server may have become a replica, or one that takes no writes.
+        let refusal = replicate::refusal_of_writes(guard);
+        let denies_writes = replicate::is_paused(guard) || server_flags(guard).read_only || refusal.is_some();
+        let how = (check, denies_writes, Speech::AsClient);
         // SAFETY: the context is that of a parked client, the lock is held, the strings are alive.
         let ran = unsafe { run_in(self.ctx(), name.as_ptr(), &mut pointers, how) };
-        ran.ok_or_else(|| FAILED.to_owned())
+        match (ran.ok_or(FAILED)?, refusal) {
+            (Ran(Answer::Refused(text)), Some(why)) if text == READONLY => Err(why),
+            (ran, _) => Ok(ran),
+        }
     }
 
     /// Answers with what a run gave.
@@ -439,7 +448,9 @@ fn enter(ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, 
     };
     command.flags.deny_blocking |= call::in_nested_call();
     let _at_hand = (command.flags.cluster && !call::in_nested_call()).then(|| at_hand::enter(ctx));
-    let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(command.flags, command.first_key().as_deref()));
+    let has_tables = command.flags.cluster && at_least(7, 2);
+    let key = has_tables.then(|| command.first_key()).flatten();
+    let _inside = (!call::in_nested_call()).then(|| slot_tables::enter(command.flags, key.as_deref()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         if let Some(handler) = HANDLER.get() {
             handler(&mut command);

@@ -497,6 +497,10 @@ fn apply(guard: &ServerLock, command: &Command) -> Result<u64, Failure> {
     if cluster::is_replica(guard) {
         return Err(Failure::Failed(change::READONLY.into()));
     }
+    // A fail-over by hand would go to a replica that has not heard of the change.
+    if replicate::is_paused(guard) {
+        return Err(Failure::Failed(change::PAUSED.into()));
+    }
     // Its log and its replicas are all that keeps the change.
     if let Some(text) = replicate::refusal_of_writes(guard) {
         return Err(Failure::Failed(text));
@@ -530,9 +534,13 @@ fn load(registration: &Registration) -> Loaded {
 }
 
 fn abort_unstarted(removed: &[(Arc<Active>, bool)]) {
-    for (active, _) in removed.iter().filter(|(_, abort)| *abort) {
-        module().engine.abort_unstarted(&active.registration.id);
-        active.core.abort_waiting();
+    for (active, abort) in removed {
+        if *abort {
+            module().engine.abort_unstarted(&active.registration.id);
+            active.core.abort_waiting();
+        } else {
+            keys::comes_first(&active.core);
+        }
     }
 }
 

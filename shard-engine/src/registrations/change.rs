@@ -45,6 +45,10 @@ impl From<ProposeError> for Failure {
 /// What a replica answers to changes.
 pub const READONLY: &str = "READONLY You can't write against a read only replica.";
 
+/// What is answered where nobody can wait for the end of a pause.
+pub const PAUSED: &str = "ERR writes are paused (CLIENT PAUSE, or a fail-over is under way), the registry can not be changed \
+                          now: nothing was changed, try again";
+
 /// Hears how a change ended. Called on any thread: it must not block.
 pub type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 

@@ -25,12 +25,16 @@ pub const EVENTS_SHORT: usize = EVENTS_SLOW / 4;
 pub const EVENTS_ROOM: usize = 10_000;
 /// Events that may wait because their writers could not be slowed down.
 pub const EVENTS_MOST: usize = 1_000_000;
+/// Executions of events on all shards that are under way at once, for each shard whose events they are.
+pub const EVENTS_SPREAD: usize = 1000;
 /// Events whose records are read in one hold of the server lock.
 pub const EVENTS_AT_ONCE: usize = 1024;
 /// Who aborts an event that waits waits so long for the server lock before it does without.
 pub const WITHDRAW_WAIT: Duration = Duration::from_secs(1);
 /// With so many records the main thread reads no more at the end of its turn.
 pub const EVENTS_READY: usize = 512;
+/// Nor with so many bytes of them.
+pub const EVENTS_READY_BYTES: usize = 4 << 20;
 /// A worker waits so long before it looks again whether another one has read a huge value.
 pub const HUGE_LOOK: Duration = Duration::from_millis(1);
 /// A worker thread waits so long for records that the main thread is about to read.
@@ -60,7 +64,8 @@ pub const OPEN_QUESTIONS: usize = 4096;
 pub const PREPARED: usize = 40_000;
 /// Life of such functions.
 pub const PREPARED_LIFE: Duration = Duration::from_secs(30);
-/// Other shards may start executions of a removed registration for so long: those that have not heard of it yet.
+/// Other shards may start executions of a removed registration for so long, from the last one on: those that have not heard
+/// of it yet, or have its events in line.
 pub const RETIRED_LIFE: Duration = Duration::from_secs(5);
 /// Removed registrations that are kept for that.
 pub const RETIRED: usize = 1000;

@@ -123,6 +123,7 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
         role_changed(!cluster::is_replica(guard));
         let now_ms = module().now_ms();
         all.activation.look(now_ms);
+        keys::look(guard);
         all.spread.look(now_ms);
         prepared::tidy();
         limits::LOOK_EVERY

@@ -21,6 +21,7 @@ use crate::{
     module::module,
     redis::{
         blocked::BlockedClient,
+        event_loop,
         lock::{self, Loan, ServerLock},
         log,
         reply::ReplyWriter,
@@ -164,38 +165,35 @@ struct Desk {
     taken: Condvar,
 }
 
-/// How long commands have waited lately. What they do one behind the other (in a transaction, a script) keeps the server
-/// from its clients as a whole, so the bounds are for all of it: only time in which nobody waits takes away from it.
+/// How long commands have waited in this turn of the event loop. What they do one behind the other (in a transaction, a
+/// script, a pipeline) keeps the server from its clients as a whole, so the bounds are for all of it.
 struct Waited {
+    turn: u64,
     /// Who has the interpreter.
     holder: usize,
     /// While this one had it.
     on_one: Duration,
     in_all: Duration,
-    until: Option<Instant>,
 }
 
 static WAITED: Mutex<Waited> = Mutex::new(Waited {
+    turn: 0,
     holder: 0,
     on_one: Duration::ZERO,
     in_all: Duration::ZERO,
-    until: None,
 });
 
 impl Waited {
-    fn begin(&mut self, now: Instant) {
-        let rest = self.until.map_or(Duration::MAX, |until| now - until);
-        self.on_one = self.on_one.saturating_sub(rest);
-        self.in_all = self.in_all.saturating_sub(rest);
-        self.until = Some(now);
+    fn begin(&mut self, turn: u64) {
+        if turn != self.turn {
+            (self.turn, self.on_one, self.in_all) = (turn, Duration::ZERO, Duration::ZERO);
+        }
         self.look();
     }
 
-    fn go_on(&mut self, now: Instant) {
-        let more = self.until.map_or(Duration::ZERO, |until| now - until);
+    fn go_on(&mut self, more: Duration) {
         self.in_all += more;
         self.on_one += more;
-        self.until = Some(now);
         self.look();
     }
 
@@ -215,15 +213,18 @@ impl Desk {
     }
 
     /// Waits for the helper to take the loan; takes it back if that takes too long.
-    fn wait(&self) {
+    fn wait(&self, turn: u64) {
         let patience = module().config.interpreter_max_wait();
         let most = limits::INTERPRETER_WAIT_MOST.max(patience);
         let mut waited = WAITED.lock();
-        waited.begin(Instant::now());
+        waited.begin(turn);
+        let mut last = Instant::now();
         let mut loan = self.loan.lock();
         while loan.is_some() && waited.on_one < patience && waited.in_all < most {
             self.taken.wait_for(&mut loan, limits::INTERPRETER_LOOK);
-            waited.go_on(Instant::now());
+            let now = Instant::now();
+            waited.go_on(now - last);
+            last = now;
         }
         let unused = loan.take();
         drop(waited);
@@ -260,6 +261,7 @@ pub fn done(ran: Invoked) -> Outcome {
 pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
     let desk = Arc::new(Desk::default());
     let done: Arc<Mutex<Option<R>>> = Arc::default();
+    let turn = event_loop::turn_number(guard);
     let _first = python::Precedence::claim();
     lock::lend(guard, |loan| {
         *desk.loan.lock() = Some(loan);
@@ -275,7 +277,7 @@ pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() ->
                 }
             });
         });
-        desk.wait();
+        desk.wait(turn);
     });
     done.lock().take()
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -30,7 +33,7 @@ pub struct Table {
     /// Sessions that are gone but still referred to, oldest first.
     dead: Vec<Weak<ActiveSession>>,
     /// Registrations that are gone but may be asked for by shards that do not know it yet; until when, in ms.
-    retired: VecDeque<(u64, Arc<Active>)>,
+    retired: VecDeque<(AtomicU64, Arc<Active>)>,
 }
 
 impl Table {
@@ -49,11 +52,14 @@ impl Table {
         self.by_id.get(id)
     }
 
-    /// The same, also if it was active until a moment ago.
+    /// The same, also if it was active until a moment ago, or others have gone on asking for it since.
     pub fn get_late(&self, id: &str) -> Option<&Arc<Active>> {
         let late = || {
             let found = self.retired.iter().find(|(_, active)| *active.registration.id == *id);
-            found.map(|(_, active)| active)
+            found.map(|(until, active)| {
+                until.store(retired_until(), Ordering::Relaxed);
+                active
+            })
         };
         self.get(id).or_else(late)
     }
@@ -209,8 +215,8 @@ impl Table {
             self.triggers.remove(&**trigger);
         }
         if active.core.loaded.plan.mode == Mode::Async && module().is_cluster {
-            let until = module().now_ms() + limits::RETIRED_LIFE.as_millis() as u64;
-            self.retired.push_back((until, active.clone()));
+            self.retired
+                .push_back((AtomicU64::new(retired_until()), active.clone()));
             if self.retired.len() > limits::RETIRED {
                 self.retired.pop_front();
             }
@@ -231,14 +237,21 @@ impl Table {
     /// Lets go of what nobody asks for any more.
     pub fn tidy(&mut self, now_ms: u64) -> Vec<Arc<Active>> {
         self.dead.retain(|dead| dead.strong_count() > 0);
-        let over = self.retired.iter().take_while(|(until, _)| *until <= now_ms).count();
-        self.retired.drain(..over).map(|(_, active)| active).collect()
+        let is_over = |(until, _): &(AtomicU64, Arc<Active>)| until.load(Ordering::Relaxed) <= now_ms;
+        let (over, others): (Vec<_>, _) = std::mem::take(&mut self.retired).into_iter().partition(is_over);
+        self.retired = others.into();
+        over.into_iter().map(|(_, active)| active).collect()
     }
 
     /// `tidy` would do something some time.
     pub fn is_untidy(&self) -> bool {
         !(self.retired.is_empty() && self.dead.is_empty())
     }
+}
+
+/// What is removed now may be asked for until then, in ms.
+fn retired_until() -> u64 {
+    module().now_ms() + limits::RETIRED_LIFE.as_millis() as u64
 }
 
 /// What a change did.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     module::module,
-    redis::{blocked::BlockedClient, register::Call},
+    redis::{blocked::BlockedClient, cluster, register::Call},
 };
 
 /// A registration that needs other threads was triggered where nobody may wait for them.
@@ -84,8 +84,9 @@ fn aim(name: &[u8]) -> Aim {
     Aim::Unknown
 }
 
-/// Runs what is registered for the trigger in the first argument, with all arguments behind the command's name.
-pub fn trigger(call: &mut Call) {
+/// Runs what is registered for the trigger in the first argument, with all arguments behind the command's name; which of
+/// these is a key, if one is.
+pub fn trigger(call: &mut Call, key: Option<usize>) {
     let flags = call.context_flags();
     if flags.replica || !is_master() {
         return call.reply().error(READONLY);
@@ -99,7 +100,7 @@ pub fn trigger(call: &mut Call) {
         Aim::NotYet(index) => return later(call, index),
     };
     if shot.active.registration.mode == RegisterMode::Sync {
-        return run_sync(call, &shot, flags.may_block());
+        return run_sync(call, &shot, flags.may_block(), key);
     }
     if flags.loading || !flags.may_block() {
         return call.reply().error(NO_BLOCKING);
@@ -109,7 +110,7 @@ pub fn trigger(call: &mut Call) {
     fire(shot, input, None, client, sync::answer);
 }
 
-fn run_sync(call: &mut Call, shot: &Shot, may_block: bool) {
+fn run_sync(call: &mut Call, shot: &Shot, may_block: bool, key: Option<usize>) {
     let (active, code) = (&shot.active, &shot.code);
     if sync::interpreter_is_free() {
         let origin = if may_block { None } else { sync::at_once() };
@@ -122,7 +123,7 @@ fn run_sync(call: &mut Call, shot: &Shot, may_block: bool) {
         }
         return;
     }
-    if may_block {
+    if may_block && !key.is_some_and(|at| cluster::is_for_guests(call.guard(), &call.args[at])) {
         let args = call.args.split_off(1);
         let client = BlockedClient::block(call, None);
         return sync::run_parked(active.clone(), code.clone(), args, client);

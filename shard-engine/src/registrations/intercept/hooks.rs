@@ -5,7 +5,11 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use oxigears_coordinator::{codec::Cursor, execution::Outcome, registry::RegisterMode};
+use oxigears_coordinator::{
+    codec::Cursor,
+    execution::Outcome,
+    registry::{EventSource, RegisterMode},
+};
 use oxigears_python_api::{self as python, Invoked, Origin, Reply};
 use parking_lot::Mutex;
 
@@ -113,6 +117,23 @@ impl Origin for HookOrigin {
     fn may_postpone(&self) -> bool {
         self.may_postpone
     }
+}
+
+/// What code of a hook may do on the other shards: nothing about the command, which is not there.
+struct Elsewhere([Arc<str>; 1]);
+
+impl Origin for Elsewhere {
+    fn hooks(&self) -> &[Arc<str>] {
+        &self.0
+    }
+}
+
+/// The origin of what a registration has fired on another shard.
+pub fn origin_elsewhere(id: &str) -> Option<Arc<dyn Origin>> {
+    let table = registrations().activation.table().read();
+    let registration = &table.get_late(id)?.registration;
+    let is_hook = matches!(registration.source, EventSource::Hook { .. });
+    is_hook.then(|| Arc::new(Elsewhere([registration.id.clone()])) as Arc<dyn Origin>)
 }
 
 impl Original {
@@ -336,7 +357,7 @@ fn run_sync(
             }
         };
     }
-    if call.flags().may_block() {
+    if call.may_park() {
         let original = original.clone();
         let client = BlockedClient::block(call, None);
         return sync::for_parked(client, move |client| {

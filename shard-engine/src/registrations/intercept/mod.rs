@@ -24,7 +24,7 @@ mod wrap;
 pub use self::{
     check::{check_hook, check_links},
     facts::only_reads,
-    hooks::issuing,
+    hooks::{issuing, origin_elsewhere},
     judge::{is_hooked, see_to_filter, set_loading},
 };
 

@@ -54,7 +54,7 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
     }
     let link = wanted.any.then(|| Link::new(call.args(), may_block));
     let python = found.sync || wanted.sync;
-    if found.slow && may_block && queue::is_full() {
+    if found.slow && queue::is_full() && call.may_park() {
         return park(call, link, python, true);
     }
     if !python {
@@ -71,7 +71,7 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
         let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, run));
         return end(call, link, ran);
     }
-    if may_block {
+    if call.may_park() {
         return park(call, link, true, false);
     }
     let lent = call.lent();

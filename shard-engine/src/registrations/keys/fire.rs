@@ -34,6 +34,13 @@ use crate::{
 };
 
 static TOO_DEEP: AtomicU64 = AtomicU64::new(0);
+/// Keys that registrations may be about and that have gone. Changed under the server lock.
+static GONE: AtomicU64 = AtomicU64::new(0);
+
+/// One more. In a notification.
+pub fn key_is_gone() {
+    GONE.fetch_add(1, Ordering::Relaxed);
+}
 
 /// The name of a key; most have room here.
 pub type Key = SmallVec<[u8; 32]>;
@@ -48,8 +55,8 @@ pub struct Event {
     pub number: u64,
     /// See `depth`.
     pub depth: u32,
-    /// The key holds a string most likely.
-    pub likely_string: bool,
+    /// The key holds a string most likely, unless keys have gone since: how many had.
+    pub string_at: Option<u64>,
     /// The client that waits for it.
     pub tied: Option<Box<Tied>>,
 }
@@ -75,12 +82,17 @@ impl Event {
 }
 
 impl Event {
+    /// The key holds a string most likely. Asking for one that has gone would count as a miss.
+    pub fn is_likely_string(&self) -> bool {
+        self.string_at.is_some_and(|gone| gone == GONE.load(Ordering::Relaxed))
+    }
+
     /// What its record holds.
     pub fn wish(&self, entry: &Entry) -> Wish {
         Wish {
             read_value: entry.read_value,
             all_types: entry.all_types,
-            likely_string: self.likely_string,
+            likely_string: self.is_likely_string(),
         }
     }
 }
@@ -107,12 +119,12 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
         key: told.key.into(),
         number: 0,
         depth,
-        likely_string: told.is_of_string(),
+        string_at: told.is_of_string().then(|| GONE.load(Ordering::Relaxed)),
         tied: tied(entry),
     };
     match entry.mode() {
         RegisterMode::Sync => due::push(guard, Due::Event(SyncShot::new(entry.clone(), event))),
-        RegisterMode::Async if module().is_cluster => spread::start(entry, event),
+        RegisterMode::Async if module().is_cluster => spread::push(guard, entry, event),
         _ => queue::push(guard, entry, event),
     }
 }

@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{intercept::facts, is_master, registrations};
+use super::{active::Core, intercept::facts, is_master, registrations};
 use crate::module::MODULE_NAME;
 use crate::redis::{
     blocked,
@@ -58,6 +58,16 @@ thread_local! {
 pub fn start() {
     notify::listen(told);
     reading::start();
+}
+
+/// Called now and then.
+pub fn look(guard: &ServerLock) {
+    spread::look(guard);
+}
+
+/// A registration is gone, and what it has begun goes on.
+pub fn comes_first(core: &Core) {
+    spread::comes_first(core);
 }
 
 /// Stream registrations want to hear of all events, before others do. At load.
@@ -138,6 +148,9 @@ fn told(guard: &ServerLock, told: &Told<'_>) {
         && let Some(listener) = STREAMS.get()
     {
         listener(guard, told.event, told.key, told.db());
+    }
+    if told.is_gone() {
+        fire::key_is_gone();
     }
     // That a key has expired is not the handler's doing.
     if QUIET.get() && told.event != b"expired" {

@@ -14,9 +14,10 @@ use std::{
 use oxigears_coordinator::{codec::RecordBatch, engine::Waiting};
 use parking_lot::{Condvar, Mutex};
 
-use super::{fire::Event, index::Entry, reading};
+use super::{fire::Event, index::Entry, reading, spread};
 use crate::{
     module::module,
+    readers::event::Huge,
     redis::{
         lock::{self, ServerLock},
         log,
@@ -42,6 +43,8 @@ pub struct Queue {
     pub(super) announced: Padded<AtomicBool>,
     /// It has.
     pub(super) arrived: Condvar,
+    /// Events that wait in the line for executions on all shards (`spread`). Changed with that line locked.
+    pub(super) spread: AtomicUsize,
     /// When an event began last, in ns of the engine's clock.
     pub(super) progress_ns: Padded<AtomicU64>,
     /// Workers that are on their way to the next event.
@@ -52,17 +55,55 @@ pub struct Queue {
 
 #[derive(Default)]
 pub(super) struct ReadyLine {
-    pub events: VecDeque<Ready>,
+    events: VecDeque<Ready>,
+    /// Of their records.
+    bytes: usize,
     /// Events that were taken out and are still counted as waiting.
     taken: usize,
 }
 
 impl ReadyLine {
+    /// Number of events.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// So few that more may be read before they are needed.
+    pub fn is_short(&self) -> bool {
+        self.len() < limits::EVENTS_READY && self.bytes < limits::EVENTS_READY_BYTES
+    }
+
+    /// Puts one at the end.
+    pub fn push(&mut self, ready: Ready) {
+        self.bytes += ready.bytes();
+        self.events.push_back(ready);
+    }
+
+    fn find(&self, number: u64) -> Option<usize> {
+        self.events.iter().position(|ready| ready.event.number == number)
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Event> {
+        let ready = self.events.remove(at)?;
+        self.bytes -= ready.bytes();
+        Some(ready.event)
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.events.iter().map(|ready| ready.event.number)
+    }
+
     /// The next one, and how many are to be counted off now: several at once. `begins` is told its number before it stops
     /// to wait.
     pub fn pop(&mut self, begins: impl FnOnce(u64)) -> Option<(Ready, usize)> {
         begins(self.events.front()?.event.number);
         let ready = self.events.pop_front()?;
+        self.bytes -= ready.bytes();
         self.taken += 1;
         let count_now = self.taken >= COUNTED_AT_ONCE || self.events.is_empty();
         let count = if count_now { std::mem::take(&mut self.taken) } else { 0 };
@@ -75,6 +116,8 @@ pub(super) struct Line {
     pub waiting: VecDeque<Event>,
     /// Some are in neither line, because their records are being read.
     pub reading: bool,
+    /// The number of an event whose value was found to be huge when it was the first one.
+    pub found_huge: Option<(u64, Huge)>,
     /// A worker reads the record of the first one in slices.
     pub huge: bool,
     /// Tasks that handle them, running or queued.
@@ -96,6 +139,12 @@ impl Line {
 pub(super) struct Ready {
     pub event: Event,
     pub record: Result<RecordBatch, String>,
+}
+
+impl Ready {
+    fn bytes(&self) -> usize {
+        self.record.as_ref().map_or(0, |record| record.bytes.len())
+    }
 }
 
 /// See `ReadyLine::pop`.
@@ -181,18 +230,27 @@ pub(super) fn left(count: usize) {
     }
 }
 
-/// An event waits from now on; it is counted as triggered already.
-pub fn push(guard: &ServerLock, entry: &Arc<Entry>, mut event: Event) {
-    event.number = module().engine.next_number();
+/// Counts an event that is to wait; false if there are too many, then it is counted as aborted.
+pub(super) fn joins(guard: &ServerLock, active: &Active) -> bool {
     let waiting = WAITING.fetch_add(1, Ordering::AcqRel) + 1;
     if waiting > limits::EVENTS_MOST {
         left(1);
-        return refuse(&entry.active);
+        refuse(active);
+        return false;
     }
     if waiting > MOST_WAITING.load(Ordering::Relaxed) {
         MOST_WAITING.store(waiting, Ordering::Relaxed);
     }
     judge_length(guard, waiting);
+    true
+}
+
+/// An event waits from now on; it is counted as triggered already.
+pub fn push(guard: &ServerLock, entry: &Arc<Entry>, mut event: Event) {
+    event.number = module().engine.next_number();
+    if !joins(guard, &entry.active) {
+        return;
+    }
     let mut line = entry.active.core.events.line.0.lock();
     line.waiting.push_back(event);
     let idle = line.workers == 0;
@@ -215,6 +273,8 @@ fn refuse(active: &Active) {
 impl Core {
     /// What waits does not run; it counts as aborted.
     pub fn abort_waiting(&self) {
+        // Else some may be out of the lines, because their records are being read.
+        let _guard = lock::lock_within(limits::WITHDRAW_WAIT);
         self.give_up(&End::Aborted);
     }
 
@@ -223,18 +283,17 @@ impl Core {
         let (waiting, ready, taken) = {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();
+            let ready = std::mem::take(&mut *ready);
             // With nothing behind them, those that were taken out are counted off as well.
-            let taken = std::mem::take(&mut ready.taken);
-            (
-                std::mem::take(&mut line.waiting),
-                std::mem::take(&mut ready.events),
-                taken,
-            )
+            (std::mem::take(&mut line.waiting), ready.events, ready.taken)
         };
         let count = waiting.len() + ready.len();
         for event in ready.into_iter().map(|ready| ready.event).chain(waiting) {
             self.gone(event.number, end);
         }
+        let elsewhere = spread::withdraw(self);
+        elsewhere.iter().for_each(|_| self.stats.ended(end, 0));
+        let count = count + elsewhere.len();
         if count + taken > 0 {
             left(count + taken);
         }
@@ -248,8 +307,7 @@ impl Core {
 
     fn is_in(&self, line: &Line, number: u64) -> bool {
         let ready = self.events.ready.0.lock();
-        ready.events.iter().any(|ready| ready.event.number == number)
-            || line.waiting.iter().any(|event| event.number == number)
+        ready.find(number).is_some() || line.waiting.iter().any(|event| event.number == number)
     }
 
     /// An event does not run.
@@ -264,8 +322,8 @@ impl Waiting for Core {
     fn numbers(&self) -> Vec<u64> {
         let line = self.events.line.0.lock();
         let ready = self.events.ready.0.lock();
-        let ready = ready.events.iter().map(|ready| ready.event.number);
-        ready.chain(line.waiting.iter().map(|event| event.number)).collect()
+        let waiting = line.waiting.iter().map(|event| event.number);
+        ready.numbers().chain(waiting).collect()
     }
 
     fn waits(&self, number: u64) -> bool {
@@ -282,9 +340,8 @@ impl Waiting for Core {
         let found = {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();
-            let at = ready.events.iter().position(|ready| ready.event.number == number);
-            match at.and_then(|at| ready.events.remove(at)) {
-                Some(ready) => Some(ready.event),
+            match ready.find(number).and_then(|at| ready.remove(at)) {
+                Some(event) => Some(event),
                 None => {
                     let at = line.waiting.iter().position(|event| event.number == number);
                     at.and_then(|at| line.waiting.remove(at))

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     module::module,
-    readers::event::Huge,
+    readers::event::{Huge, HugeRecord},
     redis::{
         event_loop,
         guarded::Guarded,
@@ -69,8 +69,8 @@ fn read_ahead(guard: &ServerLock) {
     let came = std::mem::take(&mut *CAME.borrow_mut(guard));
     let end = Instant::now() + limits::EVENTS_SLICE;
     for Came { entry, .. } in &came {
-        let few = entry.active.core.events.ready.0.lock().events.len() < limits::EVENTS_READY;
-        if few && Instant::now() < end {
+        let is_short = entry.active.core.events.ready.0.lock().is_short();
+        if is_short && Instant::now() < end {
             read_some(guard, entry, end);
         }
     }
@@ -121,15 +121,24 @@ fn read_huge(entry: &Entry, number: u64, huge: Huge) {
     };
     let Some((name, key, wish)) = found else { return };
     let _done = HugeDone(queue);
-    let record = record::read_huge((&name, &key), wish, huge);
+    let mut record = HugeRecord::new(&key, huge);
+    let record = loop {
+        if let Some(record) = record.go_on(&name, wish) {
+            break record::one(record);
+        }
+        // It may have been aborted; while others look at the line it is out of it.
+        let line = queue.line.0.lock();
+        if !(line.reading || line.waiting.front().is_some_and(|first| first.number == number)) {
+            return;
+        }
+    };
     let _guard = lock::lock();
     let mut line = queue.line.0.lock();
-    // It may have been aborted.
     if line.waiting.front().is_some_and(|first| first.number == number)
         && let Some(event) = line.waiting.pop_front()
     {
         let record = Ok(record);
-        queue.ready.0.lock().events.push_back(Ready { event, record });
+        queue.ready.0.lock().push(Ready { event, record });
     }
 }
 
@@ -149,6 +158,11 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) -> Option<(u64, Hu
     queue::taken(guard);
     let mut taken: Vec<Event> = {
         let mut line = queue.line.0.lock();
+        // Nobody has to find that out again.
+        let first = line.waiting.front().map(|first| first.number);
+        if let Some((number, huge)) = line.found_huge.filter(|(number, _)| Some(*number) == first) {
+            return Some((number, huge));
+        }
         line.reading = true;
         let count = line.waiting.len().min(limits::EVENTS_AT_ONCE);
         line.waiting.drain(..count).rev().collect()
@@ -164,10 +178,13 @@ fn read_some(guard: &ServerLock, entry: &Entry, end: Instant) -> Option<(u64, Hu
     }
     reading.unpack(&mut ready);
     let mut line = queue.line.0.lock();
-    queue.ready.0.lock().events.extend(ready);
+    let mut all_ready = queue.ready.0.lock();
+    ready.into_iter().for_each(|one| all_ready.push(one));
+    drop(all_ready);
     // What was not read goes back to its place; the last one taken is the first in line.
     taken.into_iter().for_each(|event| line.waiting.push_front(event));
     line.reading = false;
+    line.found_huge = huge;
     huge
 }
 
@@ -198,13 +215,11 @@ impl Reading {
     ) -> Option<(u64, Huge)> {
         let from = taken.len().saturating_sub(limits::STRINGS_AT_ONCE);
         let count = taken.len() - from;
-        let strings = entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.likely_string);
+        let strings =
+            entry.read_value && !module().is_cluster && taken[from..].iter().all(|event| event.is_likely_string());
         let (alone, strings) = (strings && self.at_once == 1, strings && self.at_once != 1);
-        let count = match (alone, strings) {
-            (true, _) => 1,
-            (_, true) => self.ask(guard, taken, count),
-            _ => count,
-        };
+        // What is no string may be large: the clock is looked at after each.
+        let count = if strings { self.ask(guard, taken, count) } else { 1 };
         for at in 0..count {
             let event = taken.pop()?;
             let place = self.places.get(at).copied().flatten();
@@ -214,26 +229,35 @@ impl Reading {
                 (&*event.name, &*event.key),
                 event.wish(entry),
             );
-            let record = match strings {
+            let read = match strings {
                 true => {
                     let read = record::read_behind(guard, &entry.active, place, wish, known, &mut self.packed);
-                    self.packed_ends.push((ready.len(), self.packed.len()));
-                    read.map(|()| RecordBatch::default())
+                    read.map(|read| read.map_or_else(Read::Huge, |()| Read::Record(RecordBatch::default())))
                 }
-                false => match record::read(guard, &entry.active, place, wish) {
-                    Ok(Read::Record(record)) => Ok(record),
-                    Ok(Read::Huge(huge)) => {
-                        let number = event.number;
-                        taken.push(event);
-                        return Some((number, huge));
-                    }
-                    Err(text) => Err(text),
-                },
+                false => record::read(guard, &entry.active, place, wish),
             };
+            let record = match read {
+                Ok(Read::Record(record)) => Ok(record),
+                Ok(Read::Huge(huge)) => {
+                    let number = event.number;
+                    taken.push(event);
+                    return Some((number, huge));
+                }
+                Err(text) => Err(text),
+            };
+            let before = self.packed_ends.last().map_or(0, |(_, end)| *end);
+            if strings {
+                self.packed_ends.push((ready.len(), self.packed.len()));
+            }
+            let is_large = self.packed.len().saturating_sub(before) > limits::STRINGS_BYTES;
             if alone {
                 self.adapt(record.as_ref().map_or(1, |record| record.bytes.len()));
             }
             ready.push(Ready { event, record });
+            // It is none, or much longer than those before.
+            if is_large {
+                break;
+            }
         }
         if self.packed.len() >= limits::RECORDS_PACKED {
             self.unpack(ready);
@@ -283,15 +307,15 @@ impl Reading {
 impl Queue {
     /// No event has its record.
     pub(super) fn nothing_ready(&self) -> bool {
-        self.ready.0.lock().events.is_empty()
+        self.ready.0.lock().is_empty()
     }
 
     /// There are records; waits a moment for those that the main thread is about to read.
     pub(super) fn is_ready(&self) -> bool {
         let mut ready = self.ready.0.lock();
-        if ready.events.is_empty() && self.announced.0.load(Ordering::Relaxed) {
+        if ready.is_empty() && self.announced.0.load(Ordering::Relaxed) {
             self.arrived.wait_for(&mut ready, limits::EVENTS_COME);
         }
-        !ready.events.is_empty()
+        !ready.is_empty()
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     identity,
-    readers::event::{self, Huge, Wish},
+    readers::event::{self, Huge, HugeRecord, Wish},
     redis::{
         keyspace::ElementScan,
         lock::{self, ServerLock},
@@ -58,14 +58,6 @@ pub fn read(guard: &ServerLock, active: &Active, place: (&str, &[u8]), wish: Wis
     })
 }
 
-/// Reads on where `read` has stopped. Without the lock.
-pub fn read_huge((name, key): (&str, &[u8]), wish: Wish, huge: Huge) -> RecordBatch {
-    RecordBatch {
-        bytes: event::huge(name, key, wish, huge).into(),
-        records: 1,
-    }
-}
-
 /// Reads the record, however long that takes, into memory that this thread uses again and again; to be given back by
 /// `give_back`. `known`: the string that the key holds, if that is at hand.
 pub fn take(
@@ -90,7 +82,7 @@ pub fn give_back(record: Vec<u8>) {
     }
 }
 
-/// The same behind other records.
+/// The same as `read`, behind other records.
 pub fn read_behind(
     guard: &ServerLock,
     active: &Active,
@@ -98,9 +90,8 @@ pub fn read_behind(
     wish: Wish,
     known: Option<&[u8]>,
     out: &mut Vec<u8>,
-) -> Result<(), String> {
-    // A whole one is never too large.
-    TOOLS.with_borrow_mut(|Tools { scan, .. }| append(guard, active, place, wish, known, out, scan, true).map(drop))
+) -> Result<Result<(), Huge>, String> {
+    TOOLS.with_borrow_mut(|Tools { scan, .. }| append(guard, active, place, wish, known, out, scan, false))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -131,6 +122,16 @@ fn may_read(user: &str, key: &[u8]) -> Result<(), String> {
     identity::check_reader(user, &reader)
 }
 
+/// How far a record has been read.
+pub enum Stage {
+    /// Not at all.
+    New,
+    /// Its value is huge.
+    Huge(HugeRecord),
+    /// It has been given.
+    Done,
+}
+
 /// The input of an execution on all shards: the record of the event, read when it runs.
 pub struct EventInput {
     /// The registration.
@@ -141,21 +142,39 @@ pub struct EventInput {
     pub key: Key,
     /// What to read.
     pub wish: Wish,
-    /// It has been read.
-    pub done: bool,
+    /// How far that is.
+    pub stage: Stage,
+}
+
+const NOT_YET: SourceState = SourceState::Batch(RecordBatch {
+    bytes: Bytes::new(),
+    records: 0,
+});
+
+/// The batch of one record.
+pub fn one(record: Vec<u8>) -> RecordBatch {
+    RecordBatch {
+        bytes: record.into(),
+        records: 1,
+    }
 }
 
 impl Source for EventInput {
     fn next_batch(&mut self) -> SourceState {
-        if std::mem::replace(&mut self.done, true) {
-            return SourceState::End;
-        }
-        let place = (&*self.name, &*self.key);
-        let read = read(&lock::lock(), &self.active, place, self.wish);
-        match read {
-            Ok(Read::Record(batch)) => SourceState::Batch(batch),
-            Ok(Read::Huge(huge)) => SourceState::Batch(read_huge(place, self.wish, huge)),
-            Err(text) => SourceState::Error(text),
-        }
+        let (state, stage) = match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::New => match read(&lock::lock(), &self.active, (&self.name, &self.key), self.wish) {
+                Ok(Read::Record(batch)) => (SourceState::Batch(batch), Stage::Done),
+                Ok(Read::Huge(huge)) => (NOT_YET, Stage::Huge(HugeRecord::new(&self.key, huge))),
+                Err(text) => (SourceState::Error(text), Stage::Done),
+            },
+            // The worker tells that it gets on, and looks whether the execution is aborted, between two calls.
+            Stage::Huge(mut record) => match record.go_on(&self.name, self.wish) {
+                Some(record) => (SourceState::Batch(one(record)), Stage::Done),
+                None => (NOT_YET, Stage::Huge(record)),
+            },
+            Stage::Done => (SourceState::End, Stage::Done),
+        };
+        self.stage = stage;
+        state
     }
 }

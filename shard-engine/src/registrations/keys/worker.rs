@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-const REPLICA: &str = "ERR the server has become a replica, the event was not handled";
+pub(super) const REPLICA: &str = "ERR the server has become a replica, the event was not handled";
 
 /// A worker thread will handle the events of the registration. It is counted as one of its workers.
 pub fn submit(entry: Arc<Entry>) {
@@ -173,7 +173,7 @@ fn next_ready(active: &Active, interrupt: &Arc<PythonInterrupt>) -> Option<Ready
 pub fn want_spare(entry: &Arc<Entry>, least: usize) {
     let events = &entry.active.core.events;
     let mut line = events.line.0.lock();
-    if line.waiting.len() + events.ready.0.lock().events.len() < least {
+    if line.waiting.len() + events.ready.0.lock().len() < least {
         return;
     }
     if line.workers == 0 {

@@ -472,7 +472,8 @@ fn write(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &Batch, fate
     } else {
         group::acknowledge_each(guard, key, &consumer.group, &entries.ids)?;
     }
-    if !consumer.trim {
+    // Entries that others would have removed may have waited for this one.
+    if !(consumer.trim || all().is_trimmed(key)) {
         return Ok(());
     }
     let mut groups = all().groups_of(key);

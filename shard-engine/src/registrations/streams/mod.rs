@@ -82,6 +82,11 @@ impl Streams {
         *consumers = Arc::new(list);
     }
 
+    /// One of the registrations that the stream belongs to wants entries to be removed.
+    fn is_trimmed(&self, key: &[u8]) -> bool {
+        self.list().iter().any(|consumer| consumer.trim && consumer.wants(key))
+    }
+
     /// The groups of all registrations that the stream belongs to.
     fn groups_of(&self, key: &[u8]) -> Vec<Bytes> {
         let mut groups: Vec<Bytes> = Vec::new();
