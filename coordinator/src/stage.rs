@@ -59,6 +59,8 @@ pub trait StageSink {
     fn emit(&mut self, route: Route, batch: RecordBatch);
     /// Takes the text of an error record.
     fn error(&mut self, text: String);
+    /// The same for a record of another shard that can not be read: no fault of this shard, whose reader goes on.
+    fn lost(&mut self, text: String);
     /// Windows are used up: the runner should return `Yield` after the record at hand.
     fn full(&self) -> bool;
     /// This shard's own error list is not empty: the reader stops.

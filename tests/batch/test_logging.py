@@ -113,6 +113,7 @@ PRINTED = [
     "print('{0}')",
     "print('{0}', end='', flush=True)",
     "__import__('sys').stderr.write('{0}\\n') and None",
+    "__import__('sys').stdout.buffer.write('{0} é\\n'.encode()) and None",
     "__import__('warnings').warn('{0}')",
     "__import__('logging').getLogger('x').error('{0}')",
 ]

@@ -141,8 +141,8 @@ impl Sink<'_> {
     pub fn flush(&mut self) {
         let errors = std::mem::take(&mut self.errors);
         if !errors.is_empty() {
-            let stage = self.stage;
-            self.execution.drive(self.engine, |m| m.emit_errors(stage, errors));
+            let (stage, own) = (self.stage, self.own);
+            self.execution.drive(self.engine, |m| m.emit_errors(stage, errors, own));
         }
     }
 }
@@ -164,6 +164,10 @@ impl StageSink for Sink<'_> {
 
     fn error(&mut self, text: String) {
         self.own |= self.errors_stay;
+        self.lost(text);
+    }
+
+    fn lost(&mut self, text: String) {
         self.errors.push(text);
         if self.errors.len() >= 256 {
             self.flush();

@@ -522,8 +522,8 @@ impl Machine {
         self.outcome.results.push(batch);
     }
 
-    /// Error records leave a stage: to the initiator by the next collect, or into this shard's own list.
-    pub fn emit_errors(&mut self, stage: usize, texts: Vec<String>) {
+    /// Error records leave a stage: to the initiator by the next collect, or to this shard's list; `own`: its steps failed.
+    pub fn emit_errors(&mut self, stage: usize, texts: Vec<String>, own: bool) {
         if self.phase.is_over() || texts.is_empty() {
             return;
         }
@@ -534,7 +534,7 @@ impl Machine {
                 self.with_exchange(exchange as u32, |e, sends| e.emit(to, BatchKind::Errors, batch, sends));
             }
             None => {
-                self.own_errors = true;
+                self.own_errors |= own;
                 self.outcome.errors.extend(texts);
             }
         }

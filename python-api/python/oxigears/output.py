@@ -1,5 +1,6 @@
 """`sys.stdout` and `sys.stderr` of scripts: lines of the server log."""
 
+import codecs
 import io
 import os
 import sys
@@ -11,6 +12,25 @@ import _oxigears
 _LONGEST_LINE = 16 * 1024
 
 
+class _Bytes(io.RawIOBase):
+    """What `sys.stdout.buffer` is: bytes of UTF-8 for a text stream."""
+
+    def __init__(self, text):
+        self._text = text
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        data = bytes(data)
+        self._text.write(self._decode(data))
+        return len(data)
+
+    def flush(self):
+        self._text.flush()
+
+
 class LogWriter(io.TextIOBase):
     """A text stream that writes whole lines to the server log."""
 
@@ -19,6 +39,7 @@ class LogWriter(io.TextIOBase):
         self._line = ""
         # Re-entrant: a finaliser that prints may run while this thread prints.
         self._lock = threading.RLock()
+        self.buffer = _Bytes(self)
 
     @property
     def encoding(self):

@@ -285,7 +285,8 @@ impl State {
                     let (chain, mut exit) = self.split(sink, &mut slice);
                     chain.push(py, 0, item, &mut exit);
                 }
-                Pulled::Error(text) => sink.error(text),
+                Pulled::Error(text) if self.is_first => sink.error(text),
+                Pulled::Error(text) => sink.lost(text),
                 Pulled::End => self.begin_closing(),
                 Pulled::Nothing if self.closed => self.begin_closing(),
                 Pulled::Nothing => {

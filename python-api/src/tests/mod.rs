@@ -99,6 +99,10 @@ impl StageSink for LoopSink {
         self.errors.push(text);
     }
 
+    fn lost(&mut self, text: String) {
+        self.errors.push(text);
+    }
+
     fn full(&self) -> bool {
         self.emitted.len() >= self.window
     }
