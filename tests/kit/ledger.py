@@ -3,6 +3,7 @@
 import threading
 
 from registrations import dump, simple_trigger, trigger, wait_equal
+from repeating import Repeating
 from replies import wait_until
 from wire import Error, Simple, Wire
 
@@ -99,33 +100,15 @@ class Ledger:
         return found
 
 
-class Writer:
+class Writer(Repeating):
     """Registers and unregisters without pause, asking one node after the other, until it is left."""
 
     def __init__(self, ledger, servers, name):
+        super().__init__()
         self.ledger, self.servers, self.name = ledger, list(servers), name
-        self.count = self.done = 0
-        self.broken = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self.done = 0
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._end.set()
-        self._thread.join()
-        assert self.broken is None, self.broken
-
-    def _run(self):
-        try:
-            while not self._end.is_set():
-                self._step()
-        except BaseException as error:
-            self.broken = error
-
-    def _step(self):
+    def step(self, _):
         self.count += 1
         server = self.servers[self.count % len(self.servers)]
         if not server.alive() or server.paused():

@@ -1,12 +1,12 @@
 """What is fired while one shard has been dead for long: each of many has its error without waiting for the others."""
 
 import contextlib
-import threading
 
 import pytest
 from breaking import EVERYWHERE, expect_loss
 from firing import counters, data
 from registrations import register, status_of, trigger, wait_applied
+from repeating import Repeating
 from replies import own_tag, wait_until
 from wire import Simple, Wire
 
@@ -20,33 +20,16 @@ TRIGGERS, EVENTS = 300, 500
 FEW = 50
 
 
-class OneByOne:
+class OneByOne(Repeating):
     """Counts executions that a server ends, one after the other."""
 
     def __init__(self, server, victim):
-        self.server, self.victim = server, victim
-        self.count = 0
-        self.broken = None
-        self._end = threading.Event()
+        super().__init__(server)
+        self.victim = victim
 
-    def _run(self):
-        try:
-            with Wire(self.server.port) as wire:
-                while not self._end.is_set():
-                    expect_loss(wire.call("RG.PYEXECUTE", EVERYWHERE), self.victim)
-                    self.count += 1
-        except BaseException as error:
-            self.broken = error
-
-    def __enter__(self):
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._end.set()
-        self._thread.join()
-        assert self.broken is None, self.broken
+    def step(self, wire):
+        expect_loss(wire.call("RG.PYEXECUTE", EVERYWHERE), self.victim)
+        self.count += 1
 
 
 @pytest.fixture

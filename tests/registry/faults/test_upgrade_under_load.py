@@ -1,11 +1,11 @@
 """UPGRADE while clients trigger on every shard: each shard switches at one moment, and nobody gets an error."""
 
 import contextlib
-import threading
 
 import pytest
 from breaking import HEAL_S
 from registrations import register, trigger, wait_equal, wait_group
+from repeating import Repeating
 from replies import wait_until
 from wire import Error, Simple, Wire
 
@@ -22,34 +22,18 @@ mine = {number}
 """
 
 
-class Caller:
+class Caller(Repeating):
     """A client that triggers without pause and checks what it gets."""
 
     def __init__(self, server, ask):
-        self.server, self.ask = server, ask
-        self.count, self.newest, self.broken = 0, 0, None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__(server)
+        self.ask, self.newest = ask, 0
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._end.set()
-        self._thread.join()
-        assert self.broken is None, self.broken
-
-    def _run(self):
-        try:
-            with Wire(self.server.port) as wire:
-                while not self._end.is_set():
-                    found = self.ask(wire)
-                    assert found >= self.newest, f"version {found} after version {self.newest}"
-                    self.newest = found
-                    self.count += 1
-        except BaseException as error:
-            self.broken = error
+    def step(self, wire):
+        found = self.ask(wire)
+        assert found >= self.newest, f"version {found} after version {self.newest}"
+        self.newest = found
+        self.count += 1
 
 
 def one_by_one(wire):
