@@ -184,12 +184,12 @@ def _stream(
         raise error("retryInterval argument must be a number")
     if not isinstance(trimStream, bool):
         raise error("pyTrimmStream argument must be a boolean")
-    options = _stream_options(mode, policy, **more)
+    options = _stream_options(prefix, mode, policy, **more)
     return ("stream", prefix, batch, duration, policy, onFailedRetryInterval, trimStream, *options)
 
 
 def _stream_options(
-    mode, policy, group=None, sharedGroup=False, atomicBatch=False, maxRetries=_ABSENT, deadLetter=None
+    prefix, mode, policy, group=None, sharedGroup=False, atomicBatch=False, maxRetries=_ABSENT, deadLetter=None
 ):
     """What is beyond the original interface: group, atomic, retries, dead-letter stream."""
     for name, value in (("sharedGroup", sharedGroup), ("atomicBatch", atomicBatch)):
@@ -206,6 +206,8 @@ def _stream_options(
         raise error("atomicBatch can not be combined with ExecutionMode async")
     if deadLetter is not None and policy != "retry":
         raise error("deadLetter can only be combined with OnFailedPolicy Retry")
+    if deadLetter is not None and _bytes(deadLetter) == prefix:
+        raise error("deadLetter argument must be another stream")
     if maxRetries is not _ABSENT and deadLetter is None:
         raise error("maxRetries can only be given with deadLetter")
     retries = 3 if maxRetries is _ABSENT else maxRetries

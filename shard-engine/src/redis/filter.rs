@@ -36,11 +36,25 @@ impl Passing<'_> {
     }
 
     /// An argument; empty if there is none.
+    #[inline]
     pub fn arg(&self, at: usize) -> &[u8] {
         // SAFETY: as above; the strings live as long as the command, which the filter outlives not.
         unsafe {
             let string = api!(RedisModule_CommandFilterArgGet)(self.filter, at as i32);
             if string.is_null() { &[] } else { string_bytes(string) }
+        }
+    }
+
+    /// The first byte of an argument; zero if it is empty, or there is none. To read its length costs as much again.
+    #[inline]
+    pub fn first_byte(&self, at: usize) -> u8 {
+        // SAFETY: as above; behind the text of a string of the server there is a zero.
+        unsafe {
+            let string = api!(RedisModule_CommandFilterArgGet)(self.filter, at as i32);
+            if string.is_null() {
+                return 0;
+            }
+            api!(RedisModule_StringPtrLen)(string, null_mut()).cast::<u8>().read()
         }
     }
 

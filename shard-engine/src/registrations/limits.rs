@@ -92,6 +92,10 @@ pub const USERS_LOOKED_AT: usize = 100;
 pub const STREAM_BATCH_BYTES: usize = 64 * 1024 * 1024;
 /// See `STREAM_BATCH_BYTES`.
 pub const STREAM_BATCH_ENTRIES: u64 = 1_000_000;
+/// Bytes of batches that have been read and are not over, of all streams; more are read when some are.
+pub const STREAM_WAITING_BYTES: usize = 4 * STREAM_BATCH_BYTES;
+/// Entries that are taken out of a group between two looks at the clock.
+pub const STREAM_TAKEN_AT_ONCE: u64 = 200;
 /// Ids in one command that acknowledges entries.
 pub const STREAM_IDS: usize = 1000;
 /// Streams that one registration keeps in mind; beyond, it forgets those on which nothing waits.

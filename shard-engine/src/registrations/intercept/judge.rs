@@ -63,19 +63,23 @@ fn judge(command: &Passing<'_>) -> Option<Front> {
     // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
     let table = TABLE.borrow(command.guard());
     let table = table.as_ref()?;
-    let Some(entry) = table.find(command.arg(0)) else {
-        tell_if_needed(table, None, command);
+    let entry = table.find(command.arg(0));
+    if entry.is_some_and(|entry| entry.is_for_nobody(|| command.len(), |at| command.first_byte(at))) {
         return None;
-    };
+    }
+    look_further(table, entry, command)
+}
+
+/// Most commands end before this, which is kept out of their way.
+#[inline(never)]
+fn look_further(table: &Table, entry: Option<&Arc<Entry>>, command: &Passing<'_>) -> Option<Front> {
+    tell_if_needed(table, entry, command);
+    let entry = entry?;
     if entry.of_rights {
         access::rights_change();
     } else if entry.is_exec {
         access::transaction_runs();
     }
-    if !entry.may_matter(|| command.len(), |at| command.arg(at)) {
-        return None;
-    }
-    tell_if_needed(table, Some(entry), command);
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));
     if !(found.hook || found.link || ((found.sync || found.slow) && is_master())) || LOADING.load(Ordering::Acquire) {

@@ -166,7 +166,7 @@ impl Needs {
         for (name, is_exec) in OF_RIGHTS.map(|name| (name, false)).into_iter().chain([("exec", true)]) {
             let entry = by_name.remove(name.as_bytes()).and_then(Arc::into_inner);
             let mut entry = entry.unwrap_or_default();
-            (entry.of_rights, entry.is_exec) = (!is_exec, is_exec);
+            entry.is_always_seen(is_exec);
             by_name.insert(name.as_bytes().into(), Arc::new(entry));
         }
         Table::new(by_name, only_queued, watched)

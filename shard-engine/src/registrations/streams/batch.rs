@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use oxigears_coordinator::{plan::Reader, registry::FailurePolicy};
 use parking_lot::Mutex;
@@ -12,6 +13,7 @@ use super::{
     consumer::{Consumer, Key, Status},
     flow::{Ended, Found, Next, Wanted},
     group::{self, Entries, Range, Standing, Trouble},
+    room::Room,
 };
 use crate::{
     identity,
@@ -19,46 +21,69 @@ use crate::{
     redis::{cluster, key::StreamId, lock::ServerLock, log, replicate},
 };
 
-/// Who has a group on a stream now: batches of one stream in one group are run one after another, whatever registration
-/// they belong to. True: the stream of that name is another one by now.
-static HOLDERS: Mutex<Option<HashMap<(bytes::Bytes, Key), bool>>> = Mutex::new(None);
+/// Who has which groups of a stream now: batches of one stream in one group are run one after another, whatever
+/// registration they belong to.
+static HOLDERS: Mutex<Option<HashMap<Key, Vec<Held>>>> = Mutex::new(None);
+
+struct Held {
+    group: Bytes,
+    /// The stream of that name is another one by now.
+    lost: bool,
+}
 
 /// The right to work on a stream in a group; given back when it is dropped.
 pub struct Hold {
-    place: (bytes::Bytes, Key),
+    key: Key,
+    group: Bytes,
 }
 
 impl Hold {
     fn take(consumer: &Consumer, key: &Key) -> Option<Hold> {
-        let place = (consumer.group.clone(), key.clone());
+        let group = consumer.group.clone();
         let mut holders = HOLDERS.lock();
-        let is_new = holders.get_or_insert_default().try_insert(place.clone(), false).is_ok();
-        // Not made at once: dropping it would give back what another one has.
-        is_new.then(|| Hold { place })
+        let held = holders.get_or_insert_default().entry(key.clone()).or_default();
+        if held.iter().any(|held| held.group == group) {
+            return None;
+        }
+        held.push(Held {
+            group: group.clone(),
+            lost: false,
+        });
+        Some(Hold {
+            key: key.clone(),
+            group,
+        })
     }
 
     /// The stream went away, and maybe came back, since it was held, or since it was last asked here.
     fn ask_lost(&self) -> bool {
         let mut holders = HOLDERS.lock();
-        let lost = holders.as_mut().and_then(|holders| holders.get_mut(&self.place));
-        lost.is_some_and(std::mem::take)
+        let held = holders.as_mut().and_then(|holders| holders.get_mut(&self.key));
+        let own = held.and_then(|held| held.iter_mut().find(|held| held.group == self.group));
+        own.is_some_and(|own| std::mem::take(&mut own.lost))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(holders) = HOLDERS.lock().as_mut() {
-            holders.remove(&self.place);
+        let mut holders = HOLDERS.lock();
+        let Some(holders) = holders.as_mut() else { return };
+        if let Some(held) = holders.get_mut(&self.key) {
+            held.retain(|held| held.group != self.group);
+            if held.is_empty() {
+                holders.remove(&self.key);
+            }
         }
     }
 }
 
 /// The stream of this name went away, or all of them: what is under way must not acknowledge or trim what comes instead.
 pub fn lost(key: Option<&[u8]>) {
-    if let Some(holders) = HOLDERS.lock().as_mut() {
-        for ((_, held), lost) in holders.iter_mut() {
-            *lost |= key.is_none_or(|key| **held == *key);
-        }
+    let mut holders = HOLDERS.lock();
+    let Some(holders) = holders.as_mut() else { return };
+    match key {
+        Some(key) => holders.get_mut(key).into_iter().flatten().for_each(|held| held.lost = true),
+        None => holders.values_mut().flatten().for_each(|held| held.lost = true),
     }
 }
 
@@ -72,8 +97,11 @@ pub struct Reading {
     entries: Entries,
     /// They are what the group had pending.
     pending: bool,
+    /// What the group has pending behind this one is still to be read.
+    pending_behind: Option<StreamId>,
     /// New ones were looked for.
     new: bool,
+    room: Option<Room>,
 }
 
 /// A batch that is to be run.
@@ -85,6 +113,9 @@ pub struct Batch {
     standing: Standing,
     /// What was read; its records are taken out to be run.
     pub entries: Entries,
+    /// In a group with other members: so many are acknowledged.
+    acknowledged: usize,
+    _room: Option<Room>,
 }
 
 /// How a batch ended.
@@ -121,7 +152,7 @@ pub fn wall_ms() -> u64 {
 const OLDEST_LAG_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
 /// Begins to read the batch that the flow wants; its flow is taken.
-pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Kept>) -> Look {
+pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Kept>, room: Option<Room>) -> Look {
     let Some((number, depth)) = consumer.number(key) else {
         return Look::Nothing(Next::Wait);
     };
@@ -164,7 +195,9 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
             standing,
             entries: Entries::default(),
             pending: false,
+            pending_behind: (wanted.fresh || wanted.until.is_some()).then(StreamId::default),
             new: consumer.has_own_group,
+            room,
         })),
         Err(trouble) => in_trouble(guard, consumer, key, number, trouble),
     }
@@ -233,7 +266,7 @@ pub fn go_on(
         };
         group::read(guard, key, &range, &mut reading.entries, deadline)
     } else {
-        take_in_turn(guard, consumer, key, &mut reading).map(|()| true)
+        take_in_turn(guard, consumer, key, &mut reading, deadline)
     };
     match whole {
         Ok(true) => judge(consumer, key, reading),
@@ -242,20 +275,38 @@ pub fn go_on(
     }
 }
 
-/// What is pending comes before what is new.
-fn take_in_turn(guard: &ServerLock, consumer: &Consumer, key: &Key, reading: &mut Reading) -> Result<(), Trouble> {
+/// What is pending comes before what is new. False if the time is over before the end.
+fn take_in_turn(
+    guard: &ServerLock,
+    consumer: &Consumer,
+    key: &Key,
+    reading: &mut Reading,
+    deadline: Option<&mut Deadline>,
+) -> Result<bool, Trouble> {
     let (entries, wanted) = (&mut reading.entries, reading.wanted);
-    let again = wanted.until.is_some();
-    if wanted.fresh || again {
-        group::take(guard, key, &consumer.group, true, u64::MAX, entries)?;
+    let is_over = || deadline.as_ref().is_some_and(|deadline| deadline.is_over_now());
+    let most = limits::STREAM_TAKEN_AT_ONCE;
+    while reading.pending_behind.is_some() {
+        reading.pending_behind = group::take(guard, key, &consumer.group, reading.pending_behind, most, entries)?;
         reading.pending = entries.count > 0;
+        if reading.pending_behind.is_some() && is_over() {
+            return Ok(false);
+        }
     }
-    if entries.count == 0 && !again && wanted.new {
-        group::take(guard, key, &consumer.group, false, wanted.count, entries)?;
+    if !reading.pending && wanted.until.is_none() && wanted.new {
         reading.new = true;
+        while !entries.is_full(wanted.count) {
+            let most = most.min(wanted.count - entries.count);
+            if group::take(guard, key, &consumer.group, None, most, entries)?.is_none() {
+                break;
+            }
+            if !entries.is_full(wanted.count) && is_over() {
+                return Ok(false);
+            }
+        }
     }
     entries.more = group::has_entries_behind(guard, key, reading.standing.last.max(entries.last));
-    Ok(())
+    Ok(true)
 }
 
 fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
@@ -279,6 +330,10 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
     if !run {
         return Look::Nothing(next);
     }
+    let mut room = reading.room;
+    if let Some(room) = &mut room {
+        room.take(reading.entries.bytes.len());
+    }
     consumer.core.stats.triggered();
     Look::Run(Box::new(Batch {
         hold: reading.hold,
@@ -286,6 +341,8 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
         depth: reading.depth,
         standing: reading.standing,
         entries: reading.entries,
+        acknowledged: 0,
+        _room: room,
     }))
 }
 
@@ -298,6 +355,8 @@ pub enum Settled {
     Done(Next, Kept),
     /// Writes are paused: again in a moment.
     Later(Box<Batch>, Verdict),
+    /// The time was not enough: go on.
+    More(Box<Batch>, Verdict),
 }
 
 /// What becomes of the entries.
@@ -309,25 +368,25 @@ enum Fate {
     Keep,
 }
 
-/// The batch is over, after so many ns: acknowledges it, or what else the policy says.
+/// The batch is over, after so many ns: acknowledges it, or what else the policy says. Without a deadline in one go.
 pub fn settle(
     guard: &ServerLock,
-    consumer: &Consumer,
-    key: &Key,
-    batch: Box<Batch>,
+    (consumer, key): (&Consumer, &Key),
+    mut batch: Box<Batch>,
     verdict: Verdict,
     ns: u64,
+    mut deadline: Option<&mut Deadline>,
 ) -> Settled {
     let fate = fate(consumer, key, &batch, &verdict);
     let writes = matches!(fate, Fate::Acknowledge | Fate::Bury(_));
     // A replica must not write; the new master runs the entries again.
     let can_write = is_master() && !cluster::is_replica(guard);
     let (last, mut gone) = (batch.entries.last, false);
-    let written = || {
+    let mut written = || {
         if batch.hold.ask_lost() {
             return Err(Trouble::Gone);
         }
-        match write(guard, consumer, key, &batch, &fate) {
+        match write(guard, (consumer, key), &mut batch, &fate, deadline.take()) {
             // What it wrote is there: it must not run again, buried or not.
             Err(Trouble::Failed(text)) if matches!(verdict, Verdict::FailureAfterWrites(_)) => {
                 log::warning(&format!(
@@ -335,14 +394,15 @@ pub fn settle(
                     consumer.registration.id,
                     String::from_utf8_lossy(key)
                 ));
-                write(guard, consumer, key, &batch, &Fate::Acknowledge)
+                write(guard, (consumer, key), &mut batch, &Fate::Acknowledge, None)
             }
             written => written,
         }
     };
     let ended = match &fate {
         _ if writes && can_write => match written() {
-            Ok(()) => Ended::Acknowledged,
+            Ok(true) => Ended::Acknowledged,
+            Ok(false) => return Settled::More(batch, verdict),
             Err(Trouble::Paused) => return Settled::Later(batch, verdict),
             Err(Trouble::Failed(text)) => {
                 log::warning(&format!(
@@ -386,6 +446,9 @@ pub fn settle(
     } else {
         Next::Wait
     };
+    if consumer.leaves_its_group() {
+        leave_now(guard, consumer, key);
+    }
     Settled::Done(next, (hold, standing))
 }
 
@@ -453,25 +516,107 @@ fn count(consumer: &Consumer, batch: &Batch, verdict: &Verdict, ns: u64) {
         .ended_with_lag(&end, ns, lag.unwrap_or(ns / 1_000_000));
 }
 
-/// Writes what acknowledges the batch.
-fn write(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &Batch, fate: &Fate) -> Result<(), Trouble> {
-    let (entries, standing) = (&batch.entries, &batch.standing);
+/// Writes what acknowledges the batch; false if the time was not enough.
+fn write(
+    guard: &ServerLock,
+    (consumer, key): (&Consumer, &Key),
+    batch: &mut Batch,
+    fate: &Fate,
+    mut deadline: Option<&mut Deadline>,
+) -> Result<bool, Trouble> {
     if let Fate::Bury(text) = fate
         && let Some(dead_letter) = consumer.dead_letter(key)
     {
-        let after = match consumer.has_own_group {
-            true => standing.last,
-            false => entries.first.previous().unwrap_or_default(),
-        };
         let tries = consumer.with(key, batch.number, |flow, _| flow.tries()).unwrap_or(0) + 1;
         let reason = group::Reason { text, tries };
-        group::bury(guard, key, (after, entries.last), &entries.ids, &dead_letter, &reason)?;
+        if !bury(guard, (consumer, key), batch, (&dead_letter, &reason), deadline.as_deref_mut())? {
+            return Ok(false);
+        }
     }
+    let last = batch.entries.last;
     if consumer.has_own_group {
-        group::acknowledge(guard, key, &consumer.group, entries.last, passed(batch))?;
+        count_again(guard, consumer, key, batch)?;
+        group::acknowledge(guard, key, &consumer.group, last, passed(batch))?;
     } else {
-        group::acknowledge_each(guard, key, &consumer.group, &entries.ids)?;
+        for ids in batch.entries.ids[batch.acknowledged..].chunks(limits::STREAM_IDS) {
+            group::acknowledge_each(guard, key, &consumer.group, ids)?;
+            batch.acknowledged += ids.len();
+            let is_whole = batch.acknowledged == batch.entries.ids.len();
+            if !is_whole && deadline.as_ref().is_some_and(|deadline| deadline.is_over_now()) {
+                return Ok(false);
+            }
+        }
     }
+    trim(guard, consumer, key, last)?;
+    Ok(true)
+}
+
+/// Entries that others have removed before they were read are not in the batch's number. How many there were is known
+/// where nothing is behind the batch.
+fn count_again(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &mut Batch) -> Result<(), Trouble> {
+    if !consumer.is_uncounted(key, batch.number) || group::has_entries_behind(guard, key, batch.entries.last) {
+        return Ok(());
+    }
+    let added = group::added_ever(guard, key)?;
+    batch.standing.entries_read = added.map(|added| added.saturating_sub(batch.entries.count));
+    consumer.counted(key, batch.number);
+    Ok(())
+}
+
+/// Removes the group of a registration that is gone, unless its last batch is under way, which does it.
+pub fn leave(guard: &ServerLock, consumer: &Consumer, key: &Key) {
+    let is_held = HOLDERS.lock().as_ref().is_some_and(|holders| {
+        let held = holders.get(key);
+        held.is_some_and(|held| held.iter().any(|held| held.group == consumer.group))
+    });
+    if !is_held {
+        leave_now(guard, consumer, key);
+    }
+}
+
+fn leave_now(guard: &ServerLock, consumer: &Consumer, key: &Key) {
+    let is_ours = is_master() && !cluster::is_replica(guard) && group::is_stream(guard, key);
+    // The same session may have registered it again.
+    if is_ours && !all().groups_of(key).contains(&consumer.group) {
+        // Whoever removed the stream meanwhile has removed the group, too; and one that stays does no harm.
+        let _ = group::destroy(guard, key, &consumer.group);
+    }
+}
+
+/// Copies the entries to the dead letters; false if the time was not enough for all. Those that are there are acknowledged
+/// then, so they are not copied again after a restart, and the batch is the rest.
+fn bury(
+    guard: &ServerLock,
+    (consumer, key): (&Consumer, &Key),
+    batch: &mut Batch,
+    (dead_letter, reason): (&[u8], &group::Reason<'_>),
+    deadline: Option<&mut Deadline>,
+) -> Result<bool, Trouble> {
+    let (entries, standing) = (&mut batch.entries, &mut batch.standing);
+    let after = match entries.ids.get(batch.acknowledged) {
+        _ if consumer.has_own_group => standing.last,
+        Some(first) => first.previous().unwrap_or_default(),
+        None => return Ok(true),
+    };
+    let range = (after, entries.last);
+    let Some((last, count)) = group::bury(guard, key, range, &entries.ids, (dead_letter, reason), deadline)? else {
+        return Ok(true);
+    };
+    if consumer.has_own_group {
+        let passed = standing.entries_read.map(|n| n + count);
+        group::acknowledge(guard, key, &consumer.group, last, passed)?;
+        (standing.last, standing.entries_read) = (last, passed);
+        entries.count = entries.count.saturating_sub(count);
+    } else {
+        let part = entries.ids.partition_point(|id| *id <= last);
+        group::acknowledge_each(guard, key, &consumer.group, &entries.ids[batch.acknowledged..part])?;
+        batch.acknowledged = part;
+    }
+    Ok(false)
+}
+
+/// Removes what all registrations of the stream have passed, if one of them wants that.
+fn trim(guard: &ServerLock, consumer: &Consumer, key: &Key, last: StreamId) -> Result<(), Trouble> {
     // Entries that others would have removed may have waited for this one.
     if !(consumer.trim || all().is_trimmed(key)) {
         return Ok(());
@@ -482,7 +627,7 @@ fn write(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &Batch, fate
         groups.push(consumer.group.clone());
     }
     let passed = match &groups[..] {
-        [only] if consumer.has_own_group && **only == *consumer.group => Some(entries.last),
+        [only] if consumer.has_own_group && **only == *consumer.group => Some(last),
         _ => {
             let groups: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
             group::passed_by_all(guard, key, &groups)?

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::{
     super::{active::Core, intercept::keyset::begins_with, limits, remembered::Remembered},
+    all,
     flow::{Flow, Next, Rules},
 };
 use crate::module::module;
@@ -36,6 +37,23 @@ fn is_own(group: &[u8]) -> bool {
         .strip_prefix(SHARED_GROUP.as_bytes())
         .is_some_and(|rest| rest.starts_with(b":"))
 }
+
+/// A registration's own group, with which no later one can go on: the name of its session was made up by a shard, or it
+/// was made by running code.
+fn is_of_nobody_else(group: &[u8]) -> bool {
+    let rest = group.strip_prefix(SHARED_GROUP.as_bytes()).unwrap_or_default();
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut parts = rest.rsplitn(2, |byte| *byte == b':');
+    let (which, session) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if !is_number(which) {
+        return true;
+    }
+    let session = session.strip_prefix(b":").unwrap_or_default();
+    session.len() == MADE_UP_BYTES && session.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Length of the names of sessions that nobody has named, in hex.
+const MADE_UP_BYTES: usize = 40;
 
 /// What RG.DUMPREGISTRATIONS shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +80,8 @@ struct Known {
     flow: Flow,
     /// How deep the events are that told of what waits.
     depth: u32,
+    /// Others have removed entries, maybe some that were not read: the group may have passed more than was read.
+    uncounted: bool,
 }
 
 /// See the module.
@@ -155,10 +175,11 @@ impl Consumer {
         self.registration.mode == RegisterMode::Sync
     }
 
-    /// The streams of this name are its.
+    /// The streams of this name are its. Those of dead letters are only if it names them: what fails is not to fail again
+    /// and again.
     pub fn wants(&self, key: &[u8]) -> bool {
         match self.prefix.strip_suffix(b"*") {
-            Some(prefix) => begins_with(key, prefix),
+            Some(prefix) => begins_with(key, prefix) && !all().takes_dead_letters(key),
             None => key == &*self.prefix,
         }
     }
@@ -176,6 +197,21 @@ impl Consumer {
             return Some(name.to_vec());
         }
         Some([name, b"{".as_slice(), &tag_of_its_slot(key), b"}"].concat())
+    }
+
+    /// It has a stream for entries that fail.
+    pub fn has_dead_letters(&self) -> bool {
+        self.dead_letter.is_some()
+    }
+
+    /// Failed entries of some stream go to the one of this name.
+    pub fn buries_in(&self, key: &[u8]) -> bool {
+        let rest = self.dead_letter.as_ref().and_then(|name| key.strip_prefix(&**name));
+        rest.is_some_and(|rest| match rest {
+            [] => true,
+            [b'{', .., b'}'] => module().is_cluster,
+            _ => false,
+        })
     }
 
     /// What RG.DUMPREGISTRATIONS shows.
@@ -238,6 +274,33 @@ impl Consumer {
         Some((key.clone(), known.flow.next(&self.rules, now_ms)))
     }
 
+    /// Others have removed entries.
+    pub fn entries_removed(&self, key: &[u8]) {
+        if let Some(known) = self.state.lock().flows.get_mut(key) {
+            known.uncounted = true;
+        }
+    }
+
+    /// The group may have passed more entries than were read.
+    pub fn is_uncounted(&self, key: &[u8], number: u64) -> bool {
+        let state = self.state.lock();
+        let known = state.flows.get(key).filter(|known| known.number == number);
+        known.is_some_and(|known| known.uncounted)
+    }
+
+    /// It is known again how many it has passed.
+    pub fn counted(&self, key: &[u8], number: u64) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.flows.get_mut(key).filter(|known| known.number == number) {
+            known.uncounted = false;
+        }
+    }
+
+    /// It is gone, and nobody can go on with its group.
+    pub fn leaves_its_group(&self) -> bool {
+        self.has_own_group && is_of_nobody_else(&self.group) && self.state.lock().status == Status::Gone
+    }
+
     /// The stream is gone.
     pub fn forget(&self, key: &[u8]) {
         self.state.lock().flows.remove(key);
@@ -291,6 +354,7 @@ impl State {
             number: self.made,
             flow,
             depth: 0,
+            uncounted: true,
         };
         self.flows.insert(key, known);
     }
@@ -327,6 +391,21 @@ mod tests {
         assert!(is_own(own_group("s", "0").as_bytes()));
         assert!(!is_own(SHARED_GROUP.as_bytes()));
         assert!(!is_own(b"other"));
+        let made_up = "0a".repeat(20);
+        let id = format!("{}-13", "0a".repeat(20));
+        for (session, which, of_nobody_else) in [
+            (&*made_up, "0", true),
+            (&made_up, &*id, true),
+            ("named", &id, true),
+            ("named", "0", false),
+            ("na:med", "17", false),
+            ("", "0", false),
+            (&made_up[1..], "0", false),
+            (&format!("{made_up}0"), "0", false),
+        ] {
+            let group = own_group(session, which);
+            assert_eq!(is_of_nobody_else(group.as_bytes()), of_nobody_else, "{group}");
+        }
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct Flow {
     /// Number of the timer that is set; others are stale.
     timer: u64,
     is_set: bool,
+    /// The timer is there because somebody who looked did nothing.
+    is_postponed: bool,
 }
 
 impl Flow {
@@ -140,6 +142,8 @@ impl Flow {
         self.is_set = false;
         self.barred = false;
         match &mut self.failed {
+            // Whatever was the reason to look is one still.
+            _ if self.is_postponed => {}
             Some(failed) => failed.due = true,
             None => self.due = true,
         }
@@ -149,9 +153,9 @@ impl Flow {
     /// Somebody who had taken the flow did nothing; try again in so many ms.
     pub fn postponed(&mut self, ms: u64) -> Next {
         self.taken = false;
-        // Whatever was the reason to look is one still.
-        self.due = true;
-        self.ring(ms)
+        let next = self.ring(ms);
+        self.is_postponed = true;
+        next
     }
 
     /// The stream may not be read, whatever comes: try again as after a failure, but not sooner than in so many ms.
@@ -267,7 +271,7 @@ impl Flow {
 
     fn ring(&mut self, ms: u64) -> Next {
         self.timer += 1;
-        self.is_set = true;
+        (self.is_set, self.is_postponed) = (true, false);
         Next::Ring(self.timer, ms)
     }
 }

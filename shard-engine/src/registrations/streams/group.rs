@@ -5,7 +5,7 @@
 //! consumer does it, because others move it too. All of it happens under the server lock; what it writes is replicated,
 //! and what one hold of the lock writes is one transaction for replicas and the AOF.
 
-use std::ops::ControlFlow;
+use std::{cell::Cell, ops::ControlFlow};
 
 use oxigears_coordinator::codec::{put_bytes, put_head, put_tagged, tag};
 
@@ -165,7 +165,8 @@ impl Entries {
         fields(&mut self.bytes);
     }
 
-    fn is_full(&self, count: u64) -> bool {
+    /// Nothing is to be added to a batch of `count` entries.
+    pub fn is_full(&self, count: u64) -> bool {
         self.count >= count
             || self.bytes.len() >= limits::STREAM_BATCH_BYTES
             || self.count >= limits::STREAM_BATCH_ENTRIES
@@ -222,32 +223,30 @@ pub fn has_entries_behind(guard: &ServerLock, name: &[u8], after: StreamId) -> b
     some
 }
 
-/// Takes entries in a group with other members: new ones, or all that this consumer has pending. Pending ones that are
-/// deleted by now are acknowledged on the way.
+/// Takes entries in a group with other members, at most so many: new ones, or those that this consumer has pending behind
+/// an id. Pending ones that are deleted by now are acknowledged on the way. The last one, if there may be more.
 pub fn take(
     guard: &ServerLock,
     key: &[u8],
     group: &[u8],
-    pending: bool,
+    pending: Option<StreamId>,
     count: u64,
     entries: &mut Entries,
-) -> Result<(), Trouble> {
-    let count = count.min(limits::STREAM_BATCH_ENTRIES).to_string();
+) -> Result<Option<StreamId>, Trouble> {
+    let (most, from) = (count.to_string(), pending.map(|id| id.to_string()));
+    let from = from.as_ref().map_or(b">".as_slice(), |id| id.as_bytes());
     let mut args: Vec<&[u8]> = vec![b"XREADGROUP", b"GROUP", group, CONSUMER];
-    if !pending {
-        args.extend([b"COUNT".as_slice(), count.as_bytes()]);
-    }
-    let from: &[u8] = if pending { b"0" } else { b">" };
-    args.extend([b"STREAMS".as_slice(), key, from]);
+    args.extend([b"COUNT".as_slice(), most.as_bytes(), b"STREAMS", key, from]);
     let reply = run(guard, &args)?;
     let streams = reply.array().unwrap_or_default();
     let stream = streams.first().and_then(|stream| stream.array()?.get(1)?.array());
-    let mut deleted = Vec::new();
+    let (mut deleted, mut last, mut taken) = (Vec::new(), None, 0);
     for entry in stream.unwrap_or_default() {
         let Some([id, fields]) = entry.array() else { continue };
         let Some(id) = id.text().and_then(StreamId::parse) else {
             continue;
         };
+        (last, taken) = (Some(id), taken + 1);
         let Some(fields) = fields.array() else {
             deleted.push(id);
             continue;
@@ -264,7 +263,7 @@ pub fn take(
     if !deleted.is_empty() {
         acknowledge_each(guard, key, group, &deleted)?;
     }
-    Ok(())
+    Ok(last.filter(|_| taken == count))
 }
 
 /// The group has passed everything up to `last`.
@@ -316,8 +315,37 @@ pub fn passed_by_all(guard: &ServerLock, key: &[u8], groups: &[&[u8]]) -> Result
     Ok(least.filter(|id| *id > StreamId::default()))
 }
 
+/// Entries that were ever added to the stream.
+pub fn added_ever(guard: &ServerLock, key: &[u8]) -> Result<Option<u64>, Trouble> {
+    let stream = ask(guard, &[b"XINFO", b"STREAM", key])?;
+    Ok(number(&stream, "entries-added"))
+}
+
+/// Removes the group, if there is one.
+pub fn destroy(guard: &ServerLock, key: &[u8], group: &[u8]) -> Result<(), Trouble> {
+    run(guard, &[b"XGROUP", b"DESTROY", key, group]).map(drop)
+}
+
+thread_local! {
+    static TRIMMING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What is removed from a stream now is removed by `trim`, on this thread.
+pub fn is_trimming() -> bool {
+    TRIMMING.get()
+}
+
 /// Removes everything up to `last`.
 pub fn trim(guard: &ServerLock, key: &[u8], last: StreamId) -> Result<(), Trouble> {
+    /// Also when a panic passes.
+    struct Trimming;
+    impl Drop for Trimming {
+        fn drop(&mut self) {
+            TRIMMING.set(false);
+        }
+    }
+    TRIMMING.set(true);
+    let _trimming = Trimming;
     match last.next() {
         Some(first) => run(guard, &[b"XTRIM", key, b"MINID", first.to_string().as_bytes()]).map(drop),
         None => run(guard, &[b"XTRIM", key, b"MAXLEN", b"0"]).map(drop),
@@ -332,49 +360,76 @@ pub struct Reason<'a> {
     pub tries: u64,
 }
 
-/// Copies the entries behind `after` and up to `last` to the dead-letter stream.
+/// Entries that are copied to the dead letters between two looks at the clock.
+const BURIED_AT_ONCE: usize = 100;
+
+/// Copies the entries behind `after` and up to `last` to the dead-letter stream; `only` these, in order, if there are any.
+/// If the time is over before, the last one that is there, and how many were copied.
 pub fn bury(
     guard: &ServerLock,
     key: &[u8],
-    (after, last): (StreamId, StreamId),
+    (mut after, last): (StreamId, StreamId),
     only: &[StreamId],
+    (dead_letter, reason): (&[u8], &Reason<'_>),
+    mut deadline: Option<&mut Deadline>,
+) -> Result<Option<(StreamId, u64)>, Trouble> {
+    let mut copied = 0;
+    loop {
+        // Not while they are written: the stream may be the same.
+        let mut copies: Vec<(StreamId, Vec<Vec<u8>>)> = Vec::new();
+        if let Some(open) = Key::open(guard, key).filter(|key| key.kind() == Kind::Stream) {
+            open.stream_entries(Some(after), Some(last), |id, fields| {
+                if only.is_empty() || only.binary_search(&id).is_ok() {
+                    let texts = fields.flat_map(|(field, value)| [field.to_vec(), value.to_vec()]);
+                    copies.push((id, texts.collect()));
+                }
+                match copies.len() < BURIED_AT_ONCE {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            });
+        }
+        for (id, fields) in &copies {
+            bury_one(guard, key, (*id, fields), dead_letter, reason)?;
+        }
+        copied += copies.len() as u64;
+        match copies.last() {
+            Some((id, _)) if copies.len() == BURIED_AT_ONCE => after = *id,
+            _ => return Ok(None),
+        }
+        if deadline.as_mut().is_some_and(|deadline| deadline.is_over_now()) {
+            return Ok(Some((after, copied)));
+        }
+    }
+}
+
+fn bury_one(
+    guard: &ServerLock,
+    key: &[u8],
+    (id, fields): (StreamId, &[Vec<u8>]),
     dead_letter: &[u8],
     reason: &Reason<'_>,
 ) -> Result<(), Trouble> {
-    let mut copies: Vec<(StreamId, Vec<Vec<u8>>)> = Vec::new();
-    if let Some(open) = Key::open(guard, key).filter(|key| key.kind() == Kind::Stream) {
-        open.stream_entries(Some(after), Some(last), |id, fields| {
-            if only.is_empty() || only.contains(&id) {
-                let texts = fields.flat_map(|(field, value)| [field.to_vec(), value.to_vec()]);
-                copies.push((id, texts.collect()));
-            }
-            ControlFlow::Continue(())
-        });
-    }
-    let tries = reason.tries.to_string();
-    for (id, fields) in &copies {
-        let id = id.to_string();
-        let mut args: Vec<&[u8]> = vec![b"XADD", dead_letter, b"*"];
-        args.extend(fields.iter().map(Vec::as_slice));
-        let more: [&[u8]; 8] = [
-            b"oxigears:source",
-            key,
-            b"oxigears:id",
-            id.as_bytes(),
-            b"oxigears:reason",
-            reason.text.as_bytes(),
-            b"oxigears:tries",
-            tries.as_bytes(),
-        ];
-        args.extend(more);
-        // Trouble with that stream must not look like trouble with this one.
-        run(guard, &args).map_err(|trouble| match trouble {
-            Trouble::Gone => Trouble::Failed(format!(
-                "{} can not take dead letters",
-                String::from_utf8_lossy(dead_letter)
-            )),
-            other => other,
-        })?;
-    }
-    Ok(())
+    let (id, tries) = (id.to_string(), reason.tries.to_string());
+    let mut args: Vec<&[u8]> = vec![b"XADD", dead_letter, b"*"];
+    args.extend(fields.iter().map(Vec::as_slice));
+    let more: [&[u8]; 8] = [
+        b"oxigears:source",
+        key,
+        b"oxigears:id",
+        id.as_bytes(),
+        b"oxigears:reason",
+        reason.text.as_bytes(),
+        b"oxigears:tries",
+        tries.as_bytes(),
+    ];
+    args.extend(more);
+    // Trouble with that stream must not look like trouble with this one.
+    run(guard, &args).map(drop).map_err(|trouble| match trouble {
+        Trouble::Gone => Trouble::Failed(format!(
+            "{} can not take dead letters",
+            String::from_utf8_lossy(dead_letter)
+        )),
+        other => other,
+    })
 }

@@ -64,7 +64,7 @@ impl Shot {
 
 /// Looks at a stream whose flow is taken, and runs one batch; what is to be done next.
 pub fn one(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<Kept>) -> (Next, Option<Kept>) {
-    let mut look = batch::begin(guard, consumer, key, kept);
+    let mut look = batch::begin(guard, consumer, key, kept, None);
     loop {
         match look {
             Look::More(reading) => look = batch::go_on(guard, consumer, key, reading, None),
@@ -90,10 +90,10 @@ fn run(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, mut batch: Box<B
         }
     };
     let ns = start.elapsed().as_nanos() as u64;
-    match batch::settle(guard, consumer, key, batch, verdict, ns) {
+    match batch::settle(guard, (consumer, key), batch, verdict, ns, None) {
         Settled::Done(next, kept) => (next, Some(kept)),
         // Writes can not be paused while the lock is held; then the batch runs again.
-        Settled::Later(..) => {
+        Settled::Later(..) | Settled::More(..) => {
             consumer.forget(key);
             (Next::Wait, None)
         }

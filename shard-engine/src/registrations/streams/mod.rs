@@ -3,7 +3,7 @@
 //! * `flow`: one stream of one registration, without I/O; `consumer`: one registration with its flows
 //! * `group`: the consumer group on the server; `batch`: what is read for a batch and done at its end
 //! * `running`: executions of batches; `locked`: batches under the server lock; `transaction`: those that are one
-//! * `scan`: finding streams
+//! * `scan`: finding streams; `room`: how much of them is in memory at once
 //!
 //! Where a registration stands on a stream is kept by the server only, in a consumer group: so it survives restarts and
 //! fail-overs. Only masters consume. An entry is removed when the groups of all registrations on its stream have passed it.
@@ -13,6 +13,7 @@ mod consumer;
 mod flow;
 mod group;
 pub mod locked;
+mod room;
 mod running;
 mod scan;
 pub mod transaction;
@@ -34,10 +35,13 @@ use self::{
     running::{Place, Threads},
 };
 use super::{active::Active, depth, is_master, keys, limits, registrations, table::Changes};
-use crate::redis::{
-    key::{Key, Kind},
-    lock::ServerLock,
-    log,
+use crate::{
+    module::module,
+    redis::{
+        key::{Key, Kind},
+        lock::ServerLock,
+        log,
+    },
 };
 
 /// All stream registrations that are active here.
@@ -46,6 +50,8 @@ pub struct Streams {
     consumers: RwLock<Arc<Vec<Arc<Consumer>>>>,
     /// How many; to be looked at without the lock.
     count: AtomicUsize,
+    /// One of them has dead letters.
+    has_dead_letters: AtomicBool,
     /// A dataset is being loaded.
     loading: AtomicBool,
     threads: Threads,
@@ -64,6 +70,7 @@ impl Streams {
         Ok(Streams {
             consumers: RwLock::default(),
             count: AtomicUsize::new(0),
+            has_dead_letters: AtomicBool::new(false),
             loading: AtomicBool::new(false),
             threads: Threads::start()?,
             waiting: scan::Waiting::default(),
@@ -79,7 +86,15 @@ impl Streams {
         let mut list = consumers.to_vec();
         work(&mut list);
         self.count.store(list.len(), Ordering::Release);
+        let has_dead_letters = list.iter().any(|consumer| consumer.has_dead_letters());
+        self.has_dead_letters.store(has_dead_letters, Ordering::Release);
         *consumers = Arc::new(list);
+    }
+
+    /// Failed entries of some registration go to the stream of this name.
+    fn takes_dead_letters(&self, key: &[u8]) -> bool {
+        let has_dead_letters = self.has_dead_letters.load(Ordering::Acquire);
+        has_dead_letters && self.list().iter().any(|consumer| consumer.buries_in(key))
     }
 
     /// One of the registrations that the stream belongs to wants entries to be removed.
@@ -104,6 +119,7 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
     let streams = all();
     let gone = changes.removed.iter().map(|(active, _)| &active.registration.id);
     let gone: HashSet<&RegistrationId> = gone.collect();
+    let mut left: Vec<Arc<Consumer>> = Vec::new();
     if !gone.is_empty() {
         streams.change(|list| {
             list.retain(|consumer| {
@@ -111,6 +127,7 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
                 if !stays {
                     consumer.set_status(Status::Gone);
                     consumer.forget_executions();
+                    left.push(consumer.clone());
                 }
                 stays
             });
@@ -124,12 +141,16 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
         .filter_map(|active| Consumer::new(&active.registration, &active.core))
         .map(Arc::new)
         .collect();
-    if new.is_empty() {
-        return;
+    if !new.is_empty() {
+        streams.change(|list| list.extend(new.iter().cloned()));
     }
-    streams.change(|list| list.extend(new.iter().cloned()));
     for consumer in &new {
         begin(guard, consumer);
+    }
+    for consumer in left.iter().filter(|consumer| consumer.leaves_its_group()) {
+        if is_master() && !is_loading() {
+            scan::start(guard, consumer);
+        }
     }
 }
 
@@ -152,7 +173,7 @@ fn paused_or_not(guard: &ServerLock, active: &Active) {
     };
     if active.registration.paused {
         consumer.set_status(Status::Paused);
-        crate::module::module().engine.abort_unstarted(&active.registration.id);
+        module().engine.abort_unstarted(&active.registration.id);
     } else if consumer.unpause() {
         begin(guard, consumer);
     }
@@ -224,6 +245,11 @@ fn happened(guard: &ServerLock, event: &[u8], key: &[u8]) {
             }
             batch::lost(Some(key));
         }
+        b"xdel" | b"xtrim" if !group::is_trimming() => {
+            for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+                consumer.entries_removed(key);
+            }
+        }
         b"restore" | b"rename_to" | b"copy_to" | b"move_to" => arrived(guard, key),
         _ => {}
     }
@@ -235,10 +261,15 @@ fn added(guard: &ServerLock, key: &[u8]) {
     }
     let (now_ms, depth) = (wall_ms(), depth::of_event());
     let length = || Key::open(guard, key).map_or(0, |key| key.len());
+    // Streams may feed each other for ever, as queues do; but not while a client waits.
+    let place = match i64::from(depth) > module().config.max_event_depth() {
+        true => Place::Elsewhere,
+        false => Place::Event,
+    };
     // The later ones first: in a group that they share, the last one that was registered takes everything, as ever.
     for consumer in all().list().iter().rev().filter(|consumer| consumer.wants(key)) {
         if let Some((key, next)) = consumer.added(key, depth, length, now_ms) {
-            running::act(guard, consumer, &key, next, Place::Event);
+            running::act(guard, consumer, &key, next, place);
         }
     }
 }

@@ -30,11 +30,11 @@ use super::{
     batch::{self, Batch, Kept, Look, Settled, Verdict, wall_ms},
     consumer::{Consumer, Key},
     flow::Next,
-    locked,
+    locked, room,
 };
 use crate::{
     module::module,
-    readers::slices::Slices,
+    readers::slices::{Deadline, Slices},
     redis::{
         lock::{self, ServerLock},
         log, timer,
@@ -157,6 +157,7 @@ struct Over {
 
 enum Step {
     Nothing,
+    Settle(Over),
     More(Box<batch::Reading>),
     Run(Box<Batch>),
     Later(Over),
@@ -165,30 +166,14 @@ enum Step {
 /// Settles the batch that is over, if there is one, and starts the next one, if it is time for that.
 fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
     let mut slices = Slices::to_write();
-    let mut step = slices.run(|guard, deadline| {
-        let kept = match over {
-            None => None,
-            Some(Over { batch, verdict, ns }) => match batch::settle(guard, consumer, key, batch, verdict, ns) {
-                Settled::Done(Next::Look, kept) if !consumer.is_locked() => Some(kept),
-                Settled::Done(next, kept) => {
-                    drop(kept);
-                    act(guard, consumer, key, next, Place::Elsewhere);
-                    return Step::Nothing;
-                }
-                Settled::Later(batch, verdict) => return Step::Later(Over { batch, verdict, ns }),
-            },
-        };
-        match batch::begin(guard, consumer, key, kept) {
-            Look::More(reading) => {
-                let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
-                after_look(guard, consumer, key, look)
-            }
-            look => after_look(guard, consumer, key, look),
-        }
-    });
+    let mut step = match over {
+        Some(over) => Step::Settle(over),
+        None => slices.run(|guard, deadline| begin(guard, consumer, key, None, deadline)),
+    };
     loop {
         step = match step {
             Step::Nothing => return,
+            Step::Settle(over) => slices.run(|guard, deadline| settle(guard, consumer, key, over, deadline)),
             Step::Run(batch) => return start(consumer, key, batch),
             Step::Later(over) => {
                 thread::sleep(limits::STREAM_RETRY);
@@ -199,6 +184,42 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
                 after_look(guard, consumer, key, look)
             }),
         };
+    }
+}
+
+fn begin(
+    guard: &ServerLock,
+    consumer: &Arc<Consumer>,
+    key: &Key,
+    kept: Option<Kept>,
+    deadline: &mut Deadline,
+) -> Step {
+    let (its, name) = (consumer.clone(), key.clone());
+    let later = move || all().threads.look.submit(move || go_on(&its, &name, None));
+    // The flow stays taken.
+    let Some(room) = room::enter(later) else {
+        return Step::Nothing;
+    };
+    match batch::begin(guard, consumer, key, kept, Some(room)) {
+        Look::More(reading) => {
+            let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
+            after_look(guard, consumer, key, look)
+        }
+        look => after_look(guard, consumer, key, look),
+    }
+}
+
+fn settle(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, over: Over, deadline: &mut Deadline) -> Step {
+    let Over { batch, verdict, ns } = over;
+    match batch::settle(guard, (consumer, key), batch, verdict, ns, Some(deadline)) {
+        Settled::Done(Next::Look, kept) if !consumer.is_locked() => begin(guard, consumer, key, Some(kept), deadline),
+        Settled::Done(next, kept) => {
+            drop(kept);
+            act(guard, consumer, key, next, Place::Elsewhere);
+            Step::Nothing
+        }
+        Settled::Later(batch, verdict) => Step::Later(Over { batch, verdict, ns }),
+        Settled::More(batch, verdict) => Step::Settle(Over { batch, verdict, ns }),
     }
 }
 
@@ -310,7 +331,7 @@ pub fn go_on_later(
 fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
     thread::sleep(limits::STREAM_RETRY);
     let guard = lock::lock_to_write();
-    drop(batch::settle(&guard, consumer, key, batch, Verdict::Aborted, 0));
+    drop(batch::settle(&guard, (consumer, key), batch, Verdict::Aborted, 0, None));
     if let Some((number, _)) = consumer.number(key)
         && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, wall_ms()))
     {

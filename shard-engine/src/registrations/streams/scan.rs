@@ -1,4 +1,4 @@
-//! Looking for the streams of registrations that start: one walk over all keys for all that wait for one.
+//! Looking for the streams of registrations that start, or are gone: one walk over all keys for all that wait for one.
 //!
 //! Only finds; what is found is looked at elsewhere.
 
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::{
     super::is_master,
     all,
-    batch::wall_ms,
+    batch::{self, wall_ms},
     consumer::Consumer,
     running::{self, Place},
 };
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Default)]
 pub struct Waiting(Mutex<Vec<Arc<Consumer>>>);
 
-/// Finds the streams of a registration.
+/// Finds the streams of a registration; if it is gone, to leave them.
 pub fn start(guard: &ServerLock, consumer: &Arc<Consumer>) {
     if let Some(name) = consumer.exact_name() {
         let is_there = Key::open(guard, name).is_some_and(|key| key.kind() == Kind::Stream);
@@ -44,6 +44,9 @@ pub fn start(guard: &ServerLock, consumer: &Arc<Consumer>) {
 }
 
 fn found(guard: &ServerLock, consumer: &Arc<Consumer>, name: &[u8]) {
+    if consumer.leaves_its_group() {
+        return batch::leave(guard, consumer, &name.into());
+    }
     if let Some((key, next)) = consumer.found(name, wall_ms()) {
         running::act(guard, consumer, &key, next, Place::Elsewhere);
     }
