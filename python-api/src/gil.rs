@@ -3,7 +3,10 @@
 //! By itself each visit of a thread that Python has not made would make a state and throw it away, with memory that
 //! is mapped and unmapped for it: more than what a small function takes. Threads that scripts made have their own.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use pyo3::{ffi, prelude::*};
 
@@ -38,7 +41,39 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         keep();
     }
     let _first = Outermost::claim(server::has_server_lock);
-    Python::attach(f)
+    let start = coarse_ms();
+    Python::attach(|py| {
+        let now = coarse_ms();
+        if now - start >= LONG_MS {
+            KEPT_LONG.store(now, Ordering::Relaxed);
+        }
+        f(py)
+    })
+}
+
+/// Who waits for the GIL for so long waits for one thread, not for its turn among some: each gives it away after five, unless
+/// it is in C code.
+const LONG_MS: i64 = 50;
+/// One that did may do it again for so long.
+const WARY_MS: i64 = 1000;
+/// When somebody last got the GIL after having waited for long; 0: never.
+static KEPT_LONG: AtomicI64 = AtomicI64::new(0);
+
+/// Lately some thread has kept the GIL for long. That nobody has it says little then: the next moment it may be taken again,
+/// and who would wait for it then must not be one that others wait for.
+#[inline]
+pub fn is_kept_long() -> bool {
+    let last = KEPT_LONG.load(Ordering::Relaxed);
+    last != 0 && coarse_ms() - last < WARY_MS
+}
+
+/// A clock of a few ms, which costs next to nothing.
+#[inline]
+fn coarse_ms() -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec * 1000 + time.tv_nsec / 1_000_000
 }
 
 /// A value that is used only with the GIL held, and for moments in which no Python code runs: that needs no lock.

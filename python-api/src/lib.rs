@@ -43,6 +43,7 @@ pub use errors::error_text;
 pub use functions::{Functions, RunRequest, load_functions, resolve_reader};
 pub use init::{InitOptions, initialize, python_version};
 pub use interrupt::Interrupt;
+pub use gil::is_kept_long;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};
 pub use memory::{MemoryStats, memory_stats};
 pub use native::TimerDraft;

@@ -409,6 +409,7 @@ def test_unregistering_finishes_the_running_batch_only(wire):
         ("atomicBatch=True", "atomicBatch can not be combined with ExecutionMode async"),
         ("deadLetter='d'", "deadLetter can only be combined with OnFailedPolicy Retry"),
         ("maxRetries=1", "maxRetries can only be given with deadLetter"),
+        ("onFailedPolicy='retry', deadLetter='s*'", "deadLetter argument must be another stream"),
         ("onFailedPolicy='retry', deadLetter='d', maxRetries=-1", "maxRetries argument must be a number"),
     ],
 )

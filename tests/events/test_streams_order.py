@@ -4,10 +4,9 @@ import os
 
 import pytest
 from replies import wait_until
-from streams import data, register, script, status, wait_length
+from streams import data, fill, register, script, status, wait_length
 
 ENTRIES = int(os.environ.get("OXIGEARS_STREAM_ENTRIES", "100000"))
-ADDED_AT_ONCE = 5000
 # Only guards against hanging.
 WAIT_S = 60 + ENTRIES / 1000
 
@@ -21,13 +20,6 @@ ORDER = (
     "last = 0\n"
     "def note(n): execute('set', 'counted', last)\n"
 )
-
-
-def fill(wire, key, first, last):
-    """Adds entries that are numbered so."""
-    text = "for i = ARGV[1], ARGV[2] do redis.call('XADD', KEYS[1], '1-' .. string.format('%d', i), 'n', i) end"
-    for at in range(first, last + 1, ADDED_AT_ONCE):
-        wire.ok("EVAL", text, "1", key, at, min(at + ADDED_AT_ONCE - 1, last))
 
 
 @pytest.mark.matrix

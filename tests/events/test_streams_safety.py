@@ -4,16 +4,19 @@ import contextlib
 
 import localcluster
 import pytest
-from replies import wait_until
+from replies import flat_map, wait_until
 from streams import (
     NOTE,
     add,
     counters,
     data,
+    fill,
     groups,
     only_group,
+    only_id,
     register,
     register_stream,
+    rows,
     script,
     seen,
     status,
@@ -22,10 +25,13 @@ from streams import (
     wait_seen,
     wait_status,
 )
-from wire import Simple, Wire
+from wire import Simple, Wire, encode
 
 MODES = ("sync", "async_local", "async")
 MODE = pytest.mark.parametrize("mode", MODES)
+GROUP = pytest.mark.parametrize("group", [{}, {"sharedGroup": True}], ids=["own", "shared"])
+# Notes the ids of each batch.
+IDS = "accumulate(lambda a, x: (a or []) + [x['id']]).foreach(lambda l: execute('rpush', 'seen', ' '.join(l)))"
 AOF = ("--appendonly", "yes", "--appendfsync", "always")
 # A step that waits for the key `go`.
 HOLD = (
@@ -133,6 +139,21 @@ def test_a_replica_gets_what_its_master_has(mode):
         assert only_group(other, "s1") == only_group(wire, "s1")
 
 
+@pytest.mark.matrix
+def test_a_replica_loses_the_groups_of_what_is_removed_too():
+    with pair_of_servers() as (master, replica), Wire(master.port) as wire, Wire(replica.port) as other:
+        for prefix in ("s*", "s1"):
+            register_stream(wire, NOTE, prefix, mode="async_local")
+        add(wire, "s1", "1-1")
+        wait_length(wire, "s1", 0)
+        wait_until(lambda: other.ok("LLEN", "seen") == 2 and groups(other, "s1") == groups(wire, "s1"), "the replica")
+        assert len(groups(other, "s1")) == 2
+        for one, _ in rows(wire):
+            assert wire.call("RG.UNREGISTER", one) == Simple("OK")
+        wait_until(lambda: not groups(wire, "s1"), "the groups being removed")
+        wait_until(lambda: not groups(other, "s1"), "the groups being removed on the replica")
+
+
 # --- failures ----------------------------------------------------------------------------------------------------
 
 
@@ -149,10 +170,9 @@ def test_retries_keep_the_order(wire, group):
 
 
 def test_a_failed_batch_is_tried_again_as_it_was(wire):
-    ids = "accumulate(lambda a, x: (a or []) + [x['id']]).foreach(lambda l: execute('rpush', 'seen', ' '.join(l)))"
     step = "foreach(lambda x: 1 / 0 if execute('incr', 'tries') < 3 else 0)"
     register_stream(
-        wire, f"{ids}.{step}", "s*", mode="async_local", batch=2, onFailedPolicy="retry", onFailedRetryInterval=0
+        wire, f"{IDS}.{step}", "s*", mode="async_local", batch=2, onFailedPolicy="retry", onFailedRetryInterval=0
     )
     add(wire, "s1", *(f"1-{i}" for i in range(1, 6)))
     wait_seen(wire, ["1-1 1-2", "1-1 1-2", "1-1 1-2", "1-3 1-4"])
@@ -391,6 +411,68 @@ def test_other_databases_are_not_read(wire):
     wire.ok("SELECT", "0")
     add(wire, "s1", "1-1")
     wait_seen(wire, ["1-1"])
+
+
+@pytest.mark.matrix
+@GROUP
+def test_a_pause_of_writes_makes_no_small_batch(wire, group):
+    register_stream(wire, IDS, "s*", mode="async_local", batch=3, **group)
+    # In one go, so nobody looks at the stream in between.
+    wire.send_raw(encode(["XADD", "s1", "1-1", "f", "v"]) + encode(["CLIENT", "PAUSE", 200, "WRITE"]))
+    assert [wire.read(), wire.read()] == [b"1-1", Simple("OK")]
+    wait_until(lambda: counters(wire)[0] >= 1, "the look at the stream")
+    add(wire, "s1", "1-2", "1-3")
+    wait_seen(wire, ["1-1 1-2 1-3"])
+    wait_length(wire, "s1", 0)
+    wait_counters(wire, (2, 2, 0, 0))
+
+
+@GROUP
+def test_a_stream_that_is_deleted_under_way_makes_no_small_batch(wire, group):
+    register(
+        wire,
+        HOLD + script(f"{IDS}.foreach(lambda x: hold({{'id': 'end'}}))", "s*", mode="async_local", batch=3, **group),
+    )
+    add(wire, "s1", "1-1", "1-2", "1-3")
+    wait_until(lambda: wire.ok("LLEN", "begun") == 1, "the first batch")
+    wire.ok("DEL", "s1")
+    add(wire, "s1", "1-4")
+    wire.ok("SET", "go", "1")
+    wait_until(lambda: counters(wire)[0] >= 3, "the look at the new stream")
+    add(wire, "s1", "1-5", "1-6")
+    wait_seen(wire, ["1-1 1-2 1-3", "end", "1-4 1-5 1-6", "end"])
+    wait_length(wire, "s1", 0)
+    wait_counters(wire, (4, 4, 0, 0))
+
+
+@pytest.mark.matrix
+@MODE
+@pytest.mark.parametrize(
+    ("by", "last"),
+    [(("XDEL", "s1", "1-13", "1-15"), 20), (("XTRIM", "s1", "MAXLEN", "4"), 20), (("XDEL", "s1", "1-20"), 19)],
+)
+def test_what_others_remove_unread_does_not_count_as_a_lag(wire, mode, by, last):
+    register_stream(wire, NOTE, "s*", mode=mode, batch=10, trimStream=False)
+
+    def stands_at(last, added):
+        def reached():
+            return [group["last-delivered-id"] for group in groups(wire, "s1").values()] == [b"1-%d" % last]
+
+        wait_until(reached, "the acknowledgement")
+        group, stream = only_group(wire, "s1"), flat_map(wire.ok("XINFO", "STREAM", "s1"))
+        assert stream["entries-added"] == group["entries-read"] == added
+        # The server does not know it while something that was deleted is behind the group.
+        assert group["lag"] == 0 or (group["lag"] is None and last < added)
+
+    fill(wire, "s1", 1, 10)
+    stands_at(10, 10)
+    assert wire.call("RG.PAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+    fill(wire, "s1", 11, 20)
+    wire.ok(*by)
+    assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+    stands_at(last, 20)
+    fill(wire, "s1", 21, 40)
+    stands_at(40, 40)
 
 
 # --- many --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Stream registrations in tests: making them, what they show, and waiting for what they do."""
 
-from replies import flat_map, wait_until
+import time
+
+from replies import SOON_S, flat_map, wait_until
 from wire import Simple
 
 DATA = (
@@ -23,6 +25,8 @@ OWN_GROUP = "__gears_consumer_group__:"
 SHARED_GROUP = "__gears_consumer_group__"
 # Notes each entry's id in a list.
 NOTE = "foreach(lambda x: execute('rpush', 'seen', x['id']))"
+# Entries in one script that adds many.
+ADDED_AT_ONCE = 5000
 
 
 def script(steps, prefix, reader="GB('StreamReader')", **options):
@@ -72,6 +76,13 @@ def add(wire, key, *ids):
         wire.ok("XADD", key, one, "f", "v")
 
 
+def fill(wire, key, first, last):
+    """Adds entries that are numbered so."""
+    text = "for i = ARGV[1], ARGV[2] do redis.call('XADD', KEYS[1], '1-' .. string.format('%d', i), 'n', i) end"
+    for at in range(first, last + 1, ADDED_AT_ONCE):
+        wire.ok("EVAL", text, "1", key, at, min(at + ADDED_AT_ONCE - 1, last))
+
+
 def seen(wire, key="seen"):
     return [one.decode() for one in wire.ok("LRANGE", key, "0", "-1")]
 
@@ -81,6 +92,15 @@ def wait_seen(wire, wanted, key="seen"):
     wanted = list(wanted)
     wait_until(lambda: len(seen(wire, key)) >= len(wanted), f"{len(wanted)} elements in {key}")
     assert seen(wire, key) == wanted
+
+
+def looks(look, last):
+    """What is seen by who looks again and again without a pause, up to `last`."""
+    found, deadline = [look()], time.monotonic() + SOON_S
+    while found[-1] != last:
+        assert time.monotonic() < deadline, f"{found[-1]} instead of {last}"
+        found.append(look())
+    return found
 
 
 def wait_length(wire, key, length):

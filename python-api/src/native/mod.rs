@@ -58,10 +58,19 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     Ok(module)
 }
 
+/// Runs `work` without the GIL, unless this thread has the server lock: to wait for the GIL afterwards would keep the server
+/// locked meanwhile.
+pub(crate) fn outside<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
+    match server().lock_held() {
+        true => work(),
+        false => py.detach(work),
+    }
+}
+
 /// A short text whose slot is the lowest slot of this shard.
 #[pyfunction]
 fn hashtag(py: Python<'_>) -> Option<String> {
-    py.detach(|| server().hashtag())
+    outside(py, || server().hashtag())
 }
 
 #[pyfunction]
@@ -73,13 +82,13 @@ fn log(py: Python<'_>, level: &str, message: &Bound<'_, PyString>) {
         _ => LogLevel::Notice,
     };
     let text = message.to_string_lossy();
-    py.detach(|| server().log(level, &text));
+    outside(py, || server().log(level, &text));
 }
 
 #[pyfunction]
 fn config_get(py: Python<'_>, key: &Bound<'_, PyString>) -> Option<String> {
     let key = key.to_string_lossy();
-    py.detach(|| server().config_get(&key))
+    outside(py, || server().config_get(&key))
 }
 
 /// A builder takes one number of the registration counter.

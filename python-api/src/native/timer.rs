@@ -3,7 +3,7 @@
 use oxigears_coordinator::limits::{PLAN_BYTES, TIMER_PERIOD_MS};
 use pyo3::prelude::*;
 
-use super::execute::argument;
+use super::{execute::argument, outside};
 use crate::{
     context,
     errors::gears_error,
@@ -62,11 +62,6 @@ pub(crate) fn register_timer(
         functions: Functions::new(objects, session),
         code,
     };
-    let made = if server().lock_held() {
-        // Waiting for the GIL afterwards would keep the server locked meanwhile.
-        server().register_timer(draft)
-    } else {
-        py.detach(|| server().register_timer(draft))
-    };
+    let made = outside(py, || server().register_timer(draft));
     made.map_err(|text| gears_error(py, text))
 }

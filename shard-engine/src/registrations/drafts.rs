@@ -152,20 +152,23 @@ struct Ready {
     unloadable: Option<String>,
 }
 
-/// A stream registration that names no consumer group gets one of its own. Those of a script are numbered, so that the
-/// script's next version goes on where this one stood.
-fn own_group(draft: &mut RegistrationDraft, streams: &mut u64, join: bool) {
-    let EventSource::Stream { more, .. } = &mut draft.source else {
+/// A stream registration that names no consumer group gets one of its own. Those of a script with the same name of streams
+/// are numbered, so that the script's next version goes on where this one stood.
+fn own_group(draft: &mut RegistrationDraft, streams: &mut HashMap<Bytes, u64>, join: bool) {
+    let EventSource::Stream { prefix, more, .. } = &mut draft.source else {
         return;
     };
+    let number = streams.entry(prefix.clone()).or_default();
     if more.group.is_none() {
-        let name = match join {
-            true => streams::own_group(draft.session.id(), &draft.id),
-            false => streams::own_group(draft.session.id(), &streams.to_string()),
-        };
-        more.group = Some(name.into());
+        more.group = Some(match join {
+            true => streams::own_group(draft.session.id(), draft.id.as_bytes()),
+            false => {
+                let which = [prefix, b":".as_slice(), number.to_string().as_bytes()].concat();
+                streams::own_group(draft.session.id(), &which)
+            }
+        });
     }
-    *streams += 1;
+    *number += 1;
 }
 
 fn ready(
@@ -186,7 +189,7 @@ fn ready(
     };
     let mut loaded = HashMap::with_capacity(drafts.len());
     let mut unloadable = None;
-    let mut streams = 0;
+    let mut streams = HashMap::new();
     for mut draft in drafts {
         own_group(&mut draft, &mut streams, change.join);
         let failed = |text: String| Failure::Failed(format!("ERR {text}"));

@@ -3,7 +3,10 @@
 //! The main thread never waits for the interpreter without a bound: who holds it may be busy for seconds.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -51,9 +54,9 @@ impl Helpers {
     }
 }
 
-/// This thread can run Python at once: it has the GIL, or nobody has.
+/// This thread can run Python at once: it has the GIL, or nobody has, and nobody is likely to take it first and to keep it.
 pub fn interpreter_is_free() -> bool {
-    server::python_is_here() || python::gil_is_free()
+    server::python_is_here() || python::gil_is_free() && !python::is_kept_long()
 }
 
 /// Runs the registration on this thread, which holds the server lock. What goes on later is counted as triggered.
@@ -158,6 +161,10 @@ pub fn run_parked(active: Arc<Active>, code: Arc<Code>, args: Vec<Vec<u8>>, clie
     });
 }
 
+/// Whoever has the interpreter has it since all the time was used up for which commands may wait: others do not wait for the
+/// same again, turn after turn of the event loop.
+static STILL_KEPT: AtomicBool = AtomicBool::new(false);
+
 /// Where a loan waits for the helper.
 #[derive(Default)]
 struct Desk {
@@ -227,6 +234,9 @@ impl Desk {
             last = now;
         }
         let unused = loan.take();
+        if unused.is_some() {
+            STILL_KEPT.store(true, Ordering::Release);
+        }
         drop(waited);
         drop(loan);
         drop(unused);
@@ -259,6 +269,9 @@ pub fn done(ran: Invoked) -> Outcome {
 
 /// Does `work` on a helper thread, with lock and interpreter, while this one waits; see `run_for_waiting`.
 pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    if STILL_KEPT.load(Ordering::Acquire) && !python::gil_is_free() {
+        return None;
+    }
     let desk = Arc::new(Desk::default());
     let done: Arc<Mutex<Option<R>>> = Arc::default();
     let turn = event_loop::turn_number(guard);
@@ -267,12 +280,14 @@ pub fn for_waiting<R: Send + 'static>(guard: &ServerLock, work: impl FnOnce() ->
         *desk.loan.lock() = Some(loan);
         let (desk_there, done) = (desk.clone(), done.clone());
         registrations().helpers.errands.submit(move || {
-            if desk_there.loan.lock().is_none() {
+            if desk_there.loan.lock().is_none() && !STILL_KEPT.load(Ordering::Acquire) {
                 return;
             }
             // The interpreter first: whoever holds it may hold it for long, and nobody waits for it with the lock.
             python::with_interpreter(|| {
-                if let Some(loan) = desk_there.take() {
+                let loan = desk_there.take();
+                STILL_KEPT.store(false, Ordering::Release);
+                if let Some(loan) = loan {
                     loan.run(|_| *done.lock() = Some(work()));
                 }
             });

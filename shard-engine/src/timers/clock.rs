@@ -1,4 +1,4 @@
-//! The clock of all timers: one thread that sleeps until the next one is due.
+//! The clock of all timers, and of streams: one thread that sleeps until the next one is due.
 //!
 //! It goes by the monotonic clock, which no correction of the time of day moves (the server's own timers go by that).
 //! It starts with the first timer and sleeps without waking while none is set. It never runs Python and takes no lock

@@ -8,7 +8,7 @@
 //! Python runs on the threads `oxi-timer`, never on the clock's or the main thread. Nothing starts, and nothing wakes,
 //! while there is no timer.
 
-mod clock;
+pub mod clock;
 mod inner_command;
 mod make;
 mod pulse;

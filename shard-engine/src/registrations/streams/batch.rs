@@ -1,6 +1,9 @@
 //! One batch of one stream: what is read for it, and what is done at its end. Always under the server lock.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -126,7 +129,7 @@ pub enum Verdict {
     Failure(String),
     /// The same, but what it wrote is there already: it must not run again.
     FailureAfterWrites(String),
-    /// It wrote nothing, for a reason that will pass.
+    /// It did not run to its end, for a reason that will pass.
     Hindered(String),
     /// It did not run to its end.
     Aborted,
@@ -142,8 +145,14 @@ pub enum Look {
     Nothing(Next),
 }
 
+/// A clock in ms that no correction of the time of day moves.
+pub fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
 /// Wall clock in ms, as in the ids of entries.
-pub fn wall_ms() -> u64 {
+fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_millis() as u64
 }
@@ -317,8 +326,8 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
         new: reading.new,
     };
     let judged = consumer.with(key, reading.number, |flow, rules| {
-        let run = flow.looked(found, rules, wall_ms());
-        (run, if run { Next::Wait } else { flow.next(rules, wall_ms()) })
+        let run = flow.looked(found, rules, now_ms());
+        (run, if run { Next::Wait } else { flow.next(rules, now_ms()) })
     });
     let Some((run, next)) = judged else {
         return Look::Nothing(Next::Wait);
@@ -434,7 +443,7 @@ pub fn settle(
         standing.entries_read = passed;
     }
     let standing = (!gone).then_some(standing);
-    let mut next = consumer.with(key, number, |flow, rules| flow.ended(ended, rules, wall_ms()));
+    let mut next = consumer.with(key, number, |flow, rules| flow.ended(ended, rules, now_ms()));
     if gone && next.is_some() {
         next = found_anew(guard, consumer, key);
     }
@@ -446,7 +455,7 @@ pub fn settle(
     } else {
         Next::Wait
     };
-    if consumer.leaves_its_group() {
+    if consumer.is_gone() {
         leave_now(guard, consumer, key);
     }
     Settled::Done(next, (hold, standing))
@@ -459,7 +468,7 @@ fn found_anew(guard: &ServerLock, consumer: &Consumer, key: &Key) -> Option<Next
     if !is_there {
         return None;
     }
-    consumer.found(key, wall_ms()).map(|(_, next)| next)
+    consumer.found(key, now_ms()).map(|(_, next)| next)
 }
 
 fn passed(batch: &Batch) -> Option<u64> {
@@ -563,7 +572,8 @@ fn count_again(guard: &ServerLock, consumer: &Consumer, key: &Key, batch: &mut B
     Ok(())
 }
 
-/// Removes the group of a registration that is gone, unless its last batch is under way, which does it.
+/// A registration is gone: removes its group if nobody can go on with it, and entries that only it had not passed; unless
+/// its last batch is under way, which does it.
 pub fn leave(guard: &ServerLock, consumer: &Consumer, key: &Key) {
     let is_held = HOLDERS.lock().as_ref().is_some_and(|holders| {
         let held = holders.get(key);
@@ -576,10 +586,18 @@ pub fn leave(guard: &ServerLock, consumer: &Consumer, key: &Key) {
 
 fn leave_now(guard: &ServerLock, consumer: &Consumer, key: &Key) {
     let is_ours = is_master() && !cluster::is_replica(guard) && group::is_stream(guard, key);
-    // The same session may have registered it again.
-    if is_ours && !all().groups_of(key).contains(&consumer.group) {
-        // Whoever removed the stream meanwhile has removed the group, too; and one that stays does no harm.
+    if !is_ours {
+        return;
+    }
+    let groups = all().groups_of(key);
+    // The same session may have registered it again. What goes wrong does no harm: writes are paused, or the stream is gone.
+    if consumer.is_alone_with_its_group() && !groups.contains(&consumer.group) {
         let _ = group::destroy(guard, key, &consumer.group);
+    }
+    if all().is_trimmed(key) {
+        let groups: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
+        let passed = group::passed_by_all(guard, key, &groups);
+        let _ = passed.map(|passed| passed.map(|last| group::trim(guard, key, last)));
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     all,
     flow::{Flow, Next, Rules},
 };
-use crate::module::module;
+use crate::{module::module, timers::clock::Alarm};
 
 /// Name of a stream.
 pub type Key = Arc<[u8]>;
@@ -28,8 +28,10 @@ pub type Key = Arc<[u8]>;
 const SHARED_GROUP: &str = "__gears_consumer_group__";
 
 /// Name of the group of one registration of a session.
-pub fn own_group(session: &str, which: &str) -> String {
-    format!("{SHARED_GROUP}:{session}:{which}")
+pub fn own_group(session: &str, which: &[u8]) -> Bytes {
+    [SHARED_GROUP.as_bytes(), b":", session.as_bytes(), b":", which]
+        .concat()
+        .into()
 }
 
 fn is_own(group: &[u8]) -> bool {
@@ -38,18 +40,10 @@ fn is_own(group: &[u8]) -> bool {
         .is_some_and(|rest| rest.starts_with(b":"))
 }
 
-/// A registration's own group, with which no later one can go on: the name of its session was made up by a shard, or it
-/// was made by running code.
-fn is_of_nobody_else(group: &[u8]) -> bool {
-    let rest = group.strip_prefix(SHARED_GROUP.as_bytes()).unwrap_or_default();
-    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let mut parts = rest.rsplitn(2, |byte| *byte == b':');
-    let (which, session) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if !is_number(which) {
-        return true;
-    }
-    let session = session.strip_prefix(b":").unwrap_or_default();
-    session.len() == MADE_UP_BYTES && session.iter().all(u8::is_ascii_hexdigit)
+/// No later registration can have this one's group: a shard has made up the name of its session, or running code has made it.
+fn is_of_nobody_else(session: &str, id: &str, group: &[u8]) -> bool {
+    let is_made_up = session.len() == MADE_UP_BYTES && session.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_made_up || *group == *own_group(session, id.as_bytes())
 }
 
 /// Length of the names of sessions that nobody has named, in hex.
@@ -82,6 +76,8 @@ struct Known {
     depth: u32,
     /// Others have removed entries, maybe some that were not read: the group may have passed more than was read.
     uncounted: bool,
+    /// Its timer, to be kept until it is over.
+    _alarm: Option<Arc<dyn Alarm>>,
 }
 
 /// See the module.
@@ -274,6 +270,14 @@ impl Consumer {
         Some((key.clone(), known.flow.next(&self.rules, now_ms)))
     }
 
+    /// The timer of the flow of this number; another one that it had is stale.
+    pub fn keep_alarm(&self, key: &[u8], number: u64, alarm: Arc<dyn Alarm>) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.flows.get_mut(key).filter(|known| known.number == number) {
+            known._alarm = Some(alarm);
+        }
+    }
+
     /// Others have removed entries.
     pub fn entries_removed(&self, key: &[u8]) {
         if let Some(known) = self.state.lock().flows.get_mut(key) {
@@ -296,9 +300,15 @@ impl Consumer {
         }
     }
 
-    /// It is gone, and nobody can go on with its group.
-    pub fn leaves_its_group(&self) -> bool {
-        self.has_own_group && is_of_nobody_else(&self.group) && self.state.lock().status == Status::Gone
+    /// It is not registered any more.
+    pub fn is_gone(&self) -> bool {
+        self.state.lock().status == Status::Gone
+    }
+
+    /// When it is gone nobody can go on with its group.
+    pub fn is_alone_with_its_group(&self) -> bool {
+        let Registration { session, id, .. } = &*self.registration;
+        self.has_own_group && is_of_nobody_else(session, id, &self.group)
     }
 
     /// The stream is gone.
@@ -355,6 +365,7 @@ impl State {
             flow,
             depth: 0,
             uncounted: true,
+            _alarm: None,
         };
         self.flows.insert(key, known);
     }
@@ -388,23 +399,22 @@ mod tests {
 
     #[test]
     fn groups_of_ones_own_are_told_by_their_names() {
-        assert!(is_own(own_group("s", "0").as_bytes()));
+        assert!(is_own(&own_group("s", b"0")));
         assert!(!is_own(SHARED_GROUP.as_bytes()));
         assert!(!is_own(b"other"));
         let made_up = "0a".repeat(20);
-        let id = format!("{}-13", "0a".repeat(20));
         for (session, which, of_nobody_else) in [
-            (&*made_up, "0", true),
-            (&made_up, &*id, true),
-            ("named", &id, true),
-            ("named", "0", false),
-            ("na:med", "17", false),
-            ("", "0", false),
-            (&made_up[1..], "0", false),
-            (&format!("{made_up}0"), "0", false),
+            (&*made_up, "s*:0", true),
+            (&made_up, "id-1", true),
+            ("named", "id-1", true),
+            ("named", "s*:0", false),
+            ("", "s*:0", false),
+            (&made_up[1..], "s*:0", false),
+            (&format!("{made_up}0"), "s*:0", false),
+            (&made_up.replace('a', "g"), "s*:0", false),
         ] {
-            let group = own_group(session, which);
-            assert_eq!(is_of_nobody_else(group.as_bytes()), of_nobody_else, "{group}");
+            let group = own_group(session, which.as_bytes());
+            assert_eq!(is_of_nobody_else(session, "id-1", &group), of_nobody_else, "{group:?}");
         }
     }
 

@@ -30,7 +30,7 @@ use parking_lot::RwLock;
 
 pub use self::consumer::own_group;
 use self::{
-    batch::wall_ms,
+    batch::now_ms,
     consumer::{Consumer, Status},
     running::{Place, Threads},
 };
@@ -147,9 +147,11 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
     for consumer in &new {
         begin(guard, consumer);
     }
-    for consumer in left.iter().filter(|consumer| consumer.leaves_its_group()) {
-        if is_master() && !is_loading() {
-            scan::start(guard, consumer);
+    // A walk over all keys is only worth while if something may be left to do.
+    let is_trimmed = streams.list().iter().any(|consumer| consumer.trim);
+    for consumer in left {
+        if is_master() && !is_loading() && (is_trimmed || consumer.is_alone_with_its_group()) {
+            scan::start(guard, &consumer);
         }
     }
 }
@@ -259,7 +261,7 @@ fn added(guard: &ServerLock, key: &[u8]) {
     if is_loading() || !is_master() {
         return;
     }
-    let (now_ms, depth) = (wall_ms(), depth::of_event());
+    let (now, depth) = (now_ms(), depth::of_event());
     let length = || Key::open(guard, key).map_or(0, |key| key.len());
     // Streams may feed each other for ever, as queues do; but not while a client waits.
     let place = match i64::from(depth) > module().config.max_event_depth() {
@@ -268,7 +270,7 @@ fn added(guard: &ServerLock, key: &[u8]) {
     };
     // The later ones first: in a group that they share, the last one that was registered takes everything, as ever.
     for consumer in all().list().iter().rev().filter(|consumer| consumer.wants(key)) {
-        if let Some((key, next)) = consumer.added(key, depth, length, now_ms) {
+        if let Some((key, next)) = consumer.added(key, depth, length, now) {
             running::act(guard, consumer, &key, next, place);
         }
     }
@@ -285,7 +287,7 @@ fn arrived(guard: &ServerLock, key: &[u8]) {
     batch::lost(Some(key));
     for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
         consumer.forget(key);
-        if let Some((key, next)) = consumer.found(key, wall_ms()) {
+        if let Some((key, next)) = consumer.found(key, now_ms()) {
             running::act(guard, consumer, &key, next, Place::Elsewhere);
         }
     }

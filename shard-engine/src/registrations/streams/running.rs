@@ -5,7 +5,7 @@
 //! what needs lock and interpreter. Inside an event nothing is run: `due` fires what is due there.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ use super::{
         registrations,
     },
     all,
-    batch::{self, Batch, Kept, Look, Settled, Verdict, wall_ms},
+    batch::{self, Batch, Kept, Look, Settled, Verdict, now_ms},
     consumer::{Consumer, Key},
     flow::Next,
     locked, room,
@@ -37,8 +37,9 @@ use crate::{
     readers::slices::{Deadline, Slices},
     redis::{
         lock::{self, ServerLock},
-        log, timer,
+        log,
     },
+    timers::clock::{self, Alarm},
 };
 
 /// The threads.
@@ -74,33 +75,51 @@ pub enum Place {
 
 /// Does what a flow wants next.
 pub fn act(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, next: Next, place: Place) {
+    if next == Next::Look && place == Place::Event && consumer.is_sync() {
+        return due::push(guard, Due::Entries(locked::Shot::new(consumer, key)));
+    }
+    hand_over(consumer, key, next);
+}
+
+/// The same for any thread.
+fn hand_over(consumer: &Arc<Consumer>, key: &Key, next: Next) {
     match next {
         Next::Wait => {}
-        Next::Ring(number, ms) => {
+        Next::Ring(timer, ms) => {
             let Some((flow, _)) = consumer.number(key) else {
                 return;
             };
-            let (consumer, key) = (Arc::downgrade(consumer), key.clone());
-            let delay = Duration::from_millis(ms).min(limits::STREAM_TIMER);
-            timer::once(guard, delay, move |guard| {
-                if let Some(consumer) = consumer.upgrade() {
-                    rang(guard, &consumer, &key, (flow, number));
-                }
+            let alarm: Arc<dyn Alarm> = Arc::new(Ring {
+                consumer: Arc::downgrade(consumer),
+                key: key.clone(),
+                flow,
+                timer,
             });
-        }
-        Next::Look if consumer.is_sync() && place == Place::Event => {
-            due::push(guard, Due::Entries(locked::Shot::new(consumer, key)));
+            let delay = Duration::from_millis(ms).min(limits::STREAM_TIMER);
+            clock::set(Instant::now() + delay, Arc::downgrade(&alarm));
+            consumer.keep_alarm(key, flow, alarm);
         }
         Next::Look => look(consumer, key),
     }
 }
 
-/// A timer of this flow is over; the stream may have another one by now.
-fn rang(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, (number, timer): (u64, u64)) {
-    if consumer.is_ok()
-        && let Some(next) = consumer.with(key, number, |flow, rules| flow.rang(timer, rules, wall_ms()))
-    {
-        act(guard, consumer, key, next, Place::Elsewhere);
+/// The timer of a flow; the stream may have another flow by the time that it is over.
+struct Ring {
+    consumer: Weak<Consumer>,
+    key: Key,
+    flow: u64,
+    timer: u64,
+}
+
+impl Alarm for Ring {
+    fn ring(self: Arc<Self>) {
+        let Some(consumer) = self.consumer.upgrade().filter(|consumer| consumer.is_ok()) else {
+            return;
+        };
+        let rang = consumer.with(&self.key, self.flow, |flow, rules| flow.rang(self.timer, rules, now_ms()));
+        if let Some(next) = rang {
+            hand_over(&consumer, &self.key, next);
+        }
     }
 }
 
@@ -333,7 +352,7 @@ fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
     let guard = lock::lock_to_write();
     drop(batch::settle(&guard, (consumer, key), batch, Verdict::Aborted, 0, None));
     if let Some((number, _)) = consumer.number(key)
-        && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, wall_ms()))
+        && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, now_ms()))
     {
         act(&guard, consumer, key, next, Place::Elsewhere);
     }
@@ -342,10 +361,12 @@ fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
 /// The execution is over. On any thread: must not wait.
 fn executed(consumer: Arc<Consumer>, key: Key, batch: Box<Batch>, execution: &Arc<Execution>) {
     let error = execution.with_outcome(|outcome| outcome.errors.first().cloned());
-    let verdict = match error {
-        _ if execution.phase() == Phase::Aborted => Verdict::Aborted,
-        Some(text) => Verdict::Failure(text),
-        None => Verdict::Success,
+    let verdict = match (error, execution.phase()) {
+        (None, Phase::Aborted) => Verdict::Aborted,
+        // Nobody wanted that: a shard has gone, or the slots have other owners.
+        (Some(text), Phase::Aborted) => Verdict::Hindered(text),
+        (Some(text), _) => Verdict::Failure(text),
+        (None, _) => Verdict::Success,
     };
     let ns = execution.total_ns.load(Ordering::Relaxed);
     consumer.keep(execution);

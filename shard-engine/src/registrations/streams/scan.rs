@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::{
     super::is_master,
     all,
-    batch::{self, wall_ms},
+    batch::{self, now_ms},
     consumer::Consumer,
     running::{self, Place},
 };
@@ -44,10 +44,10 @@ pub fn start(guard: &ServerLock, consumer: &Arc<Consumer>) {
 }
 
 fn found(guard: &ServerLock, consumer: &Arc<Consumer>, name: &[u8]) {
-    if consumer.leaves_its_group() {
+    if consumer.is_gone() {
         return batch::leave(guard, consumer, &name.into());
     }
-    if let Some((key, next)) = consumer.found(name, wall_ms()) {
+    if let Some((key, next)) = consumer.found(name, now_ms()) {
         running::act(guard, consumer, &key, next, Place::Elsewhere);
     }
 }
