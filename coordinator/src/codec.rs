@@ -225,9 +225,18 @@ impl<'a> Cursor<'a> {
         Ok(b)
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, CodecError> {
-        let mut n = 0u64;
-        for shift in (0..64).step_by(7) {
+        match self.byte()? {
+            // Most are small.
+            small @ ..0x80 => Ok(u64::from(small)),
+            first => self.long_varint(u64::from(first & 0x7f)),
+        }
+    }
+
+    /// What follows the first byte.
+    fn long_varint(&mut self, mut n: u64) -> Result<u64, CodecError> {
+        for shift in (7..64).step_by(7) {
             let b = self.byte()?;
             if shift == 63 && b > 1 {
                 return Err(CodecError::BadNumber);

@@ -235,7 +235,7 @@ def test_the_group_stands_where_the_registration_does(wire):
     wait_seen(wire, ["1-2", "1-3"])
     wait_until(lambda: only_group(wire, "s1")["last-delivered-id"] == b"1-3", "the acknowledgement")
     group = only_group(wire, "s1")
-    assert group["name"].decode() == f"{OWN_GROUP}mine:0"
+    assert group["name"].decode() == f"{OWN_GROUP}mine:s*:0"
     assert group["pending"] == 0 and group["lag"] == 0 and group["entries-read"] == 3
     (consumer,) = wire.ok("XINFO", "CONSUMERS", "s1", group["name"])
     assert flat_map(consumer)["name"] == b"__gears_client__"

@@ -81,7 +81,8 @@ def test_dead_letters_of_another_registration_are_read_by_their_exact_name_only(
     add_bad(wire, "t1", "1-3")
     wait_seen(wire, ["1-1", "1-2", "1-3"], "again")
     wait_length(wire, "s:dead", 0)
-    assert list(groups(wire, "s:dead")) == [f"{OWN_GROUP}again:0"] and seen(wire, "of:s:dead") == []
+    assert only_group(wire, "s:dead")["name"].startswith(b"%sagain:" % OWN_GROUP.encode())
+    assert seen(wire, "of:s:dead") == []
 
 
 def test_dead_letters_in_a_cluster_are_not_read_again_either(cluster, wires):

@@ -89,3 +89,16 @@ def test_batches_for_which_there_is_no_room_wait_and_all_run(wire):
         wait_length(wire, key, 0)
     assert sorted(seen(wire)) == ["s0", *BIG, *LATER]
     wait_counters(wire, (16, 16, 0, 0))
+
+
+def test_all_that_waited_run_when_there_is_room_for_them(wire):
+    """One of them that takes its time does not keep back the others."""
+    register(wire, HELD + script("map(lambda x: x['key']).map(held)", "s*", mode="async_local"))
+    value = b"x" * BYTES
+    for key in BIG:
+        wire.ok("XADD", key, "1-1", "f", value)
+    for key in LATER:
+        add(wire, key, "1-1")
+    wait_until(lambda: sorted(seen(wire, "begun")) == BIG, "those that run")
+    wire.ok("SET", "go:s3", "1")
+    wait_until(lambda: sorted(seen(wire, "begun")) == [*BIG, *LATER], "those for which there is room")

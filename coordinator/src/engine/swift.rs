@@ -60,6 +60,8 @@ impl Inner {
 
 struct Ended {
     number: u64,
+    /// What its outcome takes.
+    bytes: usize,
     outcome: Outcome,
     total_ns: u64,
     aborted: bool,
@@ -156,6 +158,7 @@ impl Swift {
         }
         let ended = Ended {
             number,
+            bytes: outcome.bytes(),
             outcome,
             total_ns,
             aborted,
@@ -181,6 +184,7 @@ impl Swift {
     pub fn keep(&self, engine: &Engine, number: u64, outcome: Outcome, total_ns: u64, aborted: bool, keep: i64) {
         let ended = Ended {
             number,
+            bytes: outcome.bytes(),
             outcome,
             total_ns,
             aborted,
@@ -193,8 +197,8 @@ impl Swift {
         let mut gone = None;
         // What the number of all changes by: mostly one comes and one goes.
         let mut change = 1;
-        let bytes = ended.outcome.bytes();
-        while let Some(its_bytes) = inner.ended.front().map(|oldest| oldest.outcome.bytes()) {
+        let bytes = ended.bytes;
+        while let Some(its_bytes) = inner.ended.front().map(|oldest| oldest.bytes) {
             let too_many = inner.ended.len() as i64 >= keep || inner.bytes + bytes > limits::KEPT_BYTES;
             let of_all = max > 0 && self.all.load(Ordering::Relaxed) + change > max;
             if !(of_all || keep > 0 && too_many) {
@@ -332,7 +336,7 @@ impl Swift {
         let mut inner = self.inner.lock();
         let at = inner.ended.iter().position(|ended| ended.number == number);
         let gone = at.and_then(|at| inner.ended.remove(at));
-        inner.bytes -= gone.as_ref().map_or(0, |gone| gone.outcome.bytes());
+        inner.bytes -= gone.as_ref().map_or(0, |gone| gone.bytes);
         self.all.fetch_sub(i64::from(gone.is_some()), Ordering::Relaxed);
         drop(inner);
         gone.is_some()

@@ -174,8 +174,13 @@ impl Consumer {
     /// The streams of this name are its. Those of dead letters are only if it names them: what fails is not to fail again
     /// and again.
     pub fn wants(&self, key: &[u8]) -> bool {
+        self.may_know(key) && !(self.exact_name().is_none() && all().takes_dead_letters(key))
+    }
+
+    /// It may have a group there.
+    pub fn may_know(&self, key: &[u8]) -> bool {
         match self.prefix.strip_suffix(b"*") {
-            Some(prefix) => begins_with(key, prefix) && !all().takes_dead_letters(key),
+            Some(prefix) => begins_with(key, prefix),
             None => key == &*self.prefix,
         }
     }
@@ -309,6 +314,11 @@ impl Consumer {
     pub fn is_alone_with_its_group(&self) -> bool {
         let Registration { session, id, .. } = &*self.registration;
         self.has_own_group && is_of_nobody_else(session, id, &self.group)
+    }
+
+    /// Nothing is known of these streams any more.
+    pub fn forget_those(&self, is_meant: impl Fn(&[u8]) -> bool) {
+        self.state.lock().flows.retain(|key, _| !is_meant(key));
     }
 
     /// The stream is gone.

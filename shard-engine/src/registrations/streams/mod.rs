@@ -147,6 +147,13 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
     for consumer in &new {
         begin(guard, consumer);
     }
+    if left.iter().any(|consumer| consumer.has_dead_letters()) {
+        // Its dead letters are streams as others are now.
+        for consumer in streams.list().iter() {
+            consumer.forget_those(|key| left.iter().any(|left| left.buries_in(key)));
+            begin(guard, consumer);
+        }
+    }
     // A walk over all keys is only worth while if something may be left to do.
     let is_trimmed = streams.list().iter().any(|consumer| consumer.trim);
     for consumer in left {

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::super::limits;
 
@@ -36,10 +36,12 @@ pub fn enter(later: impl FnOnce() + Send + 'static) -> Option<Room> {
 }
 
 impl Room {
-    /// It takes so much.
+    /// It takes so much. The next one is called if there is room still.
     pub fn take(&mut self, bytes: usize) {
         self.bytes += bytes;
-        ALL.lock().bytes += bytes;
+        let mut all = ALL.lock();
+        all.bytes += bytes;
+        call_next(all);
     }
 }
 
@@ -47,15 +49,17 @@ impl Drop for Room {
     fn drop(&mut self) {
         let mut all = ALL.lock();
         all.bytes -= self.bytes;
-        let next = if all.bytes < limits::STREAM_WAITING_BYTES {
-            all.waiting.pop_front()
-        } else {
-            None
-        };
-        drop(all);
-        if let Some(next) = next {
-            next();
-        }
+        call_next(all);
+    }
+}
+
+/// One only: how much it takes is not known before it has read.
+fn call_next(mut all: MutexGuard<'_, All>) {
+    let has_room = all.bytes < limits::STREAM_WAITING_BYTES;
+    let next = if has_room { all.waiting.pop_front() } else { None };
+    drop(all);
+    if let Some(next) = next {
+        next();
     }
 }
 
@@ -76,14 +80,17 @@ mod tests {
         let mut second = enter("second").unwrap();
         first.take(limits::STREAM_WAITING_BYTES);
         second.take(1);
-        assert!(enter("third").is_none() && enter("fourth").is_none());
+        assert!(["third", "fourth", "fifth"].iter().all(|name| enter(name).is_none()));
         drop(second);
         assert!(receiver.try_recv().is_err());
         drop(first);
         assert_eq!(receiver.try_recv(), Ok("third"));
-        // The third one reads nothing; it hands the room on all the same.
-        drop(enter("third").unwrap());
+        // It reads little: there is room for the next one while it is there, and while that one has nothing to read.
+        let mut third = enter("third").unwrap();
+        third.take(1);
         assert_eq!(receiver.try_recv(), Ok("fourth"));
+        drop(enter("fourth").unwrap());
+        assert_eq!(receiver.try_recv(), Ok("fifth"));
         assert!(receiver.try_recv().is_err());
     }
 }

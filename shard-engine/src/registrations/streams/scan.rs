@@ -79,15 +79,17 @@ fn step(
     let mut more = true;
     while more && !deadline.is_over() {
         let mut visitor = |name: &[u8], key: &Key<'_>| {
-            if key.kind() == Kind::Stream && consumers.iter().any(|consumer| consumer.wants(name)) {
+            if key.kind() == Kind::Stream && consumers.iter().any(|consumer| consumer.may_know(name)) {
                 streams.push(name.to_vec());
             }
         };
         more = scan.step(guard, &mut visitor).map_err(drop)?;
     }
     for name in &streams {
-        for consumer in consumers.iter().filter(|consumer| consumer.wants(name)) {
-            found(guard, consumer, name);
+        for consumer in consumers {
+            if consumer.wants(name) || consumer.is_gone() && consumer.may_know(name) {
+                found(guard, consumer, name);
+            }
         }
     }
     Ok(more)
