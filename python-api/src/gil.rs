@@ -40,7 +40,10 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     if !KNOWN.get() {
         keep();
     }
-    let _first = Outermost::claim(server::has_server_lock);
+    let first = Outermost::claim(server::has_server_lock);
+    if first.is_inner {
+        return Python::attach(f);
+    }
     let start = coarse_ms();
     Python::attach(|py| {
         let now = coarse_ms();

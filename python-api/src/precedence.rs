@@ -44,25 +44,30 @@ thread_local! {
 }
 
 /// The claim of a thread that has the server lock and takes the GIL; its inner ones need none.
-pub(crate) struct Outermost(bool);
+pub(crate) struct Outermost {
+    is_claim: bool,
+    /// There is one already.
+    pub(crate) is_inner: bool,
+}
 
 impl Outermost {
     /// If this is the outermost one, and `has_lock` says so.
     #[inline]
     pub(crate) fn claim(has_lock: impl FnOnce() -> bool) -> Outermost {
-        let is_claim = !HAS_CLAIM.get() && has_lock();
+        let is_inner = HAS_CLAIM.get();
+        let is_claim = !is_inner && has_lock();
         if is_claim {
             HAS_CLAIM.set(true);
             begin();
         }
-        Outermost(is_claim)
+        Outermost { is_claim, is_inner }
     }
 }
 
 impl Drop for Outermost {
     #[inline]
     fn drop(&mut self) {
-        if self.0 {
+        if self.is_claim {
             HAS_CLAIM.set(false);
             end();
         }

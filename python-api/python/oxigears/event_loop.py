@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import functools
 import types
 import weakref
 
@@ -10,31 +9,67 @@ import _oxigears
 
 # The driver of the coroutine to which running code belongs. Tasks and callbacks that it makes inherit it.
 _DRIVER = contextvars.ContextVar("oxigears_driver", default=None)
-_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 
 class _Loop(asyncio.SelectorEventLoop):
     """Callbacks of scripts have the session and the rights of the coroutine that asked for them."""
 
     def call_soon(self, callback, *args, context=None):
-        if type(callback) in _FUNCTIONS:
-            callback, args = _belonging(callback, args, context)
+        callback, args = _belonging(callback, args, context)
         return super().call_soon(callback, *args, context=context)
 
     def call_at(self, when, callback, *args, context=None):
-        if type(callback) in _FUNCTIONS:
-            callback, args = _belonging(callback, args, context)
+        callback, args = _belonging(callback, args, context)
         return super().call_at(when, callback, *args, context=context)
 
     def call_soon_threadsafe(self, callback, *args, context=None):
-        if type(callback) in _FUNCTIONS:
-            callback, args = _belonging(callback, args, context)
+        callback, args = _belonging(callback, args, context)
         return super().call_soon_threadsafe(callback, *args, context=context)
+
+    # What asyncio's own transports use, too.
+    def _add_reader(self, fd, callback, *args):
+        callback, args = _belonging(callback, args, None)
+        return super()._add_reader(fd, callback, *args)
+
+    def _add_writer(self, fd, callback, *args):
+        callback, args = _belonging(callback, args, None)
+        return super()._add_writer(fd, callback, *args)
+
+
+class _Probe:
+    """A loop that only looks at what a new task gives it: the type of that has no public name."""
+
+    def call_soon(self, callback, *args, context=None):
+        self.step = type(callback)
+
+    def get_debug(self):
+        return False
+
+
+def _step_type():
+    async def nothing():
+        pass
+
+    probe, coroutine = _Probe(), nothing()
+    task = asyncio.Task(coroutine, loop=probe)
+    task._log_destroy_pending = False
+    coroutine.close()
+    return probe.step
+
+
+_OF_TASKS = (_step_type(), types.BuiltinFunctionType)
 
 
 def _belonging(callback, args, context):
     driver = _DRIVER.get() if context is None else context.get(_DRIVER)
-    return (callback, args) if driver is None else (driver.call, (callback, *args))
+    if driver is None:
+        return callback, args
+    if type(callback) in _OF_TASKS:
+        # The steps of a task, which enters its session itself.
+        task = getattr(callback, "__self__", None)
+        if isinstance(task, asyncio.Task) and type(task.get_coro()) is _oxigears.Driver:
+            return callback, args
+    return driver.call, (callback, *args)
 
 
 def create(descriptor):

@@ -13,7 +13,7 @@ use std::{
 use oxigears_coordinator::{codec::Cursor, execution::ABORTED, limits::LOOP_QUEUE};
 use parking_lot::Mutex;
 use pyo3::{
-    ffi,
+    ffi, intern,
     prelude::*,
     sync::PyOnceLock,
     types::{PyList, PyWeakrefReference},
@@ -186,9 +186,10 @@ impl EventLoop {
                 session,
                 kept,
             } => {
-                // Nobody holds the future but this message.
+                // Nobody holds the future but this message, and nobody is to be called.
                 // SAFETY: the GIL is held; the object is alive.
-                if unsafe { ffi::Py_REFCNT(future.as_ptr()) } == 1 {
+                let is_alone = unsafe { ffi::Py_REFCNT(future.as_ptr()) } == 1;
+                if is_alone && future.getattr(py, intern!(py, "_callbacks"))?.is_none(py) {
                     return Ok(());
                 }
                 let pair = pair(py, over, &session, &kept)?;

@@ -21,7 +21,7 @@ use super::{
     ffi::{OwnedString, api},
     files, filter,
     lock::{self, ServerLock},
-    lost_reply, notify, replicate, slot_tables, unfit,
+    lost_reply, notify, replicate, sharing, slot_tables, unfit,
     version::at_least,
 };
 
@@ -262,6 +262,9 @@ fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) 
     let _unseen = (!flags.interceptable).then(filter::unseen);
     if flags.replicate && !flags.interceptable {
         notify::tell_of_all(guard);
+    }
+    if flags.replicate {
+        sharing::note_write();
     }
     let _database = (flags.database != 0).then(|| Database::select(guard, flags.database));
     let mut run = |ctx| {

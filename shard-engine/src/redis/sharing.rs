@@ -436,14 +436,31 @@ fn comes_in_series() -> bool {
     end > start && end - start < ns(SHORT_CALL) && now().saturating_sub(end) < ns(GRACE)
 }
 
+/// Something may have been written in this hold of the lock. Only used under the lock.
+static WROTE: AtomicBool = AtomicBool::new(false);
+
+/// The holder of the lock may have written something.
+#[inline]
+pub(super) fn note_write() {
+    // Where the main thread is in a turn its end is still to come.
+    if !event_loop::is_in_turn() {
+        WROTE.store(true, Relaxed);
+    }
+}
+
 /// Gives the lock back.
 pub(super) fn give_back(held: Held) {
     let time = now();
     LAST_HOLD.set((LAST_HOLD.get().0, time));
+    let wrote = WROTE.swap(false, Relaxed);
     match held {
         Held::Mutex => {
             // SAFETY: this thread took the mutex in `try_mutex`.
             unsafe { api!(RedisModule_ThreadSafeContextUnlock)(detached()) }
+            // The main thread sleeps. What was written reaches replicas, the AOF and waiting clients before it does so again.
+            if wrote {
+                event_loop::wake();
+            }
         }
         Held::Slice | Held::LateSlice => {
             let mut slice = DESK.slice.lock();
