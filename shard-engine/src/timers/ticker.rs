@@ -50,6 +50,8 @@ pub enum Ticker {
         cron: Cron,
         /// The next moment; `None`: there is none any more.
         next_ms: Option<i64>,
+        /// The latest time of day that was seen.
+        seen_ms: i64,
     },
 }
 
@@ -65,7 +67,8 @@ impl Ticker {
             Schedule::Cron { expression } => {
                 let cron = Cron::parse(expression).map_err(|e| e.to_string())?;
                 let next_ms = cron.next_after(now.wall_ms);
-                Ticker::Cron { cron, next_ms }
+                let seen_ms = now.wall_ms;
+                Ticker::Cron { cron, next_ms, seen_ms }
             }
         })
     }
@@ -86,7 +89,12 @@ impl Ticker {
                 let late_ms = late_ms - i64::try_from((*period * missed).as_millis()).unwrap_or(0);
                 Tick::Fire(now.wall_ms.saturating_sub(late_ms))
             }
-            Ticker::Cron { cron, next_ms } => {
+            Ticker::Cron { cron, next_ms, seen_ms } => {
+                // Set back: what lies between has been, unless it was set back far.
+                if seen_ms.saturating_sub(now.wall_ms) > BACK_MOST_MS {
+                    (*next_ms, *seen_ms) = (cron.next_after(now.wall_ms), now.wall_ms);
+                }
+                *seen_ms = now.wall_ms.max(*seen_ms);
                 let Some(moment) = *next_ms else { return Tick::Nothing };
                 let late = now.wall_ms.saturating_sub(moment);
                 if late >= 0 {
@@ -96,12 +104,6 @@ impl Ticker {
                     } else {
                         Tick::Fire(moment)
                     };
-                }
-                // Set back: what lies between has been, unless it was set back far.
-                if let Some(again) = cron.next_after(now.wall_ms)
-                    && moment - again > BACK_MOST_MS
-                {
-                    *next_ms = Some(again);
                 }
                 Tick::Nothing
             }
@@ -190,5 +192,19 @@ mod tests {
         let back = NOON - 86_400_000;
         assert_eq!(ticker.tick(at(15, back)), Tick::Nothing);
         assert_eq!(ticker.tick(at(16, back + 60_000)), Tick::Fire(back + 60_000));
+    }
+
+    #[test]
+    fn a_moment_far_from_the_next_one_comes_once_too() {
+        let day = 86_400_000;
+        let mut ticker = cron("0 12 * * *", at(0, NOON - 1000));
+        assert_eq!(ticker.tick(at(1, NOON + 500)), Tick::Fire(NOON));
+        for (elapsed, wall) in [(2, NOON - 1500), (3, NOON + 100), (4, NOON - 7_200_000), (5, NOON + 100)] {
+            assert_eq!(ticker.tick(at(elapsed, wall)), Tick::Nothing);
+        }
+        // Step by step it goes back far as well.
+        assert_eq!(ticker.tick(at(6, NOON - 3 * 3_600_000 - 1000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(7, NOON)), Tick::Fire(NOON));
+        assert_eq!(ticker.tick(at(8, NOON + day)), Tick::Fire(NOON + day));
     }
 }
