@@ -2,6 +2,7 @@
 
 use super::{
     call,
+    call::is_one_of,
     context::server_flags,
     lock::{self, ServerLock},
     version::at_least,
@@ -38,7 +39,28 @@ pub(super) fn refusal<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Option<
 
 /// Only the server itself can run this command for a client: no hook may take it over.
 pub fn is_for_server<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
-    !matches!(kind(count, arg), Kind::FreesUsers | Kind::Scripts | Kind::Other)
+    is_of_connection(count, &arg) || !matches!(kind(count, arg), Kind::FreesUsers | Kind::Scripts | Kind::Other)
+}
+
+/// Subcommands of CLIENT that ask about, or change, the connection on which they come: of no use on any other.
+fn is_of_connection<'a>(count: usize, arg: &impl Fn(usize) -> &'a [u8]) -> bool {
+    const OF_CONNECTION: [&str; 14] = [
+        "CACHING",
+        "CAPA",
+        "GETNAME",
+        "GETREDIR",
+        "ID",
+        "IMPORT-SOURCE",
+        "INFO",
+        "NO-EVICT",
+        "NO-TOUCH",
+        "REPLY",
+        "SETINFO",
+        "SETNAME",
+        "TRACKING",
+        "TRACKINGINFO",
+    ];
+    count > 1 && arg(0).eq_ignore_ascii_case(b"client") && is_one_of(&OF_CONNECTION, arg(1))
 }
 
 /// How a command is changed, so that it does the same and waits for no thread of its module.

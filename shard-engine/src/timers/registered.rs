@@ -142,7 +142,9 @@ impl Alarm for Watch {
             .compare_exchange(IDLE, WAITING, Ordering::AcqRel, Ordering::Acquire)
         {
             Ok(_) => self.submit(moment, missed),
-            Err(FIRING) => self.core.stats.skipped(1),
+            // A paused one skips nothing.
+            Err(FIRING) if self.active().is_some() => self.core.stats.skipped(1),
+            Err(FIRING) => {}
             Err(_) => self.moments.lock().unclear += 1,
         }
     }

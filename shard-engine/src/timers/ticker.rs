@@ -199,7 +199,12 @@ mod tests {
         let day = 86_400_000;
         let mut ticker = cron("0 12 * * *", at(0, NOON - 1000));
         assert_eq!(ticker.tick(at(1, NOON + 500)), Tick::Fire(NOON));
-        for (elapsed, wall) in [(2, NOON - 1500), (3, NOON + 100), (4, NOON - 7_200_000), (5, NOON + 100)] {
+        for (elapsed, wall) in [
+            (2, NOON - 1500),
+            (3, NOON + 100),
+            (4, NOON - 7_200_000),
+            (5, NOON + 100),
+        ] {
             assert_eq!(ticker.tick(at(elapsed, wall)), Tick::Nothing);
         }
         // Step by step it goes back far as well.

@@ -9,6 +9,9 @@ pub fn check_hook(command: &str, by_prefix: bool) -> Result<(), String> {
     if facts.no_script || facts.asking || is_own(command) {
         return text("which are not allowed inside a script");
     }
+    if OF_CONNECTION.contains(&command) {
+        return text("that only changes the connection on which it comes");
+    }
     match places(&facts) {
         _ if !by_prefix => Ok(()),
         Places::Movable => text("with moveable keys by key prefix"),
@@ -37,6 +40,9 @@ pub fn check_links(commands: &[String], prefix: &[u8]) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// What they change would be the connection on which functions run commands. For those of CLIENT see `unfit`.
+const OF_CONNECTION: [&str; 4] = ["select", "readonly", "readwrite", "asking"];
 
 /// One of ours: a hook on these would shut out those who could take it away, or run itself.
 fn is_own(command: &str) -> bool {

@@ -206,7 +206,9 @@ struct Short {
 impl Short {
     fn new(entries: Vec<(u64, Arc<Entry>)>) -> Short {
         let mut short = Short::default();
-        short.places.resize_with((2 * entries.len()).next_power_of_two(), || None);
+        short
+            .places
+            .resize_with((2 * entries.len()).next_power_of_two(), || None);
         for entry in entries {
             let mut at = short.home(entry.0);
             while short.places[at].is_some() {
@@ -424,7 +426,19 @@ mod tests {
 
     #[test]
     fn names_are_found_in_any_case_and_not_confused() {
-        let names = ["set", "setrange", "setrange2", "s", "eval", "zscore", "hsetnx", "pexpire", "@", "{", "z"];
+        let names = [
+            "set",
+            "setrange",
+            "setrange2",
+            "s",
+            "eval",
+            "zscore",
+            "hsetnx",
+            "pexpire",
+            "@",
+            "{",
+            "z",
+        ];
         let by_name = names.map(|name| {
             let entry = Entry {
                 is_exec: name == "set",
@@ -434,7 +448,11 @@ mod tests {
         });
         let table = Table::new(by_name.into_iter().collect(), false, None);
         assert!(names.iter().all(|name| table.find(name.as_bytes()).is_some()));
-        assert!(names[..8].iter().all(|name| table.find(name.to_uppercase().as_bytes()).is_some()));
+        assert!(
+            names[..8]
+                .iter()
+                .all(|name| table.find(name.to_uppercase().as_bytes()).is_some())
+        );
         for name in ["set", "SET", "sEt"] {
             assert!(table.find(name.as_bytes()).is_some_and(|entry| entry.is_exec), "{name}");
         }

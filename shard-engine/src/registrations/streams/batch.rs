@@ -85,7 +85,11 @@ pub fn lost(key: Option<&[u8]>) {
     let mut holders = HOLDERS.lock();
     let Some(holders) = holders.as_mut() else { return };
     match key {
-        Some(key) => holders.get_mut(key).into_iter().flatten().for_each(|held| held.lost = true),
+        Some(key) => holders
+            .get_mut(key)
+            .into_iter()
+            .flatten()
+            .for_each(|held| held.lost = true),
         None => holders.values_mut().flatten().for_each(|held| held.lost = true),
     }
 }
@@ -538,7 +542,13 @@ fn write(
     {
         let tries = consumer.with(key, batch.number, |flow, _| flow.tries()).unwrap_or(0) + 1;
         let reason = group::Reason { text, tries };
-        if !bury(guard, (consumer, key), batch, (&dead_letter, &reason), deadline.as_deref_mut())? {
+        if !bury(
+            guard,
+            (consumer, key),
+            batch,
+            (&dead_letter, &reason),
+            deadline.as_deref_mut(),
+        )? {
             return Ok(false);
         }
     }

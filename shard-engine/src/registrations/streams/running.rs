@@ -116,7 +116,9 @@ impl Alarm for Ring {
         let Some(consumer) = self.consumer.upgrade().filter(|consumer| consumer.is_ok()) else {
             return;
         };
-        let rang = consumer.with(&self.key, self.flow, |flow, rules| flow.rang(self.timer, rules, now_ms()));
+        let rang = consumer.with(&self.key, self.flow, |flow, rules| {
+            flow.rang(self.timer, rules, now_ms())
+        });
         if let Some(next) = rang {
             hand_over(&consumer, &self.key, next);
         }
@@ -206,13 +208,7 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
     }
 }
 
-fn begin(
-    guard: &ServerLock,
-    consumer: &Arc<Consumer>,
-    key: &Key,
-    kept: Option<Kept>,
-    deadline: &mut Deadline,
-) -> Step {
+fn begin(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<Kept>, deadline: &mut Deadline) -> Step {
     let (its, name) = (consumer.clone(), key.clone());
     let later = move || all().threads.look.submit(move || go_on(&its, &name, None));
     // The flow stays taken.
