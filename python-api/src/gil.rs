@@ -5,7 +5,8 @@
 
 use std::{
     cell::{Cell, RefCell},
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    time::Duration,
 };
 
 use pyo3::{ffi, prelude::*};
@@ -45,7 +46,9 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         return Python::attach(f);
     }
     let start = coarse_ms();
+    let waiting = LOOP_RUNS.load(Ordering::Relaxed).then(Waiting::begin);
     Python::attach(|py| {
+        drop(waiting);
         let now = coarse_ms();
         if now - start >= LONG_MS {
             KEPT_LONG.store(now, Ordering::Relaxed);
@@ -53,6 +56,55 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         f(py)
     })
 }
+
+/// The event loop runs, and asks whether somebody waits.
+static LOOP_RUNS: AtomicBool = AtomicBool::new(false);
+
+/// The event loop is about to run.
+pub(crate) fn loop_runs() {
+    LOOP_RUNS.store(true, Ordering::Relaxed);
+}
+
+/// Threads of ours that wait for the GIL.
+static WAITING: AtomicU32 = AtomicU32::new(0);
+
+/// One of them.
+struct Waiting;
+
+impl Waiting {
+    fn begin() -> Waiting {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        Waiting
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Gives the GIL away while `work` runs. Like `Python::detach`, but who comes back counts as one who waits.
+pub(crate) fn without<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
+    let (result, waiting) = py.detach(|| {
+        let result = work();
+        (result, Waiting::begin())
+    });
+    drop(waiting);
+    result
+}
+
+/// Lets those have the GIL who wait for it. A thread that gives it away for a moment again and again, as an event loop does,
+/// has it back before they have woken, and by CPython's rules nobody asks it for more: each time they begin to wait anew.
+#[pyfunction]
+pub(crate) fn give_way(py: Python<'_>) {
+    if WAITING.load(Ordering::Relaxed) > 0 {
+        py.detach(|| std::thread::sleep(WAY));
+    }
+}
+
+/// Long enough for a thread to wake.
+const WAY: Duration = Duration::from_micros(50);
 
 /// Who waits for the GIL for so long waits for one thread, not for its turn among some: each gives it away after five, unless
 /// it is in C code.
@@ -112,7 +164,9 @@ fn keep() {
         if !ffi::PyGILState_GetThisThreadState().is_null() {
             return;
         }
+        let waiting = Waiting::begin();
         let before = ffi::PyGILState_Ensure();
+        drop(waiting);
         let state = ffi::PyEval_SaveThread();
         KEPT.set(Some(Kept { before, state }));
     }

@@ -32,7 +32,7 @@ impl Interrupt {
         if self.running.lock().is_none() {
             return;
         }
-        Python::attach(|py| {
+        gil::attach(|py| {
             if let Some(runner) = self.running.lock().as_mut() {
                 runner.requested = true;
                 runner.thread.stop(py);

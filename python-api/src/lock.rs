@@ -18,7 +18,7 @@ const DETACHED_PAUSE: Duration = Duration::from_millis(1);
 /// more use for it.
 pub(crate) fn lock_server(py: Python<'_>) {
     while !server().try_lock(SPIN, &|| !precedence::is_claimed()) {
-        py.detach(|| {
+        gil::without(py, || {
             if !precedence::wait_for_end() {
                 std::thread::sleep(DETACHED_PAUSE);
             }

@@ -120,6 +120,8 @@ pub trait Server: Send + Sync {
     fn profile_enabled(&self) -> bool;
     /// Creates and queues an execution that running Python code asked for; gives its id.
     fn start_run(&self, request: RunRequest, when_over: WhenOver) -> Result<String, String>;
+    /// Why running code can not start a coroutine now, if so. Called with the GIL; never waits.
+    fn coroutine_refusal(&self) -> Option<String>;
     /// What this thread acts as.
     fn acting(&self) -> Acting;
     /// It acts as something else from now on; gives what it did so far, to be put back.

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::{errors, reaper, runtime::runtime};
+use crate::{errors, gil, reaper, runtime::runtime};
 
 /// The session of one script call.
 pub struct Session {
@@ -51,13 +51,13 @@ impl Session {
     }
 
     fn with_nonce(id: &str, description: Option<&str>, nonce: u64) -> Result<Arc<Session>, String> {
-        let globals = Python::attach(|py| -> PyResult<Py<PyDict>> {
+        let globals = gil::attach(|py| -> PyResult<Py<PyDict>> {
             let globals = runtime().base_environment.bind(py).copy()?;
             globals.set_item("__name__", "not_main")?;
             globals.set_item("__builtins__", py.import("builtins")?)?;
             Ok(globals.unbind())
         })
-        .map_err(|e| Python::attach(|py| errors::error_text(py, e)))?;
+        .map_err(|e| gil::attach(|py| errors::error_text(py, e)))?;
         let session = Arc::new(Session {
             id: id.to_owned(),
             description: description.map(str::to_owned),

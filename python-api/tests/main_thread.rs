@@ -52,6 +52,10 @@ impl Server for Nothing {
         false
     }
 
+    fn coroutine_refusal(&self) -> Option<String> {
+        None
+    }
+
     fn acting(&self) -> Acting {
         None
     }

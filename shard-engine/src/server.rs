@@ -140,6 +140,10 @@ impl Server for RedisServer {
         execution.map(|e| e.id.to_string()).map_err(|e| e.to_string())
     }
 
+    fn coroutine_refusal(&self) -> Option<String> {
+        transaction::is_active().then(|| transaction::refusal("runCoroutine()"))
+    }
+
     fn acting(&self) -> Acting {
         identity::acting()
     }

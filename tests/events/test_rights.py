@@ -168,6 +168,8 @@ GB('CommandReader').map(hook).register(hook='client', mode='sync', convertToStr=
         number = other.ok("CLIENT", "ID")
         assert wire.ok("RG.PYEXECUTE", program) == OK
         assert wire.ok("CLIENT", "GETNAME") is None
+        assert wire.ok("GET", "hooked") is None
+        assert b"addr=" in wire.ok("CLIENT", "LIST")
         assert wire.ok("GET", "hooked") == b"1"
         assert wire.ok("CLIENT", "PAUSE", "1", "WRITE") == OK
         assert wire.ok("CLIENT", "KILL", "ID", number) == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import selectors
 import types
 import weakref
 
@@ -72,9 +73,18 @@ def _belonging(callback, args, context):
     return driver.call, (callback, *args)
 
 
+class _Selector(selectors.DefaultSelector):
+    """While the loop has always something to do it lets others have the interpreter in between."""
+
+    def select(self, timeout=None):
+        if timeout is not None and timeout <= 0:
+            _oxigears.give_way()
+        return super().select(timeout)
+
+
 def create(descriptor):
     """A loop that does what the engine asks for whenever the descriptor can be read."""
-    loop = _Loop()
+    loop = _Loop(_Selector())
     loop.set_task_factory(_task)
     loop.set_exception_handler(_on_exception)
     loop.add_reader(descriptor, _oxigears.drain)

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     errors, lock,
     obj::Obj,
+    runtime::runtime,
     server::{LogLevel, server},
 };
 
@@ -79,6 +80,11 @@ impl Driver {
             Some(Target::Record(ticket)) => Some(ticket.clone()),
             _ => None,
         }
+    }
+
+    /// Its execution has ended. It was cancelled then, and has gone on all the same.
+    fn is_stopped(&self) -> bool {
+        matches!(&*self.target.lock(), Some(Target::Record(ticket)) if ticket.waits().has_ended())
     }
 
     fn inner<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -193,7 +199,23 @@ fn refuse_waiting<'py>(inner: &Bound<'py, PyAny>, mut result: PyResult<Stepped<'
     result
 }
 
-/// Times that a coroutine may swallow the refusal.
+/// Ends a coroutine that is not to go on, as code on a thread is ended; one that will not end is left where it is.
+fn stop<'py>(inner: &Bound<'py, PyAny>) -> PyResult<Stepped<'py>> {
+    let py = inner.py();
+    let kind = runtime().force_stopped.bind(py);
+    for _ in 0..ATTEMPTS {
+        let reason = kind.call1(("the execution has ended",))?;
+        match throw(inner, (reason,)) {
+            Ok(Stepped::Awaits(awaited)) => {
+                let _ = awaited.setattr(intern!(py, "_asyncio_future_blocking"), false);
+            }
+            ended => return ended,
+        }
+    }
+    Err(PyErr::from_value(kind.call1(("the execution has ended",))?))
+}
+
+/// Times that a coroutine may swallow an exception that must not be swallowed.
 const ATTEMPTS: usize = 100;
 
 /// An exception that would end the event loop becomes one that does not.
@@ -236,11 +258,14 @@ fn tell(object: &Bound<'_, PyAny>, outcome: PyResult<Bound<'_, PyAny>>) {
 #[pymethods]
 impl Driver {
     fn send<'py>(&self, py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Py<PyAny>> {
-        self.step(py, |inner| send(inner, &value))
+        self.step(py, |inner| match self.is_stopped() {
+            false => send(inner, &value),
+            true => stop(inner),
+        })
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.step(py, |inner| send(inner, &py.None().into_bound(py)))
+        self.send(py, py.None().into_bound(py))
     }
 
     #[pyo3(signature = (*args))]

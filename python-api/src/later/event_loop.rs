@@ -8,9 +8,14 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use oxigears_coordinator::{codec::Cursor, execution::ABORTED, limits::LOOP_QUEUE};
+use oxigears_coordinator::{
+    codec::{Cursor, RecordBatch},
+    execution::ABORTED,
+    limits::LOOP_QUEUE,
+};
 use parking_lot::Mutex;
 use pyo3::{
     ffi, intern,
@@ -42,6 +47,8 @@ pub(crate) enum Message {
         session: Arc<Session>,
         kept: Arc<Kept>,
     },
+    /// Go on with what an execution gave.
+    Decode(Box<Decoding>),
 }
 
 /// The loop, for those who hold the GIL.
@@ -83,6 +90,7 @@ fn begin(py: Python<'_>) -> PyResult<EventLoop> {
     let object = module.getattr("create")?.call1((post.event.as_raw_fd(),))?;
     let (run, running) = (module.getattr("run")?.unbind(), object.clone().unbind());
     watch::start()?;
+    gil::loop_runs();
     std::thread::Builder::new()
         .name("oxi-loop".into())
         .stack_size(PYTHON_STACK_BYTES)
@@ -192,10 +200,20 @@ impl EventLoop {
                 if is_alone && future.getattr(py, intern!(py, "_callbacks"))?.is_none(py) {
                     return Ok(());
                 }
-                let pair = pair(py, over, &session, &kept)?;
-                self.set_result.call1(py, (future, pair)).map(|_| ())
+                self.go_on(py, Box::new(Decoding::new(py, future, over, session, kept)))
             }
+            Message::Decode(decoding) => self.go_on(py, decoding),
         }
+    }
+
+    /// Gives a future the results of its execution as objects. If they are many others have the loop in between.
+    fn go_on(&self, py: Python<'_>, mut decoding: Box<Decoding>) -> PyResult<()> {
+        if decoding.slice(py)? {
+            let (future, pair) = decoding.pair(py)?;
+            return self.set_result.call1(py, (future, pair)).map(|_| ());
+        }
+        tell(Message::Decode(decoding));
+        Ok(())
     }
 
     fn start(&self, py: Python<'_>, driver: &Bound<'_, Driver>, delay: f64) -> PyResult<()> {
@@ -206,37 +224,102 @@ impl EventLoop {
         }
         let task = self.start.call1(py, (&self.object, driver, delay))?;
         if let Some(ticket) = ticket.filter(|_| !task.is_none(py)) {
-            ticket.set_task(task);
+            ticket.set_task(task.clone_ref(py));
+            // Whoever ended it in between found no task to cancel.
+            if ticket.waits().has_ended() {
+                return self.handle(py, Message::Cancel { task });
+            }
         }
         Ok(())
     }
 }
 
-/// `[results, errors]`
-fn pair<'py>(py: Python<'py>, over: RunOver, session: &Session, kept: &Kept) -> PyResult<Bound<'py, PyList>> {
-    let decoder = Decoder {
-        globals: session.globals().as_ptr(),
-        kept,
-    };
-    let results = PyList::empty(py);
-    let mut errors = over.outcome.errors;
-    if over.aborted && errors.is_empty() {
-        errors.push(ABORTED.to_owned());
+/// What an execution gave, on its way to its future.
+pub(crate) struct Decoding {
+    future: Py<PyAny>,
+    session: Arc<Session>,
+    kept: Arc<Kept>,
+    /// Batches whose records are still to be decoded.
+    batches: std::vec::IntoIter<RecordBatch>,
+    batch: RecordBatch,
+    /// Where the next record of `batch` is, and how many follow.
+    at: usize,
+    left: u32,
+    results: Py<PyList>,
+    errors: Vec<String>,
+}
+
+/// So long the loop does nothing else.
+const DECODE_SLICE: Duration = Duration::from_millis(2);
+/// Records between two looks at the clock.
+const DECODED_AT_ONCE: u32 = 32;
+
+impl Decoding {
+    fn new(py: Python<'_>, future: Py<PyAny>, over: RunOver, session: Arc<Session>, kept: Arc<Kept>) -> Decoding {
+        let mut errors = over.outcome.errors;
+        if over.aborted && errors.is_empty() {
+            errors.push(ABORTED.to_owned());
+        }
+        Decoding {
+            future,
+            session,
+            kept,
+            batches: over.outcome.results.into_vec().into_iter(),
+            batch: RecordBatch::default(),
+            at: 0,
+            left: 0,
+            results: PyList::empty(py).unbind(),
+            errors,
+        }
     }
-    for batch in over.outcome.results {
-        let mut cursor = Cursor::new(&batch.bytes);
-        for done in 0..batch.records {
+
+    /// Decodes for a while; true if that was all.
+    fn slice(&mut self, py: Python<'_>) -> PyResult<bool> {
+        let start = Instant::now();
+        loop {
+            if self.left == 0 {
+                let Some(batch) = self.batches.next() else {
+                    return Ok(true);
+                };
+                (self.at, self.left) = (0, batch.records);
+                self.batch = batch;
+            }
+            self.some(py)?;
+            if start.elapsed() >= DECODE_SLICE {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Decodes a few records of the batch.
+    fn some(&mut self, py: Python<'_>) -> PyResult<()> {
+        let decoder = Decoder {
+            globals: self.session.globals().as_ptr(),
+            kept: &*self.kept,
+        };
+        let results = self.results.bind(py);
+        let mut cursor = Cursor::at(&self.batch.bytes, self.at);
+        for _ in 0..self.left.min(DECODED_AT_ONCE) {
             // SAFETY: the GIL is held, the globals and the kept objects are alive.
             match unsafe { decoder.next(&mut cursor) } {
                 // SAFETY: the GIL is held; the reference is given away.
                 Ok(value) => results.append(unsafe { Bound::from_owned_ptr(py, value.into_ptr()) })?,
-                Err(DecodeError::Python) => errors.push(errors::take_error_text(py)),
+                Err(DecodeError::Python) => self.errors.push(errors::take_error_text(py)),
                 Err(DecodeError::Codec(e)) => {
-                    errors.push(crate::chain::undecodable(&e.to_string(), batch.records - done));
-                    break;
+                    self.errors.push(crate::chain::undecodable(&e.to_string(), self.left));
+                    self.left = 0;
+                    return Ok(());
                 }
             }
+            self.left -= 1;
         }
+        self.at = cursor.position();
+        Ok(())
     }
-    PyList::new(py, [results, PyList::new(py, errors)?])
+
+    /// The future, and `[results, errors]` for it.
+    fn pair(self, py: Python<'_>) -> PyResult<(Py<PyAny>, Bound<'_, PyList>)> {
+        let errors = PyList::new(py, self.errors)?;
+        Ok((self.future, PyList::new(py, [self.results.into_bound(py), errors])?))
+    }
 }

@@ -7,6 +7,7 @@ use pyo3::{
 
 use crate::{
     errors::gears_error,
+    gil,
     server::{Reply, server},
 };
 
@@ -27,7 +28,7 @@ pub(crate) fn execute<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyRes
     } else {
         // A loop of calls keeps the GIL: giving it away for each one would cost more than the call.
         let reply = server().execute_now(&arguments);
-        reply.unwrap_or_else(|| py.detach(|| server().execute(&arguments)))
+        reply.unwrap_or_else(|| gil::without(py, || server().execute(&arguments)))
     };
     match reply {
         Ok(Reply::Error(text)) | Err(text) => Err(gears_error(py, text.trim_end_matches(['\r', '\n']))),

@@ -10,6 +10,7 @@ use crate::{
     errors::{self, gears_error},
     later::{Driver, Message, Situation, Ticket, post},
     obj::Obj,
+    server::server,
 };
 
 const NOT_IN_STEP: &str = "Future object can only be created inside certain execution steps";
@@ -93,6 +94,9 @@ pub(crate) fn run_coroutine(
     delay: f64,
     session: Option<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
+    if let Some(text) = server().coroutine_refusal() {
+        return Err(gears_error(py, text));
+    }
     let mut situation = Situation::here(None);
     if let Some(session) = session {
         match session.cast::<PyExecutionSession>() {

@@ -20,7 +20,7 @@ pub(crate) use future::PyFuture;
 pub use timer::TimerDraft;
 
 use crate::{
-    later,
+    gil, later,
     server::{LogLevel, server},
 };
 
@@ -54,6 +54,7 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(future::event_loop, &module)?)?;
     module.add_function(wrap_pyfunction!(run::is_script_body, &module)?)?;
     module.add_function(wrap_pyfunction!(later::drain, &module)?)?;
+    module.add_function(wrap_pyfunction!(gil::give_way, &module)?)?;
     module.add_function(wrap_pyfunction!(later::drive, &module)?)?;
     Ok(module)
 }
@@ -63,7 +64,7 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 pub(crate) fn outside<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
     match server().lock_held() {
         true => work(),
-        false => py.detach(work),
+        false => gil::without(py, work),
     }
 }
 

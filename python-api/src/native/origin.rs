@@ -11,6 +11,7 @@ use crate::{
     codec::Encoder,
     context,
     errors::{gears_error, take_error_text},
+    gil,
     origin::{NO_COMMAND, NO_HOOK},
     server::{Reply, server},
 };
@@ -26,7 +27,7 @@ pub(crate) fn call_next<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyR
     let reply = if server().lock_held() {
         origin.call_next(&arguments)
     } else {
-        py.detach(|| origin.call_next(&arguments))
+        gil::without(py, || origin.call_next(&arguments))
     };
     match reply {
         Ok(Reply::Error(text)) | Err(text) => Err(gears_error(py, text.trim_end_matches(['\r', '\n']))),

@@ -18,6 +18,7 @@ use super::table::Table;
 use crate::{
     context::{self, Place},
     errors::gears_error,
+    gil,
     registration::RegistrationDraft,
     server::server,
     session::Session,
@@ -93,7 +94,7 @@ fn keep(mut draft: RegistrationDraft) -> Result<String, String> {
 fn apply(py: Python<'_>, mut draft: RegistrationDraft) -> Result<String, String> {
     let id = new_id(&draft.session, &draft.source, &[])?;
     draft.id.clone_from(&id);
-    py.detach(|| server().register_now(draft))?;
+    gil::without(py, || server().register_now(draft))?;
     Ok(id)
 }
 

@@ -14,6 +14,7 @@ use crate::{
     context::{self, Place},
     errors::gears_error,
     functions::RunRequest,
+    gil,
     later::{self, Message},
     server::server,
     session::Session,
@@ -58,7 +59,7 @@ pub(crate) fn run(
             });
         }
     };
-    match py.detach(|| server().start_run(request, Box::new(when_over))) {
+    match gil::without(py, || server().start_run(request, Box::new(when_over))) {
         Ok(id) => Ok(Some(id)),
         Err(text) => Err(gears_error(py, text)),
     }

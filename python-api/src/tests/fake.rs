@@ -196,6 +196,10 @@ impl Server for Fake {
         Ok(format!("{}-{}", "0".repeat(40), started.len()))
     }
 
+    fn coroutine_refusal(&self) -> Option<String> {
+        None
+    }
+
     fn acting(&self) -> Acting {
         ACTING.with_borrow(Clone::clone)
     }
