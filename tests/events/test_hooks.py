@@ -348,6 +348,44 @@ def test_in_order(wire):
     assert wire.ok("GET", "k") == b"2"
 
 
+OF_CONNECTION = "Can not override a command that only changes the connection on which it comes"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("more", ["", ", keyprefix='p'", ", mode='sync'"])
+def test_commands_that_only_change_a_connection_are_not_hooked(wire, more):
+    for name in "select", "SELECT", "asking", "readonly", "readwrite":
+        is_error(wire.call("RG.PYEXECUTE", f"{NEXT}.register(hook={name!r}{more})"), OF_CONNECTION)
+    assert wire.ok("RG.DUMPREGISTRATIONS") == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_a_hook_on_client_leaves_the_connection_to_the_server(wire, other_wire, mode):
+    own = wire.ok("CLIENT", "ID")
+    register(wire, f"{NEXT}.register(hook='client', mode={mode!r}, convertToStr=False)")
+    assert (wire.ok("CLIENT", "SETNAME", "me"), wire.ok("client", "getname")) == (Simple("OK"), b"me")
+    assert wire.ok("CLIENT", "ID") == own
+    assert f"id={own} ".encode() in wire.ok("CLIENT", "INFO")
+    assert wire.ok("CLIENT", "NO-EVICT", "ON") == Simple("OK")
+    for what in (("ON", "OPTIN"), ("OFF",), ("ON", "REDIRECT", other_wire.ok("CLIENT", "ID"))):
+        assert wire.ok("CLIENT", "TRACKING", *what) == Simple("OK")
+        assert what[0].lower().encode() in wire.ok("CLIENT", "TRACKINGINFO")[1]
+        if "OPTIN" in what:
+            assert wire.ok("CLIENT", "CACHING", "YES") == Simple("OK")
+    assert wire.ok("CLIENT", "GETREDIR") == other_wire.ok("CLIENT", "ID")
+    wire.ok("CLIENT", "TRACKING", "OFF")
+    for what in "OFF", "SKIP", "ON":
+        wire.send("CLIENT", "REPLY", what)
+        wire.send("ECHO", what)
+    # Only the last two are answered.
+    assert (wire.read(), wire.read()) == (Simple("OK"), b"ON")
+    assert only(other_wire).counters == (0, 0, 0, 0)
+    # Others, which ask about all of them, are taken over.
+    assert b"name=me" in wire.ok("CLIENT", "LIST")
+    assert only(wire).counters == (1, 1, 0, 0)
+
+
 @pytest.mark.matrix
 def test_effects_are_replicated_in_order(fresh):
     server = fresh(server_args=("--appendonly", "yes", "--enable-debug-command", "yes"))

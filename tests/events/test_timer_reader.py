@@ -184,6 +184,34 @@ def test_pause_and_unpause(wire):
     expect_running(wire)
 
 
+def test_one_that_is_paused_counts_nothing_while_an_execution_goes_on(wire):
+    step = """
+import asyncio
+async def slow(x):
+    while not execute('exists', 'go'):
+        await asyncio.sleep(0.005)
+"""
+    register(wire, step + every(0.02, step="slow", mode="async_local"))
+    row = only(wire)
+    wait_until(lambda: counters(wire)["numAborted"] >= 2, "moments that are skipped")
+    assert wire.call("RG.PAUSEREGISTRATIONS", row["id"]) == OK
+
+    def its_counters():
+        (found,) = [one["data"] for one in timers(wire) if one["id"] == row["id"]]
+        assert found["status"] == b"PAUSED"
+        return {name: found[name] for name in COUNTERS}
+
+    before = its_counters()
+    # Many of its moments pass.
+    register(wire, every(0.02))
+    expect_running(wire, more=20)
+    assert its_counters() == before
+    wire.ok("SET", "go", "1")
+    wait_until(lambda: its_counters() == {**before, "numSuccess": 1}, "the end of the execution")
+    assert wire.call("RG.UNPAUSEREGISTRATIONS", row["id"]) == OK
+    wait_until(lambda: timers(wire)[0]["data"]["numSuccess"] > 3, "it running again")
+
+
 def test_upgrade(wire):
     register(wire, every(), "ID", "s")
     expect_running(wire)

@@ -62,7 +62,11 @@ _OF_TASKS = (_step_type(), types.BuiltinFunctionType)
 
 
 def _belonging(callback, args, context):
+    if callback is set_result or callback is set_exception:
+        return callback, args
     driver = _DRIVER.get() if context is None else context.get(_DRIVER)
+    if driver is None:
+        driver = _oxigears.caller()
     if driver is None:
         return callback, args
     if type(callback) in _OF_TASKS:
@@ -71,6 +75,16 @@ def _belonging(callback, args, context):
         if isinstance(task, asyncio.Task) and type(task.get_coro()) is _oxigears.Driver:
             return callback, args
     return driver.call, (callback, *args)
+
+
+def context_here():
+    """A context whose callbacks have the session and the rights of running code; None: any will do."""
+    driver = _oxigears.caller() if _DRIVER.get() is None else None
+    if driver is None:
+        return None
+    context = contextvars.copy_context()
+    context.run(_DRIVER.set, driver)
+    return context
 
 
 class _Selector(selectors.DefaultSelector):

@@ -16,6 +16,10 @@ class GearsFuture(Future):
 
     executionId = None
 
+    def add_done_callback(self, fn, *, context=None):
+        """Calls `fn(future)` on the event loop when it is done, with the session and the rights of running code."""
+        super().add_done_callback(fn, context=event_loop.context_here() if context is None else context)
+
 
 class _RunOfScript(GearsFuture):
     """What `run()` returns to the body of a script: belongs to no loop."""

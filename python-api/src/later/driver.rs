@@ -255,6 +255,17 @@ fn tell(object: &Bound<'_, PyAny>, outcome: PyResult<Bound<'_, PyAny>>) {
     }
 }
 
+/// What calls callbacks as running code would (`call`); None on a thread without a session.
+#[pyfunction]
+pub(crate) fn caller() -> Option<Driver> {
+    let situation = Situation::here(None);
+    situation.session.is_some().then(|| Driver {
+        inner: None,
+        situation: Arc::new(situation),
+        target: Mutex::default(),
+    })
+}
+
 #[pymethods]
 impl Driver {
     fn send<'py>(&self, py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Py<PyAny>> {

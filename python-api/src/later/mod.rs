@@ -14,7 +14,7 @@ mod ticket;
 mod waits;
 mod watch;
 
-pub(crate) use driver::{Driver, drive};
+pub(crate) use driver::{Driver, caller, drive};
 pub(crate) use event_loop::{Message, drain, event_loop, post, tell};
 pub(crate) use moment::{Called, Moment, Spot, close, is_coroutine};
 pub(crate) use situation::Situation;

@@ -56,6 +56,7 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(later::drain, &module)?)?;
     module.add_function(wrap_pyfunction!(gil::give_way, &module)?)?;
     module.add_function(wrap_pyfunction!(later::drive, &module)?)?;
+    module.add_function(wrap_pyfunction!(later::caller, &module)?)?;
     Ok(module)
 }
 
