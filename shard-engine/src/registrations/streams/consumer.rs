@@ -310,6 +310,11 @@ impl Consumer {
         self.state.lock().status == Status::Gone
     }
 
+    /// It goes on with the other one's groups.
+    pub fn follows(&self, other: &Consumer) -> bool {
+        self.group == other.group && self.prefix == other.prefix
+    }
+
     /// When it is gone nobody can go on with its group.
     pub fn is_alone_with_its_group(&self) -> bool {
         let Registration { session, id, .. } = &*self.registration;

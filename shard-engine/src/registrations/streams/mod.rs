@@ -155,9 +155,13 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
         }
     }
     // A walk over all keys is only worth while if something may be left to do.
-    let is_trimmed = streams.list().iter().any(|consumer| consumer.trim);
+    let list = streams.list();
+    let is_trimmed = list.iter().any(|consumer| consumer.trim);
     for consumer in left {
-        if is_master() && !is_loading() && (is_trimmed || consumer.is_alone_with_its_group()) {
+        // The next version of a script goes on with it.
+        let is_followed = list.iter().any(|other| other.follows(&consumer));
+        let is_worth = !is_followed && (is_trimmed || consumer.is_alone_with_its_group());
+        if is_worth && is_master() && !is_loading() {
             scan::start(guard, &consumer);
         }
     }
