@@ -1,13 +1,18 @@
 //! A coroutine that runs in its situation: around each step of it the thread has the session, the cause and the rights of
 //! the code that made it. What it gives in the end completes its record.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use parking_lot::Mutex;
 use pyo3::{
     PyTraverseError, PyVisit,
     call::PyCallArgs,
-    exceptions::{PyAttributeError, PyException, PyKeyboardInterrupt, PyStopIteration, PySystemExit},
+    exceptions::{
+        PyAttributeError, PyException, PyKeyboardInterrupt, PyStopIteration, PySystemExit, asyncio::CancelledError,
+    },
     ffi, intern,
     prelude::*,
     types::{PyString, PyTuple},
@@ -48,6 +53,8 @@ pub(crate) struct Driver {
     inner: Option<Py<PyAny>>,
     situation: Arc<Situation>,
     target: Mutex<Option<Target>>,
+    /// It has been told that its execution has ended.
+    was_cancelled: AtomicBool,
 }
 
 impl Driver {
@@ -56,6 +63,7 @@ impl Driver {
             inner: Some(coroutine),
             situation,
             target: Mutex::new(Some(target)),
+            was_cancelled: AtomicBool::new(false),
         }
     }
 
@@ -82,9 +90,10 @@ impl Driver {
         }
     }
 
-    /// Its execution has ended. It was cancelled then, and has gone on all the same.
+    /// Its execution was ended, or that of the coroutine that made this task. What goes on all the same is to stop.
     fn is_stopped(&self) -> bool {
-        matches!(&*self.target.lock(), Some(Target::Record(ticket)) if ticket.waits().has_ended())
+        self.situation.waits.as_ref().is_some_and(|waits| waits.has_ended())
+            || matches!(&*self.target.lock(), Some(Target::Record(ticket)) if ticket.waits().has_ended())
     }
 
     fn inner<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -212,6 +221,8 @@ fn stop<'py>(inner: &Bound<'py, PyAny>) -> PyResult<Stepped<'py>> {
             ended => return ended,
         }
     }
+    // The collector would only ask it once more to end, in the middle of other work: it stays.
+    std::mem::forget(inner.clone());
     Err(PyErr::from_value(kind.call1(("the execution has ended",))?))
 }
 
@@ -263,6 +274,7 @@ pub(crate) fn caller() -> Option<Driver> {
         inner: None,
         situation: Arc::new(situation),
         target: Mutex::default(),
+        was_cancelled: AtomicBool::new(false),
     })
 }
 
@@ -281,7 +293,17 @@ impl Driver {
 
     #[pyo3(signature = (*args))]
     fn throw<'py>(&self, py: Python<'py>, args: Bound<'py, PyTuple>) -> PyResult<Py<PyAny>> {
-        self.step(py, |inner| throw(inner, args))
+        // The end of its execution cancels it, once.
+        let may_pass = || {
+            let is_cancel = args
+                .get_item(0)
+                .is_ok_and(|error| error.is_instance_of::<CancelledError>());
+            is_cancel && !self.was_cancelled.swap(true, Ordering::Relaxed)
+        };
+        match self.is_stopped() && !may_pass() {
+            false => self.step(py, |inner| throw(inner, args)),
+            true => self.step(py, stop),
+        }
     }
 
     /// `f(*args)`, as the coroutine would call it: for callbacks that it has given to the event loop.
