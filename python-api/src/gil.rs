@@ -42,16 +42,11 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         keep();
     }
     let first = Outermost::claim(server::has_server_lock);
-    if first.is_inner {
-        return Python::attach(f);
-    }
-    let start = coarse_ms();
-    let waiting = LOOP_RUNS.load(Ordering::Relaxed).then(Waiting::begin);
+    // One call of `f` only: with a second one its code is not part of this, and deep recursion takes more stack.
+    let waiting = (!first.is_inner).then(Waiting::begin);
     Python::attach(|py| {
-        drop(waiting);
-        let now = coarse_ms();
-        if now - start >= LONG_MS {
-            KEPT_LONG.store(now, Ordering::Relaxed);
+        if let Some(waiting) = waiting {
+            waiting.is_over();
         }
         f(py)
     })
@@ -69,28 +64,48 @@ pub(crate) fn loop_runs() {
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// One of them.
-struct Waiting;
+struct Waiting {
+    start_ms: i64,
+    is_counted: bool,
+}
 
 impl Waiting {
+    #[inline]
     fn begin() -> Waiting {
-        WAITING.fetch_add(1, Ordering::Relaxed);
-        Waiting
+        let is_counted = LOOP_RUNS.load(Ordering::Relaxed);
+        if is_counted {
+            WAITING.fetch_add(1, Ordering::Relaxed);
+        }
+        let start_ms = coarse_ms();
+        Waiting { start_ms, is_counted }
+    }
+
+    #[inline]
+    fn is_over(self) {
+        let now = coarse_ms();
+        if now - self.start_ms >= LONG_MS {
+            KEPT_LONG.store(now, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Waiting {
+    #[inline]
     fn drop(&mut self) {
-        WAITING.fetch_sub(1, Ordering::Relaxed);
+        if self.is_counted {
+            WAITING.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 /// Gives the GIL away while `work` runs. Like `Python::detach`, but who comes back counts as one who waits.
 pub(crate) fn without<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
-    let (result, waiting) = py.detach(|| {
+    let result = py.detach(|| {
         let result = work();
-        (result, Waiting::begin())
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        result
     });
-    drop(waiting);
+    WAITING.fetch_sub(1, Ordering::Relaxed);
     result
 }
 

@@ -54,7 +54,7 @@ class Pings(Repeating):
         found = []
         for begin, end in pulses:
             margin = (end - begin) / 8
-            found.append(sum(begin + margin < moment < end - margin for moment in self.answered))
+            found.append(sum(begin + margin < moment < end - margin for moment in list(self.answered)))
         return found
 
 
@@ -74,27 +74,22 @@ class Transactions(Repeating):
             wire.read()
 
 
-def answers(server, wire, step, streams, pulses, **words):
-    """How many clients are served in each pulse while a handler of mode `sync` is fired again and again."""
-    # So that what waits as long as it may is not what is looked at.
-    wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 1)
+# Of each transaction: calls in a handler, and streams. That takes less than the 5 ms after which the interpreter goes
+# to a thread that wants it, whatever has the server lock.
+CALLS = [("log('a') or print('b')", 5, 20), ("hashtag()", 300, 30), ("configGet('MaxExecutions')", 100, 30)]
+
+
+@pytest.mark.parametrize(("call", "calls", "streams"), CALLS, ids=["log and print", "hashtag", "configGet"])
+def test_who_calls_us_with_the_server_lock_does_not_wait_for_the_interpreter(server, wire, call, calls, streams):
+    step = f"[{call} for _ in range({calls})]"
     register(wire, f"GB('StreamReader').foreach(lambda x: {step}).register('s*', mode='sync', trimStream=False)")
+    # So that what is waited for on purpose does not count.
+    wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 1)
     with Pings(server) as pings, Transactions(server, streams), Transactions(server, streams):
-        keep(wire, pulses, **words)
-        found = over(wire, pulses)
-    return pings.within(found)
-
-
-@pytest.mark.parametrize("call", ["log('a') or print('b')", "hashtag()", "configGet('MaxExecutions')"])
-def test_who_calls_us_with_the_server_lock_does_not_wait_for_the_interpreter(server, wire, call):
-    found = answers(server, wire, f"[{call} for _ in range(20)]", 100, 6, pulse_ms=150, gap_ms=50)
-    assert min(found[1:]) > 5, found
-
-
-def test_who_has_the_server_lock_does_not_wait_for_the_interpreter(server, wire):
-    """That it was there a moment ago does not mean that it is there now."""
-    found = answers(server, wire, "None", 300, 20, pulse_ms=100, gap_ms=30)
-    assert found[1:].count(0) < 2, found
+        keep(wire, 10, pulse_ms=100, gap_ms=40)
+        found = pings.within(over(wire, 10))
+    # At first nobody knows of it. Once the machine itself may have been busy.
+    assert found[1:].count(0) < 2, f"answers in each pulse: {found}"
 
 
 EVAL = ("EVAL", "return redis.call('set', KEYS[1], 'v')", 1, "k1")
