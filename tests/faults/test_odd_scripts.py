@@ -2,7 +2,7 @@
 
 import pytest
 from replies import pair, results_of, traceback_lines, wait_until
-from wire import HANG_GUARD_S, Simple, Wire
+from wire import HANG_GUARD_S, Error, Simple, Wire
 
 AT_TOP = {
     "recursion": ("def f(): return f()\nf()", "RecursionError"),
@@ -194,3 +194,22 @@ def test_output_goes_to_the_log(server, wire):
 def test_numpy(wire):
     script = "import numpy\nGB('ShardsIDReader').map(lambda x: int(numpy.arange(5).sum())).run()"
     assert results_of(wire.ok("RG.PYEXECUTE", script, timeout=HANG_GUARD_S)) == [b"10"]
+
+
+def test_triggers_that_call_each_other_without_end(wire):
+    """Each level takes some of the server's own stack, however deep Python may go."""
+    program = """
+import sys
+sys.setrecursionlimit(10**8)
+def down(x):
+    n = int(x[1])
+    return execute('RG.TRIGGER', 'down', n - 1)[0] if n else 'end'
+GB('CommandReader').map(down).register(trigger='down', mode='sync')
+"""
+    assert wire.ok("RG.PYEXECUTE", program) == Simple("OK")
+    assert wire.ok("RG.TRIGGER", "down", 100) == [b"end"]
+    assert isinstance(wire.call("RG.TRIGGER", "down", -1), Error)
+    assert isinstance(wire.call("EVAL", "return redis.call('RG.TRIGGER', 'down', '-1')", 0), Error)
+    results, errors = pair(wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').map(lambda x: down([0, -1])).run()"))
+    assert (results, len(errors)) == ([], 1)
+    assert wire.ok("RG.TRIGGER", "down", 100) == [b"end"]

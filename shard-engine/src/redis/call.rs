@@ -162,6 +162,10 @@ impl Drop for Entered {
     }
 }
 
+/// Commands that functions run within each other, one of them the cause of the next. Each takes some KB of the stack.
+const NESTED_MOST: u32 = 200;
+const NESTED_TOO_DEEPLY: &str = "ERR commands of functions are nested too deeply";
+
 /// Counts nested calls, also when a panic passes.
 pub(super) struct Nested;
 
@@ -212,6 +216,10 @@ pub fn call<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) ->
 
 fn call_alone<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A], flags: Flags<'_>) -> Result<Reply, CallError> {
     let (name, rest) = args.split_first().ok_or(CallError::Empty)?;
+    // Python counts its own frames only, and a script may raise that bound.
+    if NESTED.get() >= NESTED_MOST {
+        return Err(CallError::Answered(NESTED_TOO_DEEPLY.to_owned()));
+    }
     let shown = || String::from_utf8_lossy(name.as_ref()).into_owned();
     // The server has no command with NUL in its name.
     let Ok(command) = CString::new(name.as_ref()) else {
