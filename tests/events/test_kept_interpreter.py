@@ -76,7 +76,7 @@ class Transactions(Repeating):
 
 # Of each transaction: calls in a handler, and streams. That takes less than the 5 ms after which the interpreter goes
 # to a thread that wants it, whatever has the server lock.
-CALLS = [("log('a') or print('b')", 5, 20), ("hashtag()", 300, 30), ("configGet('MaxExecutions')", 100, 30)]
+CALLS = [("log('a') or print('b')", 5, 20), ("hashtag()", 300, 30), ("configGet('MaxExecutions')", 300, 30)]
 
 
 @pytest.mark.parametrize(("call", "calls", "streams"), CALLS, ids=["log and print", "hashtag", "configGet"])

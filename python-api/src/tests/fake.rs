@@ -61,6 +61,8 @@ impl Default for Fake {
 
 thread_local! {
     static LOCKED: Cell<usize> = const { Cell::new(0) };
+    /// Triggers within each other.
+    static NESTED: Cell<usize> = const { Cell::new(0) };
     /// What `cluster_size` says on this thread.
     pub(super) static SHARDS: Cell<usize> = const { Cell::new(1) };
     /// What this thread acts as.
@@ -114,12 +116,18 @@ impl Server for Fake {
                 let Some(invoker) = invoker else {
                     return Err("ERR subcommand not found".into());
                 };
+                // As the server does: nested commands take its stack, of which Python knows nothing.
+                if NESTED.get() >= 200 {
+                    return Err("ERR commands of functions are nested too deeply".into());
+                }
+                NESTED.set(NESTED.get() + 1);
                 // As a module's command on the thread that runs it: with the lock held.
                 while !self.try_lock(Duration::ZERO, &|| true) {
                     std::thread::yield_now();
                 }
                 let called = invoker.call(args, Some(Arc::new(AtOnce)));
                 self.unlock();
+                NESTED.set(NESTED.get() - 1);
                 let Invoked::Done(outcome) = called else {
                     panic!("postponed where nobody can wait");
                 };
