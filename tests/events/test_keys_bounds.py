@@ -272,7 +272,10 @@ def test_events_keep_their_order_whoever_reads_their_records(server, wire):
     """The main thread reads ahead at the end of a turn; what is too much, or comes from a function, workers read."""
     register(
         wire,
+        # No worker loses the interpreter inside of the function: another one would go on with the next event.
         """
+import sys
+sys.setswitchinterval(10)
 log = []
 GB().foreach(lambda x: log.append(x['key'] + '=' + x['value'])).register('k*', mode='async_local', eventTypes=['set'])
 GB('CommandReader').flatmap(lambda x: log).register(trigger='log')
@@ -288,6 +291,7 @@ GB('CommandReader').flatmap(lambda x: log).register(trigger='log')
     done += 2_000
     settled(wire)
     assert counters(wire) == (done, done, 0, 0)
+    assert wire.ok("RG.PYEXECUTE", "import sys\nsys.setswitchinterval(0.005)") == Simple("OK")
     assert wire.ok("RG.TRIGGER", "log") == [f"k{i}=v{i}".encode() for i in range(done)]
 
 
