@@ -46,7 +46,7 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     let waiting = (!first.is_inner).then(Waiting::begin);
     Python::attach(|py| {
         if let Some(waiting) = waiting {
-            waiting.is_over();
+            waiting.end();
         }
         f(py)
     })
@@ -81,7 +81,7 @@ impl Waiting {
     }
 
     #[inline]
-    fn is_over(self) {
+    fn end(self) {
         let now = coarse_ms();
         if now - self.start_ms >= LONG_MS {
             KEPT_LONG.store(now, Ordering::Relaxed);
