@@ -34,27 +34,22 @@ def test_a_done_callback_of_a_run_is_called_though_nobody_keeps_it(wire, who):
     wait_until(lambda: wire.ok("LRANGE", "called", 0, -1) == wanted, "the callback")
 
 
-def test_a_done_callback_of_a_run_continues_a_step(wire):
-    program = """
+CONTINUES = """
 def f(x):
     later = gearsFuture()
     GB('ShardsIDReader').count().run().add_done_callback(lambda over: later.continueRun(over.result()))
     return later
 GB('ShardsIDReader').map(f).run()
 """
+
+
+def test_a_done_callback_of_a_run_continues_a_step(wire):
     for _ in range(10):
-        assert pair(wire.ok("RG.PYEXECUTE", program)) == ([b"[['1'], []]"], [])
+        assert pair(wire.ok("RG.PYEXECUTE", CONTINUES)) == ([b"[['1'], []]"], [])
 
 
 def test_a_done_callback_of_runs_over_a_cluster(cluster, wires):
-    program = """
-def f(x):
-    later = gearsFuture()
-    GB('ShardsIDReader').count().run().add_done_callback(lambda over: later.continueRun(over.result()))
-    return later
-GB('ShardsIDReader').map(f).run()
-"""
-    assert pair(wires[1].ok("RG.PYEXECUTE", program)) == ([b"[['3'], []]"] * 3, [])
+    assert pair(wires[1].ok("RG.PYEXECUTE", CONTINUES)) == ([b"[['3'], []]"] * 3, [])
 
 
 # --- session and rights -------------------------------------------------------------------------------------------
