@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from firing import counters, listed, settled, wait_list
+from firing import counters, large_results, listed, settled, wait_list
 from registrations import MODES, register
-from replies import executions_of, wait_until
+from replies import wait_until
 from wire import Simple, Wire, encode
 
 # `EVENTS_SLOW` in the table of bounds.
@@ -47,11 +47,7 @@ def test_large_results_are_not_kept_by_number_only(wire, reader, mode):
         wire.ok(*command, b"v" * size)
         settled(wire)
 
-    def large():
-        results = [wire.ok("RG.GETRESULTS", name)[0] for name in executions_of(wire)]
-        return sum(len(result[0]) > size for result in results if result)
-
-    wait_until(lambda: large() == 7, "the oldest ones leaving")
+    wait_until(lambda: large_results(wire, size) == 7, "the oldest ones leaving")
 
 
 @pytest.mark.matrix

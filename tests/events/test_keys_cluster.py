@@ -4,7 +4,7 @@ import contextlib
 import threading
 
 import pytest
-from firing import counters, settled, wait_list
+from firing import counters, large_results, settled, wait_list
 from registrations import register, status_of, wait_applied
 from replies import executions_of, own_tag, start, wait_done, wait_until
 from wire import Error, Simple, Wire, encode
@@ -216,11 +216,7 @@ def test_large_results_of_executions_on_all_shards(cluster, wires):
         wire.ok("SET", FIRST, b"v" * size)
         settled(wire)
 
-    def large():
-        results = [wire.ok("RG.GETRESULTS", name)[0] for name in executions_of(wire)]
-        return sum(len(result[0]) > size for result in results if result)
-
-    wait_until(lambda: large() == 7, "the oldest ones leaving")
+    wait_until(lambda: large_results(wire, size) == 7, "the oldest ones leaving")
     wire.ok("DEL", FIRST)
 
 

@@ -1,7 +1,8 @@
 """Registrations that events fire: what they count, waiting for what they do in the background."""
 
 from registrations import COUNTERS
-from replies import SOON_S, flat_map, wait_until
+from replies import SOON_S, executions_of, flat_map, wait_until
+from wire import Error
 
 # A handler that notes what it sees as `event:key:type` in the list `seen`; its own writes are left out.
 NOTE = "lambda x: execute('rpush', 'seen', '%s:%s:%s' % (x['event'], x['key'], x['type']))"
@@ -35,6 +36,15 @@ def settled(wire, timeout=SOON_S):
         return all(count[0] == sum(count[1:]) for count in counts)
 
     wait_until(over, "what was triggered being over", timeout)
+
+
+def large_results(wire, size):
+    """How many of the kept executions have a result of more than `size` bytes."""
+    replies = [wire.call("RG.GETRESULTS", name) for name in executions_of(wire)]
+    # The oldest ones leave while this looks.
+    gone = Error("execution plan does not exist")
+    results = [reply[0] for reply in replies if reply != gone]
+    return sum(len(result[0]) > size for result in results if result)
 
 
 def listed(wire, key="seen"):
