@@ -18,6 +18,7 @@ from registrations import (
     wait_equal,
     wait_group,
 )
+from repeating import Repeating
 from replies import wait_until
 from wire import Error, Simple, Wire
 
@@ -79,27 +80,16 @@ def on():
         assert server.log()[before[server] :].count("heard of it") == 1
 
 
-class Trier:
+class Trier(Repeating):
     """Asks a node without pause for a trigger that its cluster has had for long."""
 
     def __init__(self, server, name):
-        self.server, self.name = server, name
+        super().__init__(server)
+        self.name = name
         self.replies = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._end.set()
-        self._thread.join()
-
-    def _run(self):
-        with Wire(self.server.port) as wire:
-            while not self._end.is_set():
-                self.replies.append(trigger(wire, self.name))
+    def step(self, wire):
+        self.replies.append(trigger(wire, self.name))
 
 
 @pytest.fixture(scope="module")
