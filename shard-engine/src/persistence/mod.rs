@@ -4,6 +4,7 @@
 //! * `loading`: what a load does to the registry, from the server's events
 //! * `inner_command`: RG.INNERREGISTRY, by which changes travel in the AOF and to replicas
 //! * `outgoing`: sends that command; also the whole state after the fork of an AOF rewrite
+//! * `torn`: an AOF that was cut off inside a transaction
 //!
 //! # Which of them counts
 //!
@@ -26,6 +27,7 @@ mod dump;
 mod inner_command;
 mod loading;
 mod outgoing;
+mod torn;
 
 use oxigears_coordinator::registry::Command;
 
@@ -51,6 +53,7 @@ pub fn replicate(guard: &ServerLock, command: &Command) {
 }
 
 fn on_event(guard: &ServerLock, event: Event) {
+    torn::on_event(guard, event);
     match event {
         Event::NowMaster => registrations::role_changed(true),
         Event::NowReplica => registrations::role_changed(false),
