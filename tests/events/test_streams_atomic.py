@@ -111,6 +111,14 @@ def test_a_command_that_fails_in_the_end_is_not_repeated(wire):
             "execute('rg.configset', 'MaxExecutions', '9')",
             "the command 'rg.configset' can not be part of an atomic batch",
         ),
+        (
+            "execute('rename', x['key'], 's2')",
+            "the command 'rename' of the batch's own stream can not be part of an atomic batch",
+        ),
+        (
+            "execute('RENAMENX', x['key'], 's2')",
+            "the command 'RENAMENX' of the batch's own stream can not be part of an atomic batch",
+        ),
         ("execute('nosuch')", "unknown command 'nosuch'"),
         ("execute('incr')", "wrong number of arguments for 'incr'"),
         ("GB('ShardsIDReader').run()", "run() can not be part of an atomic batch"),

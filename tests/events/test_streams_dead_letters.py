@@ -108,8 +108,9 @@ def test_dead_letters_in_a_cluster_are_not_read_again_either(cluster, wires):
 
 @pytest.mark.matrix
 def test_dead_letters_are_another_stream(wire):
-    for name in ("s1", "s*"):
-        reply = wire.call("RG.PYEXECUTE", script("foreach(lambda x: 0)", name, deadLetter=name, **AT_ONCE))
+    # In a cluster those of `s{1}` would go to `s` with the tag of its slot.
+    for name, letters in (("s1", "s1"), ("s*", "s*"), ("s{1}", "s")):
+        reply = wire.call("RG.PYEXECUTE", script("foreach(lambda x: 0)", name, deadLetter=letters, **AT_ONCE))
         assert isinstance(reply, Error) and "deadLetter argument must be another stream" in reply.text
     register_stream(wire, POISON, "s1", deadLetter="s12", **AT_ONCE)
     add_bad(wire, "s1", "1-1")

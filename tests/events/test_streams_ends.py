@@ -8,10 +8,13 @@ from streams import (
     SHARED_GROUP,
     add,
     counters,
+    fill,
     groups,
     only_id,
+    register,
     register_stream,
     rows,
+    script,
     seen,
     wait_length,
     wait_seen,
@@ -46,6 +49,79 @@ def test_the_group_of_what_is_removed_is_removed(wire, mode, prefix, paused):
     for key in keys:
         wait_until(lambda key=key: list(groups(wire, key)) == [f"{OWN_GROUP}other"], "the group being removed")
         assert wire.ok("XLEN", key) == 1
+
+
+BACKLOG = 60_000
+
+
+@pytest.mark.matrix
+@PREFIX
+@pytest.mark.parametrize(
+    "words",
+    [{"mode": "sync", "batch": 10}, {"mode": "async_local", "batch": 10, "atomicBatch": True}],
+    ids=["sync", "atomic"],
+)
+def test_what_is_removed_in_the_middle_of_a_backlog_leaves_its_group(wire, prefix, words):
+    """Nobody comes for the next batch, for which the group was kept."""
+    fill(wire, "s1", 1, BACKLOG)
+    for turn in range(1, 6):
+        count = f"count:{turn}"
+        register_stream(wire, f"foreach(lambda x: execute('incr', '{count}'))", prefix, trimStream=False, **words)
+        wait_until(lambda count=count: int(wire.ok("GET", count) or 0) > 0, "a batch")
+        assert wire.call("RG.UNREGISTER", only_id(wire)) == OK
+        assert int(wire.ok("GET", count)) < BACKLOG
+        wait_until(lambda: groups(wire, "s1") == {}, "the group being removed")
+    assert wire.ok("XLEN", "s1") == BACKLOG
+
+
+@pytest.mark.matrix
+def test_what_is_removed_while_a_long_batch_is_read_leaves_its_group(wire):
+    fill(wire, "s1", 1, 3 * BACKLOG)
+    for _ in range(5):
+        register_stream(wire, "filter(lambda x: False)", "s1", mode="async_local", batch=3 * BACKLOG, trimStream=False)
+        wait_until(lambda: len(groups(wire, "s1")) == 1, "the group")
+        assert wire.call("RG.UNREGISTER", only_id(wire)) == OK
+        wait_until(lambda: groups(wire, "s1") == {}, "the group being removed")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+def test_what_only_the_removed_one_had_not_passed_is_removed(wire, paused):
+    """In slices, as it may be much; that changes nothing of what is there in the end."""
+    fill(wire, "s1", 1, BACKLOG)
+    slow = {"mode": "async_local", "batch": 10, "atomicBatch": True}
+    register_stream(wire, "foreach(lambda x: execute('incr', 'slow'))", "s1", **slow)
+    slow_one = only_id(wire)
+    if paused:
+        assert wire.call("RG.PAUSEREGISTRATIONS", slow_one) == OK
+    register_stream(wire, "filter(lambda x: False)", "s*", mode="async_local", batch=5000, duration=1)
+    (fast,) = (one for one, _ in rows(wire) if one != slow_one)
+
+    def passed():
+        return any(one["last-delivered-id"] == b"1-%d" % BACKLOG for one in groups(wire, "s1").values())
+
+    wait_until(passed, "the fast one")
+    assert wire.ok("XLEN", "s1") > 0
+    assert wire.call("RG.UNREGISTER", slow_one) == OK
+    wait_length(wire, "s1", 0)
+    wait_until(lambda: len(groups(wire, "s1")) == 1, "the group being removed")
+    wire.ok("XADD", "s1", "2-1", "f", "v")
+    wait_length(wire, "s1", 0)
+    assert wire.call("RG.UNREGISTER", fast) == OK
+
+
+def test_many_registrations_that_go_at_once_leave_all_streams(wire):
+    keys = [f"s{number}" for number in range(150)]
+    for key in keys:
+        wire.ok("XADD", key, "1-1", "f", "v")
+    text = "\n".join([script("filter(lambda x: False)", "s*", mode="async_local", trimStream=False)] * 20)
+    register(wire, text)
+    wait_until(lambda: all(len(groups(wire, key)) == 20 for key in keys), "all groups")
+    for one, _ in rows(wire):
+        wire.send("RG.UNREGISTER", one)
+    for _ in range(20):
+        assert wire.read() == OK
+    wait_until(lambda: all(groups(wire, key) == {} for key in keys), "all groups being removed")
 
 
 @pytest.mark.matrix

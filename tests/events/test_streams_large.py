@@ -1,4 +1,4 @@
-"""Much at once: long batches of a group that is shared, and batches of many streams that do not fit into memory."""
+"""Much at once: long batches of a shared group, batches of many streams that do not fit into memory, many streams."""
 
 import pytest
 from replies import executions_of, wait_until
@@ -102,3 +102,35 @@ def test_all_that_waited_run_when_there_is_room_for_them(wire):
     wait_until(lambda: sorted(seen(wire, "begun")) == BIG, "those that run")
     wire.ok("SET", "go:s3", "1")
     wait_until(lambda: sorted(seen(wire, "begun")) == [*BIG, *LATER], "those for which there is room")
+
+
+# --- many streams ------------------------------------------------------------------------------------------------
+
+STREAMS = 200
+# Keeps its thread until there is the key `go`.
+BUSY = """import time
+def busy(x):
+    while not execute('exists', 'go'):
+        time.sleep(0.005)
+    execute('rpush', 'seen', x['key'])
+"""
+
+
+@pytest.mark.matrix
+def test_a_backlog_of_many_streams_leaves_their_turn_to_others(wire):
+    """Few of its batches wait for a thread, and other registrations do not wait for all of its streams."""
+    for number in range(STREAMS):
+        add(wire, f"s{number:03}", "1-1")
+    for number in range(3):
+        add(wire, f"t{number}", "1-1")
+    register(wire, BUSY + script("foreach(busy)", "s*", mode="async_local"))
+    register(wire, BUSY + script("foreach(busy)", "t*", mode="async_local"))
+    wait_until(lambda: len(executions_of(wire)) >= 11, "those that run, and those that wait for a thread")
+    assert len(executions_of(wire)) < 15
+    wire.ok("SET", "go", "1")
+    wait_until(lambda: len(seen(wire)) == STREAMS + 3, "all of them")
+    names = seen(wire)
+    assert len(set(names)) == len(names)
+    assert max(names.index(f"t{number}") for number in range(3)) < 40
+    for name in names:
+        wait_length(wire, name, 0)

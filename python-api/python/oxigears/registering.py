@@ -188,6 +188,12 @@ def _stream(
     return ("stream", prefix, batch, duration, policy, onFailedRetryInterval, trimStream, *options)
 
 
+def _is_or_has_slot_tag(stream, dead_letter):
+    """In a cluster the name of dead letters may get the stream's slot, in braces."""
+    rest = stream[len(dead_letter) :]
+    return stream.startswith(dead_letter) and (not rest or rest.startswith(b"{") and rest.endswith(b"}"))
+
+
 def _stream_options(
     prefix, mode, policy, group=None, sharedGroup=False, atomicBatch=False, maxRetries=_ABSENT, deadLetter=None
 ):
@@ -206,7 +212,7 @@ def _stream_options(
         raise error("atomicBatch can not be combined with ExecutionMode async")
     if deadLetter is not None and policy != "retry":
         raise error("deadLetter can only be combined with OnFailedPolicy Retry")
-    if deadLetter is not None and _bytes(deadLetter) == prefix:
+    if deadLetter is not None and _is_or_has_slot_tag(prefix, _bytes(deadLetter)):
         raise error("deadLetter argument must be another stream")
     if maxRetries is not _ABSENT and deadLetter is None:
         raise error("maxRetries can only be given with deadLetter")

@@ -94,8 +94,13 @@ pub const STREAM_BATCH_BYTES: usize = 64 * 1024 * 1024;
 pub const STREAM_BATCH_ENTRIES: u64 = 1_000_000;
 /// Bytes of batches that have been read and are not over, of all streams; more are read when some are.
 pub const STREAM_WAITING_BYTES: usize = 4 * STREAM_BATCH_BYTES;
+/// Batches that have been read and with which no thread has begun, of all streams: enough to keep the threads busy, and few,
+/// because what clients run waits behind them.
+pub const STREAM_WAITING_BATCHES: usize = 8;
 /// Entries that are taken out of a group between two looks at the clock.
 pub const STREAM_TAKEN_AT_ONCE: u64 = 200;
+/// Entries that are removed in one go, where there may be many.
+pub const STREAM_TRIMMED_AT_ONCE: usize = 10_000;
 /// Ids in one command that acknowledges entries.
 pub const STREAM_IDS: usize = 1000;
 /// Streams that one registration keeps in mind; beyond, it forgets those on which nothing waits.

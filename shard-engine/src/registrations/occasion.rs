@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 pub struct Occasion {
     /// What the first stage reads on this shard; `None`: what all shards get.
     input: Mutex<Option<Input>>,
+    /// Told when the first stage takes its input.
+    begun: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// What the code may ask about its cause.
     pub origin: Option<Arc<dyn Origin>>,
     /// See `depth`; counts on this shard, if it is more than that of the thread that creates the execution.
@@ -23,7 +25,7 @@ impl Occasion {
         Occasion {
             input: Mutex::new(Some(input)),
             origin,
-            depth: 0,
+            ..Occasion::default()
         }
     }
 
@@ -40,6 +42,14 @@ impl Occasion {
         Occasion { depth, ..self }
     }
 
+    /// The same, which tells when its input is taken.
+    pub fn telling(self, begun: impl FnOnce() + Send + 'static) -> Occasion {
+        Occasion {
+            begun: Mutex::new(Some(Box::new(begun))),
+            ..self
+        }
+    }
+
     /// For the engine.
     pub fn carried(self) -> Option<Arc<dyn Any + Send + Sync>> {
         Some(Arc::new(self))
@@ -52,6 +62,10 @@ impl Occasion {
 
     /// The input; there is one only once.
     pub fn take_input(&self) -> Option<Input> {
+        let begun = self.begun.lock().take();
+        if let Some(begun) = begun {
+            begun();
+        }
         self.input.lock().take()
     }
 }

@@ -17,6 +17,7 @@ use super::{
     flow::{Ended, Found, Next, Wanted},
     group::{self, Entries, Range, Standing, Trouble},
     room::Room,
+    running,
 };
 use crate::{
     identity,
@@ -122,7 +123,8 @@ pub struct Batch {
     pub entries: Entries,
     /// In a group with other members: so many are acknowledged.
     acknowledged: usize,
-    _room: Option<Room>,
+    /// Where it waits for a thread; `None` if it does not.
+    pub room: Option<Room>,
 }
 
 /// How a batch ended.
@@ -167,7 +169,7 @@ const OLDEST_LAG_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 /// Begins to read the batch that the flow wants; its flow is taken.
 pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Kept>, room: Option<Room>) -> Look {
     let Some((number, depth)) = consumer.number(key) else {
-        return Look::Nothing(Next::Wait);
+        return over(guard, consumer, key, hold);
     };
     if !is_master() || cluster::is_replica(guard) {
         consumer.forget(key);
@@ -214,6 +216,17 @@ pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Ke
         })),
         Err(trouble) => in_trouble(guard, consumer, key, number, trouble),
     }
+}
+
+/// The stream is not to be looked at any more. What held it is given back, which may have kept the registration from
+/// leaving.
+fn over<T>(guard: &ServerLock, consumer: &Consumer, key: &Key, held: Option<T>) -> Look {
+    let was_held = held.is_some();
+    drop(held);
+    if was_held && consumer.is_gone() {
+        leave(guard, consumer, key);
+    }
+    Look::Nothing(Next::Wait)
 }
 
 /// Somebody looks again in a moment.
@@ -266,7 +279,7 @@ pub fn go_on(
     let number = reading.number;
     // It may have been paused, or deleted, since the last slice.
     if consumer.number(key).is_none_or(|(now, _)| now != number) {
-        return Look::Nothing(Next::Wait);
+        return over(guard, consumer, key, Some(reading));
     }
     let whole = if consumer.has_own_group {
         let range = Range {
@@ -355,7 +368,7 @@ fn judge(consumer: &Consumer, key: &Key, reading: Box<Reading>) -> Look {
         standing: reading.standing,
         entries: reading.entries,
         acknowledged: 0,
-        _room: room,
+        room,
     }))
 }
 
@@ -552,7 +565,7 @@ fn write(
             return Ok(false);
         }
     }
-    let last = batch.entries.last;
+    let (first, last) = (batch.entries.first, batch.entries.last);
     if consumer.has_own_group {
         count_again(guard, consumer, key, batch)?;
         group::acknowledge(guard, key, &consumer.group, last, passed(batch))?;
@@ -566,7 +579,7 @@ fn write(
             }
         }
     }
-    trim(guard, consumer, key, last)?;
+    trim(guard, consumer, key, (first, last))?;
     Ok(true)
 }
 
@@ -595,20 +608,41 @@ pub fn leave(guard: &ServerLock, consumer: &Consumer, key: &Key) {
 }
 
 fn leave_now(guard: &ServerLock, consumer: &Consumer, key: &Key) {
-    let is_ours = is_master() && !cluster::is_replica(guard) && group::is_stream(guard, key);
-    if !is_ours {
+    if !is_ours(guard, key) {
         return;
     }
-    let groups = all().groups_of(key);
     // The same session may have registered it again. What goes wrong does no harm: writes are paused, or the stream is gone.
-    if consumer.is_alone_with_its_group() && !groups.contains(&consumer.group) {
+    if consumer.is_alone_with_its_group() && !all().groups_of(key).contains(&consumer.group) {
         let _ = group::destroy(guard, key, &consumer.group);
     }
-    if all().is_trimmed(key) {
-        let groups: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
-        let passed = group::passed_by_all(guard, key, &groups);
-        let _ = passed.map(|passed| passed.map(|last| group::trim(guard, key, last)));
+    if let Ok(false) = trim_passed(guard, key) {
+        running::trim_later(key);
     }
+}
+
+fn is_ours(guard: &ServerLock, key: &Key) -> bool {
+    is_master() && !cluster::is_replica(guard) && group::is_stream(guard, key)
+}
+
+/// Goes on to remove what all registrations of the stream have passed; false if the time is over before the end.
+pub fn trim_on(guard: &ServerLock, key: &Key, deadline: &Deadline) -> bool {
+    loop {
+        match trim_passed(guard, key) {
+            Ok(false) if deadline.is_over_now() => return false,
+            Ok(false) => {}
+            // The next batch does it.
+            Ok(true) | Err(_) => return true,
+        }
+    }
+}
+
+/// Removes some of what all registrations of the stream have passed; true if there is nothing left of it.
+fn trim_passed(guard: &ServerLock, key: &Key) -> Result<bool, Trouble> {
+    if !is_ours(guard, key) || !all().is_trimmed(key) {
+        return Ok(true);
+    }
+    let passed = group::passed_by_all(guard, key, &all().groups_of(key))?;
+    passed.map_or(Ok(true), |last| group::trim_some(guard, key, last))
 }
 
 /// Copies the entries to the dead letters; false if the time was not enough for all. Those that are there are acknowledged
@@ -643,23 +677,32 @@ fn bury(
     Ok(false)
 }
 
-/// Removes what all registrations of the stream have passed, if one of them wants that.
-fn trim(guard: &ServerLock, consumer: &Consumer, key: &Key, last: StreamId) -> Result<(), Trouble> {
+/// Removes what all registrations of the stream have passed, if one of them wants that. Of a batch from `first` to `last`.
+fn trim(
+    guard: &ServerLock,
+    consumer: &Consumer,
+    key: &Key,
+    (first, last): (StreamId, StreamId),
+) -> Result<(), Trouble> {
     // Entries that others would have removed may have waited for this one.
     if !(consumer.trim || all().is_trimmed(key)) {
         return Ok(());
     }
     let mut groups = all().groups_of(key);
-    if !groups.contains(&consumer.group) {
-        // The registration is gone, but this is its last batch.
-        groups.push(consumer.group.clone());
-    }
-    let passed = match &groups[..] {
-        [only] if consumer.has_own_group && **only == *consumer.group => Some(last),
-        _ => {
-            let groups: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
-            group::passed_by_all(guard, key, &groups)?
-        }
+    // If the registration is gone, this is its last batch.
+    groups.insert(consumer.group.clone());
+    let is_alone = groups.len() == 1 && consumer.has_own_group;
+    let passed = match is_alone {
+        true => Some(last),
+        false => group::passed_by_all(guard, key, &groups)?,
     };
-    passed.map_or(Ok(()), |last: StreamId| group::trim(guard, key, last))
+    let Some(passed) = passed else { return Ok(()) };
+    // Another registration kept them until a moment ago.
+    if group::has_many_before(guard, key, first) {
+        if !group::trim_some(guard, key, passed)? {
+            running::trim_later(key);
+        }
+        return Ok(());
+    }
+    group::trim(guard, key, passed)
 }

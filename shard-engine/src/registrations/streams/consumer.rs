@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 
 use super::{
     super::{active::Core, intercept::keyset::begins_with, limits, remembered::Remembered},
-    all,
     flow::{Flow, Next, Rules},
 };
 use crate::{module::module, timers::clock::Alarm};
@@ -171,10 +170,10 @@ impl Consumer {
         self.registration.mode == RegisterMode::Sync
     }
 
-    /// The streams of this name are its. Those of dead letters are only if it names them: what fails is not to fail again
-    /// and again.
-    pub fn wants(&self, key: &[u8]) -> bool {
-        self.may_know(key) && !(self.exact_name().is_none() && all().takes_dead_letters(key))
+    /// The streams of this name are its. Those that take dead letters are only if it names them: what fails is not to fail
+    /// again and again.
+    pub fn wants(&self, key: &[u8], takes_dead_letters: bool) -> bool {
+        self.may_know(key) && !(takes_dead_letters && self.exact_name().is_none())
     }
 
     /// It may have a group there.

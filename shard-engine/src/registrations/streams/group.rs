@@ -7,6 +7,8 @@
 
 use std::{cell::Cell, ops::ControlFlow};
 
+use bytes::Bytes;
+use hashbrown::HashSet;
 use oxigears_coordinator::codec::{put_bytes, put_head, put_tagged, tag};
 
 use super::limits;
@@ -294,16 +296,17 @@ pub fn acknowledge_each(guard: &ServerLock, key: &[u8], group: &[u8], ids: &[Str
 }
 
 /// The last entry that all these groups have passed; `None` if one of them has passed nothing.
-pub fn passed_by_all(guard: &ServerLock, key: &[u8], groups: &[&[u8]]) -> Result<Option<StreamId>, Trouble> {
-    let known = standings(guard, key)?;
+pub fn passed_by_all(guard: &ServerLock, key: &[u8], groups: &HashSet<Bytes>) -> Result<Option<StreamId>, Trouble> {
+    let mut known = standings(guard, key)?;
+    known.retain(|known| groups.contains(&*known.name));
+    if known.len() < groups.len() {
+        return Ok(None);
+    }
     let mut least: Option<StreamId> = None;
-    for group in groups {
-        let Some(standing) = known.iter().find(|known| known.name == *group) else {
-            return Ok(None);
-        };
+    for standing in known {
         let mut passed = standing.last;
         if standing.pending > 0 {
-            let reply = ask(guard, &[b"XPENDING", key, group])?;
+            let reply = ask(guard, &[b"XPENDING", key, &standing.name])?;
             let first = reply.array().and_then(|summary| summary.get(1)?.text());
             match first.and_then(StreamId::parse).and_then(StreamId::previous) {
                 Some(before) => passed = passed.min(before),
@@ -335,17 +338,61 @@ pub fn is_trimming() -> bool {
     TRIMMING.get()
 }
 
-/// Removes everything up to `last`.
-pub fn trim(guard: &ServerLock, key: &[u8], last: StreamId) -> Result<(), Trouble> {
-    /// Also when a panic passes.
-    struct Trimming;
-    impl Drop for Trimming {
-        fn drop(&mut self) {
-            TRIMMING.set(false);
+/// See `is_trimming`. Ends also when a panic passes.
+struct Trimming;
+
+impl Trimming {
+    fn begin() -> Trimming {
+        TRIMMING.set(true);
+        Trimming
+    }
+}
+
+impl Drop for Trimming {
+    fn drop(&mut self) {
+        TRIMMING.set(false);
+    }
+}
+
+/// There may be more entries before this one than are to be removed in one go.
+pub fn has_many_before(guard: &ServerLock, key: &[u8], id: StreamId) -> bool {
+    let mut earlier = false;
+    if let Some(key) = Key::open(guard, key).filter(|key| key.kind() == Kind::Stream)
+        && key.len() > limits::STREAM_TRIMMED_AT_ONCE
+    {
+        key.stream_entries(None, None, |first, _| {
+            earlier = first < id;
+            ControlFlow::Break(())
+        });
+    }
+    earlier
+}
+
+/// Removes some of what is up to `last`, if it is much; true if there is nothing left of it.
+pub fn trim_some(guard: &ServerLock, key: &[u8], last: StreamId) -> Result<bool, Trouble> {
+    if let Some(first) = last.next() {
+        let _trimming = Trimming::begin();
+        let (first, most) = (first.to_string(), limits::STREAM_TRIMMED_AT_ONCE.to_string());
+        // Only whole nodes of the stream go.
+        let args: [&[u8]; 7] = [
+            b"XTRIM",
+            key,
+            b"MINID",
+            b"~",
+            first.as_bytes(),
+            b"LIMIT",
+            most.as_bytes(),
+        ];
+        if run(guard, &args)?.int().is_some_and(|removed| removed > 0) {
+            return Ok(false);
         }
     }
-    TRIMMING.set(true);
-    let _trimming = Trimming;
+    trim(guard, key, last).map(|()| true)
+}
+
+/// Removes everything up to `last`.
+pub fn trim(guard: &ServerLock, key: &[u8], last: StreamId) -> Result<(), Trouble> {
+    let _trimming = Trimming::begin();
     match last.next() {
         Some(first) => run(guard, &[b"XTRIM", key, b"MINID", first.to_string().as_bytes()]).map(drop),
         None => run(guard, &[b"XTRIM", key, b"MAXLEN", b"0"]).map(drop),

@@ -97,20 +97,25 @@ impl Streams {
         has_dead_letters && self.list().iter().any(|consumer| consumer.buries_in(key))
     }
 
+    /// The registrations that the stream belongs to, in the order in which they were made.
+    fn of_stream(&self, key: &[u8]) -> Vec<Arc<Consumer>> {
+        let dead = self.takes_dead_letters(key);
+        let list = self.list();
+        list.iter()
+            .filter(|consumer| consumer.wants(key, dead))
+            .cloned()
+            .collect()
+    }
+
     /// One of the registrations that the stream belongs to wants entries to be removed.
     fn is_trimmed(&self, key: &[u8]) -> bool {
-        self.list().iter().any(|consumer| consumer.trim && consumer.wants(key))
+        self.of_stream(key).iter().any(|consumer| consumer.trim)
     }
 
     /// The groups of all registrations that the stream belongs to.
-    fn groups_of(&self, key: &[u8]) -> Vec<Bytes> {
-        let mut groups: Vec<Bytes> = Vec::new();
-        for consumer in self.list().iter().filter(|consumer| consumer.wants(key)) {
-            if !groups.contains(&consumer.group) {
-                groups.push(consumer.group.clone());
-            }
-        }
-        groups
+    fn groups_of(&self, key: &[u8]) -> HashSet<Bytes> {
+        let list = self.of_stream(key);
+        list.iter().map(|consumer| consumer.group.clone()).collect()
     }
 }
 
@@ -253,13 +258,13 @@ fn happened(guard: &ServerLock, event: &[u8], key: &[u8]) {
     match event {
         b"xadd" => added(guard, key),
         b"del" | b"expired" | b"evicted" | b"rename_from" | b"move_from" | b"set" => {
-            for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+            for consumer in all().of_stream(key) {
                 consumer.forget(key);
             }
             batch::lost(Some(key));
         }
         b"xdel" | b"xtrim" if !group::is_trimming() => {
-            for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+            for consumer in all().of_stream(key) {
                 consumer.entries_removed(key);
             }
         }
@@ -280,7 +285,7 @@ fn added(guard: &ServerLock, key: &[u8]) {
         false => Place::Event,
     };
     // The later ones first: in a group that they share, the last one that was registered takes everything, as ever.
-    for consumer in all().list().iter().rev().filter(|consumer| consumer.wants(key)) {
+    for consumer in all().of_stream(key).iter().rev() {
         if let Some((key, next)) = consumer.added(key, depth, length, now) {
             running::act(guard, consumer, &key, next, place);
         }
@@ -296,7 +301,7 @@ fn arrived(guard: &ServerLock, key: &[u8]) {
         return;
     }
     batch::lost(Some(key));
-    for consumer in all().list().iter().filter(|consumer| consumer.wants(key)) {
+    for consumer in &all().of_stream(key) {
         consumer.forget(key);
         if let Some((key, next)) = consumer.found(key, now_ms()) {
             running::act(guard, consumer, &key, next, Place::Elsewhere);

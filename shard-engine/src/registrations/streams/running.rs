@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hashbrown::HashSet;
 use oxigears_coordinator::{
     codec::RecordBatch,
     engine::{Execution, Fired, Order, Pool},
@@ -17,6 +18,7 @@ use oxigears_coordinator::{
     stage::Input,
 };
 use oxigears_python_api as python;
+use parking_lot::Mutex;
 
 use super::{
     super::{
@@ -30,7 +32,8 @@ use super::{
     batch::{self, Batch, Kept, Look, Settled, Verdict, now_ms},
     consumer::{Consumer, Key},
     flow::Next,
-    locked, room,
+    locked,
+    room::{self, Room},
 };
 use crate::{
     module::module,
@@ -132,7 +135,7 @@ pub fn look(consumer: &Arc<Consumer>, key: &Key) {
     if consumer.is_locked() {
         threads.locked.submit(move || run_locked(consumer, key, None));
     } else {
-        threads.look.submit(move || go_on(&consumer, &key, None));
+        threads.look.submit(move || go_on(&consumer, &key, Task::Look(None)));
     }
 }
 
@@ -169,11 +172,40 @@ fn run_locked(consumer: Arc<Consumer>, key: Key, mut kept: Option<Kept>) {
     }
 }
 
+/// Streams of which somebody removes entries in slices. Only used under the server lock.
+static TRIMMED: Mutex<Option<HashSet<Key>>> = Mutex::new(None);
+
+/// Removes what all registrations of the stream have passed, in slices. With the server lock.
+pub fn trim_later(key: &Key) {
+    if !TRIMMED.lock().get_or_insert_default().insert(key.clone()) {
+        return;
+    }
+    let key = key.clone();
+    all().threads.look.submit(move || {
+        let mut slices = Slices::to_write();
+        let trim = |guard: &ServerLock, deadline: &mut Deadline| {
+            let is_whole = batch::trim_on(guard, &key, deadline);
+            if is_whole && let Some(trimmed) = &mut *TRIMMED.lock() {
+                trimmed.remove(&key);
+            }
+            is_whole
+        };
+        while !slices.run(trim) {}
+    });
+}
+
 /// A batch that has run, to be settled.
 struct Over {
     batch: Box<Batch>,
     verdict: Verdict,
     ns: u64,
+}
+
+/// What a thread is to do.
+enum Task {
+    /// Look at the stream; there may be room for its batch already.
+    Look(Option<Room>),
+    Settle(Over),
 }
 
 enum Step {
@@ -185,11 +217,11 @@ enum Step {
 }
 
 /// Settles the batch that is over, if there is one, and starts the next one, if it is time for that.
-fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
+fn go_on(consumer: &Arc<Consumer>, key: &Key, task: Task) {
     let mut slices = Slices::to_write();
-    let mut step = match over {
-        Some(over) => Step::Settle(over),
-        None => slices.run(|guard, deadline| begin(guard, consumer, key, None, deadline)),
+    let mut step = match task {
+        Task::Settle(over) => Step::Settle(over),
+        Task::Look(room) => slices.run(|guard, deadline| begin(guard, (consumer, key), None, room, deadline)),
     };
     loop {
         step = match step {
@@ -208,14 +240,25 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, over: Option<Over>) {
     }
 }
 
-fn begin(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<Kept>, deadline: &mut Deadline) -> Step {
-    let (its, name) = (consumer.clone(), key.clone());
-    let later = move || all().threads.look.submit(move || go_on(&its, &name, None));
-    // The flow stays taken.
-    let Some(room) = room::enter(later) else {
+fn begin(
+    guard: &ServerLock,
+    (consumer, key): (&Arc<Consumer>, &Key),
+    kept: Option<Kept>,
+    room: Option<Room>,
+    deadline: &mut Deadline,
+) -> Step {
+    let room = room.or_else(|| {
+        let (its, name) = (consumer.clone(), key.clone());
+        room::enter(&consumer.registration.id, move |room| {
+            let task = Task::Look(Some(room));
+            all().threads.look.submit(move || go_on(&its, &name, task));
+        })
+    });
+    // Without room the flow stays taken.
+    if room.is_none() {
         return Step::Nothing;
-    };
-    match batch::begin(guard, consumer, key, kept, Some(room)) {
+    }
+    match batch::begin(guard, consumer, key, kept, room) {
         Look::More(reading) => {
             let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
             after_look(guard, consumer, key, look)
@@ -227,7 +270,9 @@ fn begin(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<K
 fn settle(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, over: Over, deadline: &mut Deadline) -> Step {
     let Over { batch, verdict, ns } = over;
     match batch::settle(guard, (consumer, key), batch, verdict, ns, Some(deadline)) {
-        Settled::Done(Next::Look, kept) if !consumer.is_locked() => begin(guard, consumer, key, Some(kept), deadline),
+        Settled::Done(Next::Look, kept) if !consumer.is_locked() => {
+            begin(guard, (consumer, key), Some(kept), None, deadline)
+        }
         Settled::Done(next, kept) => {
             drop(kept);
             act(guard, consumer, key, next, Place::Elsewhere);
@@ -241,7 +286,10 @@ fn settle(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, over: Over, d
 /// Goes on in a task of its own: calls that nest could run out of stack.
 fn again(consumer: &Arc<Consumer>, key: &Key, over: Over) {
     let (consumer, key) = (consumer.clone(), key.clone());
-    all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
+    all()
+        .threads
+        .look
+        .submit(move || go_on(&consumer, &key, Task::Settle(over)));
 }
 
 fn after_look(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, look: Look) -> Step {
@@ -269,6 +317,11 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
         bytes: std::mem::take(&mut batch.entries.bytes).into(),
         records: u32::try_from(batch.entries.count).unwrap_or(u32::MAX),
     };
+    let occasion = Occasion::with_input(Input::Batch(records), None);
+    let occasion = match batch.room.as_ref().map(Room::turn) {
+        Some(turn) => occasion.telling(move || turn.begin()),
+        None => occasion,
+    };
     let order = Order {
         plan: consumer.core.loaded.plan.clone(),
         local: code.local.clone(),
@@ -278,15 +331,13 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
             registration: consumer.registration.id.clone(),
             index: registrations().activation.index(),
             input: RecordBatch::default(),
-            here: Occasion::with_input(Input::Batch(records), None)
-                .at_depth(batch.depth.max(1))
-                .carried(),
+            here: occasion.at_depth(batch.depth.max(1)).carried(),
             idle_limit_ms: consumer.core.idle_limit_ms,
             spent_ns: None,
         }),
     };
     // Shared, because it comes back if the execution can not be created.
-    let shared = Arc::new(parking_lot::Mutex::new(Some(batch)));
+    let shared = Arc::new(Mutex::new(Some(batch)));
     let (waiting, for_waiter, its_key) = (shared.clone(), consumer.clone(), key.clone());
     let waiter = Box::new(move |execution: &Arc<Execution>| {
         if let Some(batch) = waiting.lock().take() {
@@ -315,10 +366,7 @@ pub fn go_on_later(
 ) {
     let (id, core) = (consumer.registration.id.clone(), consumer.core.clone());
     let (consumer, key, depth) = (consumer.clone(), key.clone(), batch.depth.max(1));
-    let settle = move |verdict: Verdict, ns: u64| {
-        let over = Over { batch, verdict, ns };
-        all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
-    };
+    let settle = move |verdict: Verdict, ns: u64| again(&consumer, &key, Over { batch, verdict, ns });
     let its = core.clone();
     continuing::go_on(
         &id,
@@ -366,6 +414,5 @@ fn executed(consumer: Arc<Consumer>, key: Key, batch: Box<Batch>, execution: &Ar
     };
     let ns = execution.total_ns.load(Ordering::Relaxed);
     consumer.keep(execution);
-    let over = Over { batch, verdict, ns };
-    all().threads.look.submit(move || go_on(&consumer, &key, Some(over)));
+    again(&consumer, &key, Over { batch, verdict, ns });
 }

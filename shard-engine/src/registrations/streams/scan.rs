@@ -54,10 +54,16 @@ fn found(guard: &ServerLock, consumer: &Arc<Consumer>, name: &[u8]) {
 
 fn walk() {
     let consumers = std::mem::take(&mut *all().waiting.0.lock());
-    let (mut scan, mut slices) = (KeyScan::new(), Slices::default());
+    let mut slices = Slices::default();
+    let mut walk = Walk {
+        scan: KeyScan::new(),
+        consumers,
+        streams: Vec::new(),
+        next: 0,
+        is_over: false,
+    };
     loop {
-        let more = slices.run(|guard, deadline| step(guard, deadline, &mut scan, &consumers));
-        match more {
+        match slices.run(|guard, deadline| walk.step(guard, deadline)) {
             Ok(true) => {}
             Ok(false) => return,
             Err(()) => return log::warning("looking for streams met an internal error; some may not have been found"),
@@ -65,32 +71,61 @@ fn walk() {
     }
 }
 
-/// Walks until the time is over; false if all keys have been visited.
-fn step(
-    guard: &ServerLock,
-    deadline: &mut Deadline,
-    scan: &mut KeyScan,
-    consumers: &[Arc<Consumer>],
-) -> Result<bool, ()> {
-    if !is_master() {
-        return Ok(false);
-    }
-    let mut streams: Vec<Vec<u8>> = Vec::new();
-    let mut more = true;
-    while more && !deadline.is_over() {
-        let mut visitor = |name: &[u8], key: &Key<'_>| {
-            if key.kind() == Kind::Stream && consumers.iter().any(|consumer| consumer.may_know(name)) {
-                streams.push(name.to_vec());
+struct Walk {
+    scan: KeyScan,
+    consumers: Vec<Arc<Consumer>>,
+    /// Found, and not told yet to all.
+    streams: Vec<Vec<u8>>,
+    /// The registration that is told next of the last one of them.
+    next: usize,
+    /// All keys have been visited.
+    is_over: bool,
+}
+
+impl Walk {
+    /// Goes on until the time is over; false at the end.
+    fn step(&mut self, guard: &ServerLock, deadline: &mut Deadline) -> Result<bool, ()> {
+        if !is_master() {
+            return Ok(false);
+        }
+        loop {
+            if !self.tell(guard, deadline) {
+                return Ok(true);
             }
-        };
-        more = scan.step(guard, &mut visitor).map_err(drop)?;
-    }
-    for name in &streams {
-        for consumer in consumers {
-            if consumer.wants(name) || consumer.is_gone() && consumer.may_know(name) {
-                found(guard, consumer, name);
+            if self.is_over {
+                return Ok(false);
+            }
+            while !self.is_over && self.streams.is_empty() {
+                if deadline.is_over() {
+                    return Ok(true);
+                }
+                let (consumers, streams) = (&self.consumers, &mut self.streams);
+                let mut visitor = |name: &[u8], key: &Key<'_>| {
+                    if key.kind() == Kind::Stream && consumers.iter().any(|consumer| consumer.may_know(name)) {
+                        streams.push(name.to_vec());
+                    }
+                };
+                self.is_over = !self.scan.step(guard, &mut visitor).map_err(drop)?;
             }
         }
     }
-    Ok(more)
+
+    /// Tells the registrations of what was found; false if the time is over before the end.
+    fn tell(&mut self, guard: &ServerLock, deadline: &mut Deadline) -> bool {
+        while let Some(name) = self.streams.last() {
+            let dead = all().takes_dead_letters(name);
+            while let Some(consumer) = self.consumers.get(self.next) {
+                if deadline.is_over_now() {
+                    return false;
+                }
+                self.next += 1;
+                if consumer.wants(name, dead) || consumer.is_gone() && consumer.may_know(name) {
+                    found(guard, consumer, name);
+                }
+            }
+            self.next = 0;
+            self.streams.pop();
+        }
+        true
+    }
 }

@@ -40,6 +40,8 @@ use crate::{
 
 struct Transaction {
     user: Option<String>,
+    /// The stream of the batch.
+    key: Vec<u8>,
     writes: Vec<Vec<Vec<u8>>>,
     bytes: usize,
     /// Those of its keys; whether this server serves them. Else they are another shard's.
@@ -85,6 +87,7 @@ pub fn run(guard: &ServerLock, key: &[u8], user: Option<&str>, steps: impl FnOnc
     }
     let ending = Ending(CURRENT.replace(Some(Transaction {
         user: user.map(str::to_owned),
+        key: key.to_vec(),
         writes: Vec::new(),
         bytes: 0,
         slots,
@@ -257,6 +260,10 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     if described.has("noscript") {
         return Err(refusal(&format!("the command '{shown}'")));
     }
+    // The group would go along before it has the acknowledgement, and the new name would have the effects again.
+    if matches!(&*name, "rename" | "renamenx") && is_own_stream(&args[1]) {
+        return Err(refusal(&format!("the command '{shown}' of the batch's own stream")));
+    }
     // The hook's function would have to run now, and the command later.
     if intercept::is_hooked(guard, args) {
         return Err(refusal(&format!("the command '{shown}', which a hook takes over,")));
@@ -267,6 +274,10 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     }
     is_here(guard, &shown, args)?;
     Ok(Kind::Queued)
+}
+
+fn is_own_stream(key: &[u8]) -> bool {
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|t| t.key == key))
 }
 
 /// All keys are in one slot, which this server serves. A read must not miss what is on the move, either.
