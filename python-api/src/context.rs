@@ -2,6 +2,8 @@
 
 use std::{cell::RefCell, sync::Arc};
 
+use pyo3::Python;
+
 use crate::{
     functions::RunRequest,
     later::{Moment, Situation},
@@ -35,7 +37,7 @@ pub(crate) struct Context {
     /// What the chain is at whose steps run.
     moment: Option<Arc<Moment>>,
     /// That of the coroutine.
-    situation: Option<Arc<Situation>>,
+    situation: Option<Situation>,
     /// The engine knows the thread.
     registered: bool,
     /// What the script body's one `run()` asked for.
@@ -143,7 +145,7 @@ impl Visit {
 
 /// Like `visit`, for a step of a coroutine.
 pub(crate) fn visit_coroutine(
-    situation: Arc<Situation>,
+    situation: Situation,
     session: Option<Arc<Session>>,
     origin: Option<Arc<dyn Origin>>,
 ) -> Visit {
@@ -210,8 +212,8 @@ pub(crate) fn moment() -> Option<Arc<Moment>> {
 }
 
 /// The situation of the coroutine that runs on this thread.
-pub(crate) fn situation() -> Option<Arc<Situation>> {
-    look(|context| context.situation.clone())
+pub(crate) fn situation(py: Python<'_>) -> Option<Situation> {
+    look(|context| context.situation.as_ref().map(|situation| situation.clone_ref(py)))
 }
 
 pub(crate) fn registered() -> bool {

@@ -43,6 +43,7 @@ pub struct RunRequest {
 
 impl Functions {
     pub(crate) fn new(objects: Vec<Py<PyAny>>, session: Arc<Session>) -> Functions {
+        session.has_functions();
         Functions(Arc::new(Table {
             objects,
             session,

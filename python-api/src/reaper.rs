@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     sync::{OnceLock, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -14,9 +14,6 @@ use crate::{gil, session};
 type Thing = Box<dyn Any + Send>;
 
 static QUEUE: OnceLock<Mutex<mpsc::Sender<Thing>>> = OnceLock::new();
-
-/// Pause between two looks for sessions that ended.
-const REST: Duration = Duration::from_secs(1);
 
 /// Starts the thread that takes the GIL to free things.
 pub(crate) fn start() -> Result<(), String> {
@@ -32,20 +29,18 @@ pub(crate) fn start() -> Result<(), String> {
 }
 
 fn run(receiver: &mpsc::Receiver<Thing>) {
-    let mut looked = Instant::now();
     loop {
-        let next = match session::any_ended() {
-            true => receiver.recv_timeout(REST),
-            false => receiver.recv().map_err(mpsc::RecvTimeoutError::from),
+        let next = match session::next_collection() {
+            Some(wait) => receiver.recv_timeout(wait),
+            None => receiver.recv().map_err(mpsc::RecvTimeoutError::from),
         };
         match next {
             Ok(thing) => gil::attach(|_| drop(thing)),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
-        if session::any_ended() && looked.elapsed() >= REST {
+        if session::next_collection() == Some(Duration::ZERO) {
             gil::attach(session::collect_ended);
-            looked = Instant::now();
         }
     }
 }

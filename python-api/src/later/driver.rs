@@ -1,10 +1,7 @@
 //! A coroutine that runs in its situation: around each step of it the thread has the session, the cause and the rights of
 //! the code that made it. What it gives in the end completes its record.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use pyo3::{
@@ -51,14 +48,14 @@ enum Target {
 pub(crate) struct Driver {
     /// `None` after the collector has taken it.
     inner: Option<Py<PyAny>>,
-    situation: Arc<Situation>,
+    situation: Situation,
     target: Mutex<Option<Target>>,
     /// It has been told that its execution has ended.
     was_cancelled: AtomicBool,
 }
 
 impl Driver {
-    fn new(coroutine: Py<PyAny>, situation: Arc<Situation>, target: Target) -> Driver {
+    fn new(coroutine: Py<PyAny>, situation: Situation, target: Target) -> Driver {
         Driver {
             inner: Some(coroutine),
             situation,
@@ -68,17 +65,17 @@ impl Driver {
     }
 
     /// A coroutine that a step returned.
-    pub(crate) fn of_record(coroutine: Py<PyAny>, situation: Arc<Situation>, ticket: Ticket) -> Driver {
+    pub(crate) fn of_record(coroutine: Py<PyAny>, situation: Situation, ticket: Ticket) -> Driver {
         Driver::new(coroutine, situation, Target::Record(ticket))
     }
 
     /// One that a script starts; `object` gets what it gives.
-    pub(crate) fn of_script(coroutine: Py<PyAny>, situation: Arc<Situation>, object: Option<Py<PyAny>>) -> Driver {
+    pub(crate) fn of_script(coroutine: Py<PyAny>, situation: Situation, object: Option<Py<PyAny>>) -> Driver {
         Driver::new(coroutine, situation, object.map_or(Target::Nobody, Target::Object))
     }
 
     /// One that a coroutine makes a task of.
-    pub(crate) fn of_task(coroutine: Py<PyAny>, situation: Arc<Situation>) -> Driver {
+    pub(crate) fn of_task(coroutine: Py<PyAny>, situation: Situation) -> Driver {
         Driver::new(coroutine, situation, Target::Task)
     }
 
@@ -92,7 +89,7 @@ impl Driver {
 
     /// Its execution was ended, or that of the coroutine that made this task. What goes on all the same is to stop.
     fn is_stopped(&self) -> bool {
-        self.situation.waits.as_ref().is_some_and(|waits| waits.has_ended())
+        self.situation.waits().is_some_and(|waits| waits.has_ended())
             || matches!(&*self.target.lock(), Some(Target::Record(ticket)) if ticket.waits().has_ended())
     }
 
@@ -111,7 +108,7 @@ impl Driver {
     ) -> PyResult<Py<PyAny>> {
         let inner = self.inner(py)?;
         let result = {
-            let _inside = self.situation.enter();
+            let _inside = self.situation.enter(py);
             let _watched = watch::enter(py, &self.situation);
             let result = first(&inner);
             match lock::in_atomic() {
@@ -129,6 +126,11 @@ impl Driver {
     /// The coroutine has ended.
     fn finish(&self, py: Python<'_>, outcome: PyResult<Bound<'_, PyAny>>) -> PyResult<Py<PyAny>> {
         let target = self.target.lock().take();
+        if !matches!(target, None | Some(Target::Task))
+            && let Some(session) = self.situation.session()
+        {
+            session.let_go();
+        }
         let end = |value: Py<PyAny>| Err(PyStopIteration::new_err((value,)));
         match (target, outcome) {
             (Some(Target::Record(ticket)), outcome) => ticket.settle(later(py, outcome)),
@@ -268,11 +270,11 @@ fn tell(object: &Bound<'_, PyAny>, outcome: PyResult<Bound<'_, PyAny>>) {
 
 /// What calls callbacks as running code would (`call`); None on a thread without a session.
 #[pyfunction]
-pub(crate) fn caller() -> Option<Driver> {
-    let situation = Situation::here(None);
-    situation.session.is_some().then(|| Driver {
+pub(crate) fn caller(py: Python<'_>) -> Option<Driver> {
+    let situation = Situation::here(py, None);
+    situation.session().is_some().then(|| Driver {
         inner: None,
-        situation: Arc::new(situation),
+        situation,
         target: Mutex::default(),
         was_cancelled: AtomicBool::new(false),
     })
@@ -314,14 +316,14 @@ impl Driver {
         f: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let _inside = self.situation.enter();
+        let _inside = self.situation.enter(py);
         let _watched = watch::enter(py, &self.situation);
         f.call1(args)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let closed = {
-            let _inside = self.situation.enter();
+            let _inside = self.situation.enter(py);
             self.inner(py)?.call_method0(intern!(py, "close"))
         };
         self.let_go();
@@ -343,6 +345,7 @@ impl Driver {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.inner)?;
+        self.situation.traverse(&visit)?;
         // A locked target is being changed by a thread that holds the GIL, so this can not be.
         if let Some(target) = self.target.try_lock()
             && let Some(Target::Object(object)) = &*target
@@ -370,6 +373,6 @@ pub(crate) fn drive<'py>(py: Python<'py>, coroutine: Bound<'py, PyAny>) -> PyRes
     if coroutine.is_instance_of::<Driver>() {
         return Ok(coroutine);
     }
-    let situation = crate::context::situation().unwrap_or_else(|| Arc::new(Situation::here(None)));
+    let situation = crate::context::situation(py).unwrap_or_else(|| Situation::here(py, None));
     Ok(Bound::new(py, Driver::of_task(coroutine.unbind(), situation))?.into_any())
 }

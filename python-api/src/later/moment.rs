@@ -140,12 +140,12 @@ impl Moment {
         }
         let ticket = Ticket::new(self.waits.clone());
         ticket.returned();
-        let situation = Arc::new(Situation::here(Some(self.waits.clone())));
         // SAFETY: the GIL is held; the reference is given away.
         let (py, coroutine) = unsafe {
             let py = Python::assume_attached();
             (py, Bound::from_owned_ptr(py, coroutine.into_ptr()).unbind())
         };
+        let situation = Situation::here(py, Some(self.waits.clone()));
         let driver = Driver::of_record(coroutine, situation, ticket.clone());
         let posted = Py::new(py, driver).and_then(|driver| post(py, Message::Start { driver, delay: 0.0 }));
         match posted {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 struct Running {
-    situation: Arc<Situation>,
+    situation: Situation,
     /// The loop's thread.
     thread: Target,
     since: Instant,
@@ -43,9 +43,9 @@ static WATCH: Mutex<Watch> = Mutex::new(Watch {
 static WAKE: Condvar = Condvar::new();
 
 /// A step of a coroutine begins on this thread.
-pub(super) fn enter<'py>(py: Python<'py>, situation: &Arc<Situation>) -> Watched<'py> {
+pub(super) fn enter<'py>(py: Python<'py>, situation: &Situation) -> Watched<'py> {
     let running = Running {
-        situation: situation.clone(),
+        situation: situation.clone_ref(py),
         thread: Target::here(py),
         since: Instant::now(),
         told: false,
@@ -90,11 +90,7 @@ impl Drop for Watched<'_> {
 /// with the GIL held.
 pub(crate) fn stop_running(waits: &Arc<Waits>) {
     if let Some(running) = WATCH.lock().running.as_mut()
-        && running
-            .situation
-            .waits
-            .as_ref()
-            .is_some_and(|its| Arc::ptr_eq(its, waits))
+        && running.situation.waits().is_some_and(|its| Arc::ptr_eq(its, waits))
     {
         // SAFETY: as the caller says.
         running.stop(unsafe { Python::assume_attached() });
@@ -108,7 +104,7 @@ impl Running {
     }
 
     fn is_ended(&self) -> bool {
-        self.situation.waits.as_ref().is_some_and(|waits| waits.has_ended())
+        self.situation.waits().is_some_and(|waits| waits.has_ended())
     }
 }
 

@@ -1,16 +1,14 @@
 //! `gearsFuture()`, `isAsyncAllow()`, `runCoroutine()`: how scripts postpone records and use the event loop.
 
-use std::sync::Arc;
-
 use pyo3::{prelude::*, types::PyTuple};
 
-use super::session::PyExecutionSession;
 use crate::{
     context,
     errors::{self, gears_error},
     later::{Driver, Message, Situation, Ticket, post},
     obj::Obj,
     server::server,
+    session::PyExecutionSession,
 };
 
 const NOT_IN_STEP: &str = "Future object can only be created inside certain execution steps";
@@ -97,10 +95,10 @@ pub(crate) fn run_coroutine(
     if let Some(text) = server().coroutine_refusal() {
         return Err(gears_error(py, text));
     }
-    let mut situation = Situation::here(None);
+    let mut situation = Situation::here(py, None);
     if let Some(session) = session {
         match session.cast::<PyExecutionSession>() {
-            Ok(session) => situation = situation.within(session.get().session().clone()),
+            Ok(session) => situation = situation.within(session.clone().unbind()),
             Err(_) => return Err(gears_error(py, "Given object is not of type GearsSession")),
         }
     }
@@ -108,7 +106,7 @@ pub(crate) fn run_coroutine(
         let text = format!("a coroutine was expected, got {}", coroutine.get_type().name()?);
         return Err(gears_error(py, text));
     }
-    let driver = Driver::of_script(coroutine.unbind(), Arc::new(situation), future.map(Bound::unbind));
+    let driver = Driver::of_script(coroutine.unbind(), situation, future.map(Bound::unbind));
     let driver = Py::new(py, driver)?;
     post(py, Message::Start { driver, delay })
 }

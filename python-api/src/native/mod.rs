@@ -22,13 +22,14 @@ pub use timer::TimerDraft;
 use crate::{
     gil, later,
     server::{LogLevel, server},
+    session::PyExecutionSession,
 };
 
 /// Makes the module.
 pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     let module = PyModule::new(py, "_oxigears")?;
     module.add_class::<atomic::PyAtomic>()?;
-    module.add_class::<session::PyExecutionSession>()?;
+    module.add_class::<PyExecutionSession>()?;
     module.add_function(wrap_pyfunction!(atomic::atomic, &module)?)?;
     module.add_function(wrap_pyfunction!(atomic::is_in_atomic_block, &module)?)?;
     module.add_function(wrap_pyfunction!(execute::execute, &module)?)?;

@@ -1,33 +1,14 @@
 //! Sessions and threads as scripts see them.
 
-use std::sync::Arc;
-
 use pyo3::{prelude::*, types::PyTuple};
 
-use crate::{context, errors::gears_error, session::Session};
-
-/// A script's handle on its session.
-#[pyclass(name = "PyExecutionSession", module = "_oxigears", frozen)]
-pub(crate) struct PyExecutionSession(Arc<Session>);
-
-impl PyExecutionSession {
-    pub(crate) fn session(&self) -> &Arc<Session> {
-        &self.0
-    }
-}
-
-#[pymethods]
-impl PyExecutionSession {
-    fn __str__(&self) -> &'static str {
-        "PyExecutionSession"
-    }
-}
+use crate::{context, errors::gears_error, session::PyExecutionSession};
 
 /// The session of the running code.
 #[pyfunction]
 #[pyo3(name = "getGearsSession")]
-pub(crate) fn get_gears_session() -> Option<PyExecutionSession> {
-    context::session().map(PyExecutionSession)
+pub(crate) fn get_gears_session(py: Python<'_>) -> Option<Py<PyExecutionSession>> {
+    context::session().map(|session| session.handle().clone_ref(py))
 }
 
 /// Sets the session of this thread.
@@ -44,7 +25,7 @@ pub(crate) fn set_gears_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> Py
     }
     match session.cast::<PyExecutionSession>() {
         Ok(session) => {
-            context::set_session(Some(session.get().0.clone()));
+            context::set_session(Some(PyExecutionSession::session(session)));
             Ok(())
         }
         Err(_) => Err(gears_error(py, "Given object is not of type GearsSession")),
