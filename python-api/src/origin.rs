@@ -29,6 +29,12 @@ pub trait Origin: Send + Sync {
         &[]
     }
 
+    /// The same for code that may outlast the execution: it must not hold code of sessions, since the collector does not see
+    /// what it holds. `None`: it is as it is.
+    fn lasting(&self) -> Option<Arc<dyn Origin>> {
+        None
+    }
+
     /// Records may be postponed: somebody can wait for them.
     fn may_postpone(&self) -> bool {
         true

@@ -20,7 +20,7 @@ use pyo3::{
     types::{PyDict, PyWeakrefReference},
 };
 
-use crate::{errors, gil, reaper, runtime::runtime};
+use crate::{errors, gil, later, reaper, runtime::runtime};
 
 /// The session of one script call, in use.
 pub struct Session {
@@ -249,7 +249,7 @@ static LAST_COLLECTION: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 const REST: Duration = Duration::from_secs(1);
 /// The same if all that may have become garbage has been so for long or is little: what a coroutine leaves that runs for
 /// nobody. Python's own collections free it too, when they come.
-const LATE_REST: Duration = Duration::from_secs(60);
+const LATE_REST: Duration = Duration::from_secs(10);
 /// So many sessions do not wait.
 const MANY: usize = 64;
 
@@ -284,6 +284,7 @@ pub(crate) fn collect_ended(py: Python<'_>) {
     let before = cpu_time();
     // An error of a finaliser is reported by the interpreter itself; nothing is left to do here.
     let _ = runtime().collect_garbage.call0(py);
+    later::wake();
     let cost = cpu_time().saturating_sub(before);
     *LAST_COLLECTION.lock() = Some((Instant::now(), cost));
 }

@@ -98,10 +98,16 @@ class _Selector(selectors.DefaultSelector):
 
 def create(descriptor):
     """A loop that does what the engine asks for whenever the descriptor can be read."""
-    loop = _Loop(_Selector())
+    session = _oxigears.getGearsSession()
+    # What it watches for itself is not of the session that needs a loop first.
+    _oxigears.setGearsSession(None)
+    try:
+        loop = _Loop(_Selector())
+        loop.add_reader(descriptor, _oxigears.drain)
+    finally:
+        _oxigears.setGearsSession(session)
     loop.set_task_factory(_task)
     loop.set_exception_handler(_on_exception)
-    loop.add_reader(descriptor, _oxigears.drain)
     return loop
 
 

@@ -125,6 +125,10 @@ impl Post {
 
     fn put(&self, message: Message) {
         self.messages.lock().push(message);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if !self.woken.swap(true, Ordering::AcqRel) {
             let one = 1u64.to_ne_bytes();
             // SAFETY: eight bytes of ours. It can fail only when the counter is full, and then the loop is awake.
@@ -159,6 +163,13 @@ pub(crate) fn post(py: Python<'_>, message: Message) -> PyResult<()> {
 pub(crate) fn tell(message: Message) {
     if let Some(post) = POST.get() {
         post.put(message);
+    }
+}
+
+/// Coroutines were closed on this thread, which is not the loop's: what that has left the loop to do does not wake it.
+pub(crate) fn wake() {
+    if let Some(post) = POST.get() {
+        post.wake();
     }
 }
 

@@ -15,7 +15,7 @@ mod waits;
 mod watch;
 
 pub(crate) use driver::{Driver, caller, drive};
-pub(crate) use event_loop::{Message, drain, event_loop, post, tell};
+pub(crate) use event_loop::{Message, drain, event_loop, post, tell, wake};
 pub(crate) use moment::{Called, Moment, Spot, close, is_coroutine};
 pub(crate) use situation::Situation;
 pub(crate) use ticket::Ticket;

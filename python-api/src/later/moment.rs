@@ -108,24 +108,25 @@ impl Moment {
         // A future that is not returned does not count.
         self.made.store(false, Relaxed);
         let made = self.ticket.lock().take();
-        let Ok(value) = result else {
-            return Called::Raised;
-        };
-        // SAFETY: the GIL is held; the value is alive.
-        unsafe {
-            if is_coroutine(&value) {
-                return self.postpone(value);
-            }
-            let py = Python::assume_attached();
-            let bound = Bound::from_borrowed_ptr(py, value.as_ptr());
-            if let (Some(ticket), Ok(future)) = (made, bound.cast::<PyFuture>())
-                && future.get().ticket().is(&ticket)
-            {
-                ticket.returned();
-                return Called::Later(ticket);
-            }
+        // SAFETY: the GIL is held.
+        let py = unsafe { Python::assume_attached() };
+        if let (Some(ticket), Ok(value)) = (&made, &result)
+            // SAFETY: the GIL is held; the value is alive.
+            && let Ok(future) = unsafe { Bound::from_borrowed_ptr(py, value.as_ptr()) }.cast::<PyFuture>()
+            && future.get().ticket().is(ticket)
+        {
+            ticket.returned();
+            return Called::Later(ticket.clone());
         }
-        Called::Value(value)
+        if let Some(ticket) = made {
+            ticket.not_returned();
+        }
+        match result {
+            // SAFETY: the GIL is held; the value is alive.
+            Ok(value) if unsafe { is_coroutine(&value) } => unsafe { self.postpone(value) },
+            Ok(value) => Called::Value(value),
+            Err(Raised) => Called::Raised,
+        }
     }
 
     /// Hands a coroutine to the event loop.

@@ -32,7 +32,7 @@ impl Situation {
         Situation {
             session: context::session().map(|session| session.handle().clone_ref(py)),
             cause: Arc::new(Cause {
-                origin: context::origin(),
+                origin: context::origin().map(|origin| origin.lasting().unwrap_or(origin)),
                 acting: server().acting(),
                 waits,
             }),

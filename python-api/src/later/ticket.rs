@@ -30,6 +30,8 @@ enum State {
     Made,
     /// Completed before that, by the engine's own means.
     Early(Later),
+    /// The callback has ended without returning it. Keeps no value, which may be what keeps the future that a script has.
+    Unreturned,
     /// The chain waits; it wants to be woken, or will look by itself.
     Awaited {
         armed: bool,
@@ -69,11 +71,18 @@ impl Ticket {
         };
     }
 
+    /// The callback has returned something else.
+    pub(crate) fn not_returned(&self) {
+        let before = std::mem::replace(&mut *self.0.state.lock(), State::Unreturned);
+        // Outside of the lock: finalisers are code of scripts.
+        drop(before);
+    }
+
     /// A script completes it.
     pub(crate) fn complete(&self, later: Later) -> Result<(), &'static str> {
         let mut state = self.0.state.lock();
         let armed = match &mut *state {
-            State::Made | State::Early(_) => return Err(NOT_RETURNED),
+            State::Made | State::Early(_) | State::Unreturned => return Err(NOT_RETURNED),
             State::Done(_) | State::Over { continued: true } => return Err(TWICE),
             // Nobody waits any more: silently.
             State::Over { continued } => {

@@ -3,7 +3,12 @@
 //! The newest hook that is for the command runs first. What it gives to `call_next` goes to the next older one, and in
 //! the end to the command itself. The caller must have the right to run its command before any hook sees it.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    sync::{Arc, Weak},
+};
+
+use bytes::Bytes;
 
 use oxigears_coordinator::{
     codec::Cursor,
@@ -25,6 +30,7 @@ use super::{
         sync,
         trigger::{self, Shot},
     },
+    judge,
     links::{self, Link},
     table::{Entry, Hook, Taken},
     wrap::BUSY,
@@ -66,18 +72,23 @@ impl Drop for Issuing {
 
 /// A command that hooks have taken over.
 struct Original {
-    /// As the client typed it.
-    args: Vec<Vec<u8>>,
+    typed: Arc<Typed>,
     /// What is known of the command.
     entry: Arc<Entry>,
     /// Hooks on the command that may run, newest first.
     chain: Vec<Hook>,
+    /// The command itself, as long as the server runs it: while a hook of mode `sync` has not returned.
+    live: Mutex<Option<Lent>>,
+}
+
+/// The command of a client.
+struct Typed {
+    /// As the client typed it.
+    args: Vec<Vec<u8>>,
     /// The client's user, if its rights count.
     caller: Option<Arc<str>>,
     /// The client's database.
     database: i32,
-    /// The command itself, as long as the server runs it: while a hook of mode `sync` has not returned.
-    live: Mutex<Option<Lent>>,
 }
 
 /// While it lives, the command can be run where its client is.
@@ -102,12 +113,66 @@ struct HookOrigin {
 
 impl Origin for HookOrigin {
     fn call_next(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
-        let mut command = Vec::with_capacity(args.len() + 1);
-        command.push(self.original.args[0].clone());
-        command.extend_from_slice(args);
         // A thread that holds the server lock keeps the GIL for the call.
         let _here = PythonHere::enter(lock::is_held());
-        self.original.next(self.at + 1, &self.hooks, command)
+        self.original.next(self.at + 1, &self.hooks, args)
+    }
+
+    fn hooks(&self) -> &[Arc<str>] {
+        &self.hooks
+    }
+
+    fn lasting(&self) -> Option<Arc<dyn Origin>> {
+        let weak = |hook: &Hook| (Arc::downgrade(&hook.active), hook.prefix.clone());
+        Some(Arc::new(Lasting {
+            original: Arc::downgrade(&self.original),
+            typed: self.original.typed.clone(),
+            at: self.at,
+            older: self.original.chain[self.at + 1..].iter().map(weak).collect(),
+            hooks: self.hooks.clone(),
+            may_postpone: self.may_postpone,
+        }))
+    }
+
+    fn may_postpone(&self) -> bool {
+        self.may_postpone
+    }
+}
+
+/// The same for coroutines that a hook's code has started. When its execution is over, older hooks are passed by that are
+/// gone.
+struct Lasting {
+    original: Weak<Original>,
+    typed: Arc<Typed>,
+    at: usize,
+    older: Vec<(Weak<Active>, Option<Bytes>)>,
+    hooks: Vec<Arc<str>>,
+    may_postpone: bool,
+}
+
+impl Lasting {
+    fn afterwards(&self) -> Arc<Original> {
+        let here = |(active, prefix): &(Weak<Active>, Option<Bytes>)| {
+            let active = active.upgrade()?;
+            let prefix = prefix.clone();
+            Some(Hook { active, prefix })
+        };
+        Arc::new(Original {
+            typed: self.typed.clone(),
+            entry: judge::entry(&lock::lock(), &self.typed.args[0]).unwrap_or_default(),
+            chain: self.older.iter().filter_map(here).collect(),
+            live: Mutex::new(None),
+        })
+    }
+}
+
+impl Origin for Lasting {
+    fn call_next(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
+        let _here = PythonHere::enter(lock::is_held());
+        match self.original.upgrade() {
+            Some(original) => original.next(self.at + 1, &self.hooks, args),
+            None => self.afterwards().next(0, &self.hooks, args),
+        }
     }
 
     fn hooks(&self) -> &[Arc<str>] {
@@ -159,8 +224,9 @@ impl Original {
         })
     }
 
-    /// Runs the next hook from `from` on, or the command.
-    fn next(self: &Arc<Self>, from: usize, before: &[Arc<str>], args: Vec<Vec<u8>>) -> Result<Reply, String> {
+    /// Runs the next hook from `from` on, or the command, with these arguments.
+    fn next(self: &Arc<Self>, from: usize, before: &[Arc<str>], args: &[Vec<u8>]) -> Result<Reply, String> {
+        let args: Vec<Vec<u8>> = self.typed.args[..1].iter().chain(args).cloned().collect();
         let Some(at) = self.hook(from, &args) else {
             return self.command(&args);
         };
@@ -183,15 +249,16 @@ impl Original {
     /// Runs the command itself: as the client typed it with the client's rights, else with those of the hook's user.
     fn command(&self, args: &[Vec<u8>]) -> Result<Reply, String> {
         let own = identity::current();
-        let user = if args == self.args { self.caller.clone() } else { own };
+        let typed = &*self.typed;
+        let user = if args == typed.args { typed.caller.clone() } else { own };
         let flags = Flags {
             user: user.as_deref(),
             interceptable: false,
-            database: self.database,
+            database: typed.database,
             ..Flags::from_script()
         };
         // On the thread that holds the lock it can only be there while that runs the command.
-        let live = (*self.live.lock()).filter(|_| lock::is_held() && args == self.args);
+        let live = (*self.live.lock()).filter(|_| lock::is_held() && args == typed.args);
         let arg = |at: usize| args[at].as_slice();
         let taken = self.entry.taken.as_ref();
         let link = taken.filter(|taken| links::wanted(taken, args.len(), arg).any);
@@ -247,15 +314,8 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
         let is_running = |hook: &&Hook| !running.contains(&hook.active.registration.id);
         (taken.hooks.iter().filter(is_running).cloned().collect(), running.len())
     });
-    let mut original = Original {
-        args,
-        entry: entry.clone(),
-        chain,
-        caller: None,
-        database: call.database(),
-        live: Mutex::new(None),
-    };
-    let Some(at) = original.hook(0, &original.args) else {
+    let takes = |hook: &Hook| hook.takes(&taken.facts, &args);
+    let Some(at) = chain.iter().position(takes) else {
         return false;
     };
     if depth >= limits::HOOK_DEPTH {
@@ -269,7 +329,17 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
         call.reply().error(&text);
         return true;
     }
-    original.caller = caller(call);
+    let typed = Typed {
+        args,
+        caller: caller(call),
+        database: call.database(),
+    };
+    let original = Original {
+        typed: Arc::new(typed),
+        entry: entry.clone(),
+        chain,
+        live: Mutex::new(None),
+    };
     begin(call, &Arc::new(original), at);
     true
 }
@@ -329,7 +399,7 @@ fn begin(call: &mut Wrapped, original: &Arc<Original>, at: usize) {
     if !call.flags().may_block() {
         return call.reply().error(trigger::NO_BLOCKING);
     }
-    let input = python::encode_arguments(&original.args);
+    let input = python::encode_arguments(&original.typed.args);
     let here = Occasion::of_cause(origin).carried();
     let index = index_of(&registrations().activation);
     let client = BlockedClient::block(call, None);
@@ -349,7 +419,7 @@ fn run_sync(
 ) {
     if sync::interpreter_is_free() {
         let _live = original.live(call);
-        return match sync::run(&active, &code, &original.args, Some(origin)) {
+        return match sync::run(&active, &code, &original.typed.args, Some(origin)) {
             Invoked::Done(outcome) => answer(call.reply(), &outcome),
             rest => {
                 let client = BlockedClient::block(call, None);
@@ -361,14 +431,14 @@ fn run_sync(
         let original = original.clone();
         let client = BlockedClient::block(call, None);
         return sync::for_parked(client, move |client| {
-            let ran = python::with_server_locked(|| sync::run(&active, &code, &original.args, Some(origin)));
+            let ran = python::with_server_locked(|| sync::run(&active, &code, &original.typed.args, Some(origin)));
             sync::answer_client_by(answer, &active, ran, client);
         });
     }
     let stats = active.clone();
     let _live = original.live(call);
     let original = original.clone();
-    let work = move || sync::done(sync::run(&active, &code, &original.args, Some(origin)));
+    let work = move || sync::done(sync::run(&active, &code, &original.typed.args, Some(origin)));
     match sync::for_waiting(call.guard(), work) {
         Some(outcome) => answer(call.reply(), &outcome),
         None => {

@@ -1,0 +1,264 @@
+"""Sessions go when nothing uses them any more, whatever their globals refer to, and not before."""
+
+import pytest
+from registrations import dump, register
+from replies import wait_until
+from wire import Simple
+
+pytestmark = pytest.mark.matrix
+
+OK = Simple("OK")
+UPGRADES = 30
+
+# Each version of the session has a marker in its globals.
+HEAD = """
+import asyncio, contextvars, time
+class Marker:
+    pass
+marker = Marker()
+"""
+LIVING = """
+import gc
+def living(x):
+    gc.collect()
+    return sum(type(one).__name__ == 'Marker' for one in gc.get_objects())
+GB('ShardsIDReader').map(living).run()
+"""
+
+
+def living(wire):
+    """How many versions are there."""
+    (found,), errors = wire.ok("RG.PYEXECUTE", LIVING)
+    assert errors == []
+    return int(found)
+
+
+def wait_living(wire, count):
+    wait_until(lambda: living(wire) == count, f"{count} sessions being left")
+
+
+def unregister_all(wire):
+    for one in wire.ok("RG.DUMPREGISTRATIONS"):
+        assert wire.ok("RG.UNREGISTER", one[1]) == OK
+
+
+# --- what globals hold ----------------------------------------------------------------------------------------------
+
+# The body of a script, which defines what its trigger calls.
+NOTHING = "def begin(x): pass"
+SCENES = {
+    "nothing": NOTHING,
+    "session": f"s = getGearsSession()\n{NOTHING}",
+    "session in a block": f"block = GearsSession(getGearsSession())\n{NOTHING}",
+    "callback": f"f = createFuture()\nf.add_done_callback(lambda over: None)\n{NOTHING}",
+    "task": """
+async def begin(x):
+    global task
+    task = asyncio.ensure_future(asyncio.sleep(0))
+    await task""",
+    "own task": """
+async def begin(x):
+    global task
+    task = asyncio.current_task()""",
+    "timer": """
+async def begin(x):
+    global timer
+    fired = asyncio.Event()
+    timer = asyncio.get_running_loop().call_later(0.001, fired.set)
+    await fired.wait()""",
+    "gather": """
+async def begin(x):
+    global both
+    both = asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
+    await both""",
+    "exception": """
+async def begin(x):
+    global error
+    try:
+        await asyncio.wait_for(asyncio.sleep(60), 0.001)
+    except asyncio.TimeoutError as raised:
+        error = raised""",
+    "context": """
+async def begin(x):
+    global context
+    context = contextvars.copy_context()""",
+    "worker": """
+queue = asyncio.Queue()
+async def work():
+    while True:
+        await queue.get()
+        queue.task_done()
+runCoroutine(work())
+async def begin(x):
+    queue.put_nowait(1)
+    await queue.join()""",
+    "other session's coroutine": """
+future = createFuture()
+async def wait():
+    await future
+runCoroutine(wait(), s=getGearsSession())
+def begin(x): pass""",
+    "future that was not returned": """
+kept = []
+async def give():
+    return marker
+def begin(x):
+    kept.append(gearsFuture())
+    runCoroutine(give(), kept[-1])""",
+    "future that failed": """
+kept = []
+def begin(x):
+    later = gearsFuture()
+    kept.append(later)
+    async def give():
+        return [marker, later]
+    runCoroutine(give(), later)
+    raise ValueError""",
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_replaced_sessions_go(wire, scene):
+    script = f"{HEAD}{SCENES[scene]}\nGB('CommandReader').map(begin).register(trigger='begin', mode='async_local')"
+    for _ in range(UPGRADES):
+        register(wire, script, "ID", "s", "UPGRADE")
+        wire.call("RG.TRIGGER", "begin")
+    wait_living(wire, 1)
+    unregister_all(wire)
+    wait_living(wire, 0)
+
+
+HOOKS = {
+    "task": """
+async def hook(x):
+    global task
+    task = asyncio.current_task()
+    return call_next(*x[1:])""",
+    "worker": """
+queue = asyncio.Queue()
+async def work():
+    while True:
+        done = await queue.get()
+        setFutureResults(done, call_next('h', 'a', '1'))
+async def hook(x):
+    runCoroutine(work())
+    done = createFuture()
+    queue.put_nowait(done)
+    return await done""",
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_replaced_sessions_of_hooks_go(wire, hook):
+    # Whoever calls the next hook has that one's session, too.
+    older = f"{HEAD}GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='hset', mode='sync')"
+    newer = f"{HEAD}{HOOKS[hook]}\nGB('CommandReader').map(hook).register(hook='hset', mode='async_local')"
+    for _ in range(UPGRADES):
+        # A hook of another mode must be the newest one.
+        unregister_all(wire)
+        register(wire, older, "ID", "older", "UPGRADE")
+        register(wire, newer, "ID", "newer", "UPGRADE")
+        assert int(wire.ok("HSET", "h", "a", "1")) in (0, 1)
+    wait_living(wire, 2)
+    unregister_all(wire)
+    wait_living(wire, 0)
+
+
+def test_scripts_that_register_nothing_go(wire):
+    for _ in range(UPGRADES):
+        wire.ok("RG.PYEXECUTE", f"{HEAD}s = getGearsSession()")
+    wait_living(wire, 0)
+
+
+# --- what is still in use -------------------------------------------------------------------------------------------
+
+# What code that waits for a key finds then: its globals, its rights, and a session to register in.
+LOOK = """
+looks = 0
+def look():
+    global looks
+    looks += 1
+    try:
+        found = execute('get', 'secret')
+    except Exception as error:
+        found = 'refused' if 'access' in str(error) or 'NOPERM' in str(error) else str(error)
+    execute('rpush', 'seen', type(marker).__name__, looks, found)
+    GB('CommandReader').map(lambda x: looks).register(trigger='made', mode='sync')
+"""
+COROUTINE = f"""{HEAD}{LOOK}
+async def stay():
+    while execute('exists', 'go') == 0:
+        await asyncio.sleep(0.005)
+    await asyncio.ensure_future(asyncio.sleep(0))
+    execute('rpush', 'seen', str(await GB('ShardsIDReader').map(lambda x: looks).run()))
+    again = createFuture()
+    asyncio.get_running_loop().call_later(0.001, lambda: again.set_result(look()))
+    await again
+    execute('set', 'over', 1)
+def begin(x):
+    runCoroutine(stay())
+GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
+"""
+THREAD = f"""{HEAD}{LOOK}
+def stay(session):
+    registerGearsThread()
+    with GearsSession(session):
+        execute('set', 'inside', 1)
+        while execute('exists', 'go') == 0:
+            time.sleep(0.005)
+        look()
+    execute('set', 'over', 1)
+def begin(x):
+    Thread(target=stay, args=(getGearsSession(),)).start()
+GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
+"""
+
+
+def let_go(wire):
+    """What waits goes on, after some collections, and comes to its end."""
+    for _ in range(3):
+        living(wire)
+    wire.ok("SET", "go", "1")
+    wait_until(lambda: wire.ok("EXISTS", "over"), "the end of what the session runs")
+
+
+def made_in(wire):
+    (made,) = [one for one in dump(wire).values() if one.trigger == b"made"]
+    return made.pd["sessionName"]
+
+
+def test_a_coroutine_goes_on_after_its_session_was_replaced(wire, other_wire):
+    wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~seen", "~go", "~over", "&*", "+@all")
+    wire.ok("SET", "secret", "s")
+    other_wire.ok("AUTH", "low", "x")
+    register(other_wire, COROUTINE, "ID", "s")
+    wire.ok("RG.TRIGGER", "begin")
+    for _ in range(3):
+        register(wire, "GB('CommandReader').register(trigger='other')", "ID", "s", "UPGRADE")
+    let_go(wire)
+    assert wire.ok("LRANGE", "seen", 0, -1) == [b"[['0'], []]", b"Marker", b"1", b"refused"]
+    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == ("s", [b"1"])
+    wire.ok("ACL", "DELUSER", "low")
+
+
+def test_a_thread_keeps_its_session(wire):
+    wire.ok("SET", "secret", "s")
+    register(wire, THREAD, "ID", "s")
+    wire.ok("RG.TRIGGER", "begin")
+    wait_until(lambda: wire.ok("EXISTS", "inside"), "the thread")
+    unregister_all(wire)
+    let_go(wire)
+    assert wire.ok("LRANGE", "seen", 0, -1) == [b"Marker", b"1", b"s"]
+    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == ("s", [b"1"])
+
+
+@pytest.mark.parametrize("script", [COROUTINE, THREAD], ids=["coroutine", "thread"])
+def test_a_session_goes_with_the_last_that_it_runs(wire, script):
+    register(wire, f"{script}\nown = getGearsSession()", "ID", "s")
+    wire.ok("RG.TRIGGER", "begin")
+    unregister_all(wire)
+    let_go(wire)
+    # Until then what it has registered keeps it.
+    assert living(wire) == 1
+    unregister_all(wire)
+    wait_living(wire, 0)
