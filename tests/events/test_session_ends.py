@@ -223,8 +223,8 @@ def let_go(wire):
 
 
 def made_in(wire):
-    (made,) = [one for one in dump(wire).values() if one.trigger == b"made"]
-    return made.pd["sessionName"]
+    """The session of what it has registered."""
+    return [one.pd["sessionName"] for one in dump(wire).values() if one.trigger == b"made"]
 
 
 def test_a_coroutine_goes_on_after_its_session_was_replaced(wire, other_wire):
@@ -237,7 +237,7 @@ def test_a_coroutine_goes_on_after_its_session_was_replaced(wire, other_wire):
         register(wire, "GB('CommandReader').register(trigger='other')", "ID", "s", "UPGRADE")
     let_go(wire)
     assert wire.ok("LRANGE", "seen", 0, -1) == [b"[['0'], []]", b"Marker", b"1", b"refused"]
-    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == ("s", [b"1"])
+    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == (["s"], [b"1"])
     wire.ok("ACL", "DELUSER", "low")
 
 
@@ -249,7 +249,28 @@ def test_a_thread_keeps_its_session(wire):
     unregister_all(wire)
     let_go(wire)
     assert wire.ok("LRANGE", "seen", 0, -1) == [b"Marker", b"1", b"s"]
-    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == ("s", [b"1"])
+    assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == (["s"], [b"1"])
+
+
+CALLBACK = f"""{HEAD}{LOOK}
+async def begin(x):
+    GB('ShardsIDReader').count().run().add_done_callback(lambda over: look())
+GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
+"""
+
+
+def test_a_callback_of_a_run_has_the_session_of_who_gave_it(wire, other_wire):
+    # Whose session needs the event loop first.
+    register(wire, "runCoroutine(asyncio.sleep(0))", "ID", "first")
+    wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~seen", "&*", "+@all")
+    wire.ok("SET", "secret", "s")
+    other_wire.ok("AUTH", "low", "x")
+    register(other_wire, CALLBACK, "ID", "s")
+    wire.ok("RG.TRIGGER", "begin")
+    wait_until(lambda: wire.ok("LLEN", "seen") == 3, "the callback")
+    assert wire.ok("LRANGE", "seen", 0, -1) == [b"Marker", b"1", b"refused"]
+    wait_until(lambda: made_in(wire) == ["s"], "what it registers")
+    wire.ok("ACL", "DELUSER", "low")
 
 
 @pytest.mark.parametrize("script", [COROUTINE, THREAD], ids=["coroutine", "thread"])

@@ -78,8 +78,10 @@ def _belonging(callback, args, context):
 
 
 def context_here():
-    """A context whose callbacks have the session and the rights of running code; None: any will do."""
-    driver = _oxigears.caller() if _DRIVER.get() is None else None
+    """A context whose callbacks have the session and the rights of running code; None: it has none."""
+    if _DRIVER.get() is not None:
+        return contextvars.copy_context()
+    driver = _oxigears.caller()
     if driver is None:
         return None
     context = contextvars.copy_context()
