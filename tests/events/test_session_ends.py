@@ -10,7 +10,7 @@ pytestmark = pytest.mark.matrix
 OK = Simple("OK")
 UPGRADES = 30
 
-# Each version of the session has a marker in its globals.
+# Each version of a session has a marker in its globals.
 HEAD = """
 import asyncio, contextvars, time
 class Marker:
@@ -21,20 +21,24 @@ LIVING = """
 import gc
 def living(x):
     gc.collect()
-    return sum(type(one).__name__ == 'Marker' for one in gc.get_objects())
+    return sum(type(one).__name__ == 'Marker' and one.of == {of!r} for one in gc.get_objects())
 GB('ShardsIDReader').map(living).run()
 """
 
 
-def living(wire):
-    """How many versions are there."""
-    (found,), errors = wire.ok("RG.PYEXECUTE", LIVING)
+def marked(of, script):
+    return f"{HEAD}marker.of = {of!r}\n{script}"
+
+
+def living(wire, of):
+    """How many sessions of such scripts are there."""
+    (found,), errors = wire.ok("RG.PYEXECUTE", LIVING.format(of=of))
     assert errors == []
     return int(found)
 
 
-def wait_living(wire, count):
-    wait_until(lambda: living(wire) == count, f"{count} sessions being left")
+def wait_living(wire, of, count):
+    wait_until(lambda: living(wire, of) == count, f"{count} sessions being left")
 
 
 def unregister_all(wire):
@@ -92,7 +96,7 @@ runCoroutine(work())
 async def begin(x):
     queue.put_nowait(1)
     await queue.join()""",
-    "other session's coroutine": """
+    "waiting coroutine": """
 future = createFuture()
 async def wait():
     await future
@@ -101,7 +105,7 @@ def begin(x): pass""",
     "future that was not returned": """
 kept = []
 async def give():
-    return marker
+    return [kept, marker]
 def begin(x):
     kept.append(gearsFuture())
     runCoroutine(give(), kept[-1])""",
@@ -119,13 +123,14 @@ def begin(x):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_replaced_sessions_go(wire, scene):
-    script = f"{HEAD}{SCENES[scene]}\nGB('CommandReader').map(begin).register(trigger='begin', mode='async_local')"
+    trigger = "GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')"
+    script = marked(scene, f"{SCENES[scene]}\n{trigger}")
     for _ in range(UPGRADES):
         register(wire, script, "ID", "s", "UPGRADE")
         wire.call("RG.TRIGGER", "begin")
-    wait_living(wire, 1)
+    wait_living(wire, scene, 1)
     unregister_all(wire)
-    wait_living(wire, 0)
+    wait_living(wire, scene, 0)
 
 
 HOOKS = {
@@ -151,23 +156,24 @@ async def hook(x):
 @pytest.mark.parametrize("hook", HOOKS)
 def test_replaced_sessions_of_hooks_go(wire, hook):
     # Whoever calls the next hook has that one's session, too.
-    older = f"{HEAD}GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='hset', mode='sync')"
-    newer = f"{HEAD}{HOOKS[hook]}\nGB('CommandReader').map(hook).register(hook='hset', mode='async_local')"
+    of = f"hook with a {hook}"
+    older = marked(of, "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='hset', mode='sync')")
+    newer = marked(of, f"{HOOKS[hook]}\nGB('CommandReader').map(hook).register(hook='hset', mode='async_local')")
     for _ in range(UPGRADES):
         # A hook of another mode must be the newest one.
         unregister_all(wire)
         register(wire, older, "ID", "older", "UPGRADE")
         register(wire, newer, "ID", "newer", "UPGRADE")
         assert int(wire.ok("HSET", "h", "a", "1")) in (0, 1)
-    wait_living(wire, 2)
+    wait_living(wire, of, 2)
     unregister_all(wire)
-    wait_living(wire, 0)
+    wait_living(wire, of, 0)
 
 
 def test_scripts_that_register_nothing_go(wire):
     for _ in range(UPGRADES):
-        wire.ok("RG.PYEXECUTE", f"{HEAD}s = getGearsSession()")
-    wait_living(wire, 0)
+        wire.ok("RG.PYEXECUTE", marked("script", "s = getGearsSession()"))
+    wait_living(wire, "script", 0)
 
 
 # --- what is still in use -------------------------------------------------------------------------------------------
@@ -185,7 +191,7 @@ def look():
     execute('rpush', 'seen', type(marker).__name__, looks, found)
     GB('CommandReader').map(lambda x: looks).register(trigger='made', mode='sync')
 """
-COROUTINE = f"""{HEAD}{LOOK}
+COROUTINE = f"""{LOOK}
 async def stay():
     while execute('exists', 'go') == 0:
         await asyncio.sleep(0.005)
@@ -199,7 +205,7 @@ def begin(x):
     runCoroutine(stay())
 GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
 """
-THREAD = f"""{HEAD}{LOOK}
+THREAD = f"""{LOOK}
 def stay(session):
     registerGearsThread()
     with GearsSession(session):
@@ -214,10 +220,10 @@ GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
 """
 
 
-def let_go(wire):
+def let_go(wire, of):
     """What waits goes on, after some collections, and comes to its end."""
     for _ in range(3):
-        living(wire)
+        assert living(wire, of) == 1
     wire.ok("SET", "go", "1")
     wait_until(lambda: wire.ok("EXISTS", "over"), "the end of what the session runs")
 
@@ -231,11 +237,11 @@ def test_a_coroutine_goes_on_after_its_session_was_replaced(wire, other_wire):
     wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~seen", "~go", "~over", "&*", "+@all")
     wire.ok("SET", "secret", "s")
     other_wire.ok("AUTH", "low", "x")
-    register(other_wire, COROUTINE, "ID", "s")
+    register(other_wire, marked("replaced", COROUTINE), "ID", "s")
     wire.ok("RG.TRIGGER", "begin")
     for _ in range(3):
         register(wire, "GB('CommandReader').register(trigger='other')", "ID", "s", "UPGRADE")
-    let_go(wire)
+    let_go(wire, "replaced")
     assert wire.ok("LRANGE", "seen", 0, -1) == [b"[['0'], []]", b"Marker", b"1", b"refused"]
     assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == (["s"], [b"1"])
     wire.ok("ACL", "DELUSER", "low")
@@ -243,16 +249,16 @@ def test_a_coroutine_goes_on_after_its_session_was_replaced(wire, other_wire):
 
 def test_a_thread_keeps_its_session(wire):
     wire.ok("SET", "secret", "s")
-    register(wire, THREAD, "ID", "s")
+    register(wire, marked("thread", THREAD), "ID", "s")
     wire.ok("RG.TRIGGER", "begin")
     wait_until(lambda: wire.ok("EXISTS", "inside"), "the thread")
     unregister_all(wire)
-    let_go(wire)
+    let_go(wire, "thread")
     assert wire.ok("LRANGE", "seen", 0, -1) == [b"Marker", b"1", b"s"]
     assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == (["s"], [b"1"])
 
 
-CALLBACK = f"""{HEAD}{LOOK}
+CALLBACK = f"""{LOOK}
 async def begin(x):
     GB('ShardsIDReader').count().run().add_done_callback(lambda over: look())
 GB('CommandReader').map(begin).register(trigger='begin', mode='async_local')
@@ -265,7 +271,7 @@ def test_a_callback_of_a_run_has_the_session_of_who_gave_it(wire, other_wire):
     wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~seen", "&*", "+@all")
     wire.ok("SET", "secret", "s")
     other_wire.ok("AUTH", "low", "x")
-    register(other_wire, CALLBACK, "ID", "s")
+    register(other_wire, marked("callback", CALLBACK), "ID", "s")
     wire.ok("RG.TRIGGER", "begin")
     wait_until(lambda: wire.ok("LLEN", "seen") == 3, "the callback")
     assert wire.ok("LRANGE", "seen", 0, -1) == [b"Marker", b"1", b"refused"]
@@ -275,11 +281,12 @@ def test_a_callback_of_a_run_has_the_session_of_who_gave_it(wire, other_wire):
 
 @pytest.mark.parametrize("script", [COROUTINE, THREAD], ids=["coroutine", "thread"])
 def test_a_session_goes_with_the_last_that_it_runs(wire, script):
-    register(wire, f"{script}\nown = getGearsSession()", "ID", "s")
+    of = f"last {script}"
+    register(wire, marked(of, f"{script}\nown = getGearsSession()"), "ID", "s")
     wire.ok("RG.TRIGGER", "begin")
     unregister_all(wire)
-    let_go(wire)
+    let_go(wire, of)
     # Until then what it has registered keeps it.
-    assert living(wire) == 1
+    assert living(wire, of) == 1
     unregister_all(wire)
-    wait_living(wire, 0)
+    wait_living(wire, of, 0)
