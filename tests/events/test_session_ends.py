@@ -258,6 +258,35 @@ def test_a_thread_keeps_its_session(wire):
     assert (made_in(wire), wire.ok("RG.TRIGGER", "made")) == (["s"], [b"1"])
 
 
+OLDER = """
+def hook(x):
+    execute('incr', 'older')
+    return call_next(*x[1:])
+GB('CommandReader').map(hook).register(hook='hset', mode='sync')
+"""
+NEWER = """
+async def later(x):
+    while execute('exists', 'go') == 0:
+        await asyncio.sleep(0.005)
+    execute('set', 'said', call_next(*x[1:]))
+    execute('set', 'over', 1)
+def hook(x):
+    runCoroutine(later(x))
+    return 'begun'
+GB('CommandReader').map(hook).register(hook='hset', mode='sync')
+"""
+
+
+def test_what_a_hook_has_started_calls_the_next_one_afterwards(wire):
+    register(wire, OLDER)
+    register(wire, marked("hook", NEWER))
+    assert wire.ok("HSET", "h", "a", "1") == b"begun"
+    # What is known of the commands is made anew.
+    register(wire, "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='hdel', mode='sync')")
+    let_go(wire, "hook")
+    assert (wire.ok("GET", "older"), wire.ok("GET", "said"), wire.ok("HGET", "h", "a")) == (b"1", b"1", b"1")
+
+
 CALLBACK = f"""{LOOK}
 async def begin(x):
     GB('ShardsIDReader').count().run().add_done_callback(lambda over: look())
