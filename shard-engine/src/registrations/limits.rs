@@ -94,8 +94,8 @@ pub const STREAM_BATCH_BYTES: usize = 64 * 1024 * 1024;
 pub const STREAM_BATCH_ENTRIES: u64 = 1_000_000;
 /// Bytes of batches that have been read and are not over, of all streams; more are read when some are.
 pub const STREAM_WAITING_BYTES: usize = 4 * STREAM_BATCH_BYTES;
-/// Batches that have been read and with which no thread has begun, of all streams: enough to keep the threads busy, and few,
-/// because what clients run waits behind them.
+/// Batches of a registration that have been read and with which no thread has begun: enough to keep the threads busy, and
+/// few, because what clients run waits behind them.
 pub const STREAM_WAITING_BATCHES: usize = 8;
 /// Entries that are taken out of a group between two looks at the clock.
 pub const STREAM_TAKEN_AT_ONCE: u64 = 200;

@@ -1,6 +1,7 @@
-//! Room for batches: what has been read of all streams and waits for a thread is bounded, in bytes and in number, so a
-//! restart with a long backlog neither reads it into memory at once nor keeps the threads from everything else. Who finds
-//! no room is called when there is some, the registrations in turn.
+//! Room for batches. What has been read of all streams and is not over is bounded in bytes, so a restart with a long
+//! backlog does not read it into memory at once. Of each registration few batches wait for a thread, so what clients run
+//! does not wait behind the backlogs of all its streams. Who finds no room is called when there is some, the registrations
+//! in turn.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::super::limits;
 
@@ -21,39 +22,73 @@ type Reader = Box<dyn FnOnce(Room) + Send>;
 #[derive(Default)]
 struct All {
     bytes: usize,
-    /// Batches with which no thread has begun.
-    queued: usize,
-    /// Who waits, by registration.
-    lines: HashMap<Arc<str>, VecDeque<Reader>>,
-    /// Those registrations, in the order in which they are called.
+    lines: HashMap<Arc<str>, Line>,
+    /// Registrations of which somebody waits, and might be called if there are bytes for it.
     turns: VecDeque<Arc<str>>,
+}
+
+/// The batches of a registration.
+#[derive(Default)]
+struct Line {
+    /// Those that have a place, and with which no thread has begun.
+    begun_by_none: usize,
+    waiting: VecDeque<Reader>,
+    /// It is in `turns`.
+    in_turn: bool,
 }
 
 static ALL: Mutex<Option<All>> = Mutex::new(None);
 
-impl All {
+impl Line {
     fn has_room(&self) -> bool {
-        self.bytes < limits::STREAM_WAITING_BYTES && self.queued < limits::STREAM_WAITING_BATCHES
+        self.begun_by_none < limits::STREAM_WAITING_BATCHES
+    }
+}
+
+impl All {
+    fn has_bytes(&self) -> bool {
+        self.bytes < limits::STREAM_WAITING_BYTES
     }
 
-    fn grant(&mut self) -> Room {
-        self.queued += 1;
+    fn line(&mut self, registration: &Arc<str>) -> &mut Line {
+        self.lines.entry(registration.clone()).or_default()
+    }
+
+    fn grant(&mut self, registration: &Arc<str>) -> Room {
+        self.line(registration).begun_by_none += 1;
         Room {
             bytes: 0,
-            turn: Arc::new(Turn(AtomicBool::new(false))),
+            turn: Arc::new(Turn {
+                registration: registration.clone(),
+                has_begun: AtomicBool::new(false),
+            }),
         }
     }
 
-    fn next(&mut self) -> Option<Reader> {
-        let registration = self.turns.pop_front()?;
-        let line = self.lines.get_mut(&registration)?;
-        let reader = line.pop_front();
-        if line.is_empty() {
-            self.lines.remove(&registration);
-        } else {
-            self.turns.push_back(registration);
+    /// Sees to it that a registration is called if it can be, and is forgotten if there is nothing to know of it.
+    fn see_to(&mut self, registration: &Arc<str>) {
+        let line = self.line(registration);
+        let is_ready = !line.waiting.is_empty() && line.has_room();
+        if is_ready && !line.in_turn {
+            line.in_turn = true;
+            self.turns.push_back(registration.clone());
+        } else if line.waiting.is_empty() && line.begun_by_none == 0 {
+            self.lines.remove(registration);
         }
-        reader
+    }
+
+    /// Who is called now, with its room.
+    fn next(&mut self) -> Option<(Reader, Room)> {
+        if !self.has_bytes() {
+            return None;
+        }
+        let registration = self.turns.pop_front()?;
+        let line = self.line(&registration);
+        line.in_turn = false;
+        let reader = line.waiting.pop_front()?;
+        let room = self.grant(&registration);
+        self.see_to(&registration);
+        Some((reader, room))
     }
 }
 
@@ -64,21 +99,23 @@ pub struct Room {
 }
 
 /// Whether some thread has begun with a batch.
-pub struct Turn(AtomicBool);
+pub struct Turn {
+    registration: Arc<str>,
+    has_begun: AtomicBool,
+}
 
 /// A place for a batch of this registration; if there is none, `later` gets one when there is. It must only hand the work
 /// over to another thread.
 pub fn enter(registration: &Arc<str>, later: impl FnOnce(Room) + Send + 'static) -> Option<Room> {
     let mut all = ALL.lock();
     let all = all.get_or_insert_default();
-    if all.turns.is_empty() && all.has_room() {
-        return Some(all.grant());
+    let is_first = all.turns.is_empty() && all.has_bytes();
+    let line = all.line(registration);
+    if is_first && line.waiting.is_empty() && line.has_room() {
+        return Some(all.grant(registration));
     }
-    let line = all.lines.entry(registration.clone()).or_default();
-    line.push_back(Box::new(later));
-    if line.len() == 1 {
-        all.turns.push_back(registration.clone());
-    }
+    line.waiting.push_back(Box::new(later));
+    all.see_to(registration);
     None
 }
 
@@ -98,8 +135,11 @@ impl Room {
 impl Turn {
     /// A thread has begun with the batch, or will not.
     pub fn begin(&self) {
-        if !self.0.swap(true, Ordering::Relaxed) {
-            change(|all| all.queued -= 1);
+        if !self.has_begun.swap(true, Ordering::Relaxed) {
+            change(|all| {
+                all.line(&self.registration).begun_by_none -= 1;
+                all.see_to(&self.registration);
+            });
         }
     }
 }
@@ -113,16 +153,12 @@ impl Drop for Room {
 
 /// Calls the next one if there is room then. One only: how much it takes is not known before it has read.
 fn change(work: impl FnOnce(&mut All)) {
-    let mut all = ALL.lock();
-    work(all.get_or_insert_default());
-    call_next(all);
-}
-
-fn call_next(mut locked: MutexGuard<'_, Option<All>>) {
-    let all = locked.get_or_insert_default();
-    let next = if all.has_room() { all.next() } else { None };
-    let called = next.map(|next| (next, all.grant()));
-    drop(locked);
+    let called = {
+        let mut all = ALL.lock();
+        let all = all.get_or_insert_default();
+        work(all);
+        all.next()
+    };
     if let Some((next, room)) = called {
         next(room);
     }
@@ -172,29 +208,50 @@ mod tests {
     }
 
     #[test]
-    fn few_wait_for_a_thread_and_registrations_take_turns() {
+    fn few_of_a_registration_wait_for_a_thread_and_others_have_their_own() {
         let _one = ONE_AT_A_TIME.lock();
         let (sender, answers) = mpsc::channel();
         let enter = |registration, number| ask(registration, &sender, number);
-        let first: Vec<Room> = (0..limits::STREAM_WAITING_BATCHES)
-            .map(|_| enter("a", 0).unwrap())
-            .collect();
-        for (registration, number) in [("a", 1), ("a", 2), ("b", 3), ("b", 4), ("c", 5)] {
+        let few = |registration| -> Vec<Room> {
+            (0..limits::STREAM_WAITING_BATCHES)
+                .map(|_| enter(registration, 0).unwrap())
+                .collect()
+        };
+        let (first, others) = (few("a"), few("b"));
+        for (registration, number) in [("a", 1), ("a", 2), ("b", 3)] {
             assert!(enter(registration, number).is_none());
         }
-        let mut order = Vec::new();
+        assert!(enter("c", 0).is_some());
         let mut rooms = Vec::new();
-        for room in &first[..5] {
+        for (room, wanted) in [(&first[0], 1), (&first[1], 2), (&others[0], 3)] {
             // Only once for each.
             room.turn().begin();
             room.turn().begin();
             let (number, room) = called(&answers).unwrap();
             assert!(called(&answers).is_none());
-            order.push(number);
+            assert_eq!(number, wanted);
             rooms.push(room);
         }
+        drop((first, others, rooms));
+        assert!(ALL.lock().as_ref().is_some_and(|all| all.lines.is_empty()));
+    }
+
+    #[test]
+    fn registrations_that_wait_for_bytes_take_turns() {
+        let _one = ONE_AT_A_TIME.lock();
+        let (sender, answers) = mpsc::channel();
+        let mut large = ask("a", &sender, 0).unwrap();
+        large.take(limits::STREAM_WAITING_BYTES);
+        for (registration, number) in [("a", 1), ("a", 2), ("b", 3), ("b", 4), ("c", 5)] {
+            assert!(ask(registration, &sender, number).is_none());
+        }
+        drop(large);
+        let mut order = Vec::new();
+        while let Some((number, room)) = called(&answers) {
+            order.push(number);
+            drop(room);
+        }
         assert_eq!(order, [1, 3, 5, 2, 4]);
-        drop((first, rooms));
-        assert!(enter("a", 6).is_some());
+        assert!(ALL.lock().as_ref().is_some_and(|all| all.lines.is_empty()));
     }
 }
