@@ -15,6 +15,7 @@ from streams import (
     wait_length,
     wait_seen,
 )
+from wire import Simple
 
 ENTRIES = 100_000
 # Waits for the key `go`, or `go:` with the name of the stream, and keeps no thread busy meanwhile.
@@ -132,5 +133,35 @@ def test_a_backlog_of_many_streams_leaves_their_turn_to_others(wire):
     names = seen(wire)
     assert len(set(names)) == len(names)
     assert max(names.index(f"t{number}") for number in range(3)) < 40
+    for name in names:
+        wait_length(wire, name, 0)
+
+
+FAILING = """import time
+def failing(x):
+    execute('incr', 'tries:' + x[0]['key'])
+    time.sleep(0.05)
+    if not execute('exists', 'go'):
+        raise Exception('down')
+"""
+
+
+@pytest.mark.matrix
+def test_streams_that_are_replaced_while_they_wait_are_tried_again(wire):
+    """Who waited for the one that was there before does not look at the one that came."""
+    names = [f"s{number:02}" for number in range(40)]
+    for name in names:
+        for key in (name, f"new:{name}"):
+            add(wire, key, "1-1", "1-2", "1-3")
+    steps = "aggregate([], lambda a, x: a + [x], lambda a, x: a + x).foreach(failing)"
+    retry = {"onFailedPolicy": "retry", "onFailedRetryInterval": 1}
+    register(wire, FAILING + script(steps, "s*", mode="async_local", batch=100, duration=100, **retry))
+    wait_until(lambda: wire.ok("EXISTS", *(f"tries:{name}" for name in names)), "the first tries")
+    for name in names[20:]:
+        wire.send("RENAME", f"new:{name}", name)
+    for _ in names[20:]:
+        assert wire.read() == Simple("OK")
+    wait_until(lambda: all(wire.ok("EXISTS", f"tries:{name}") for name in names), "a try of each")
+    wire.ok("SET", "go", "1")
     for name in names:
         wait_length(wire, name, 0)

@@ -19,7 +19,7 @@ CUTS = {
 
 
 def newest_file(server):
-    files = Path(server.dir).glob("appendonlydir/*.incr.aof")
+    files = Path(server.dir).glob("*/*.incr.aof")
     return max(files, key=lambda path: int(path.name.split(".")[-3]))
 
 
@@ -58,9 +58,20 @@ def test_what_was_cut_off_does_not_come_back(fresh, cut, rewritten):
 
 
 @pytest.mark.matrix
-def test_what_follows_is_not_lost(fresh):
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--appendfilename", "my log.aof"),
+        ("--appendfilename", 'l\u00f6g"s.aof', "--appenddirname", "a log"),
+        ("--aof-use-rdb-preamble", "no", "--aof-timestamp-enabled", "yes"),
+        ("--rename-command", "CONFIG", ""),
+    ],
+    ids=["plain", "blank", "quotes", "timestamps", "no CONFIG"],
+)
+def test_what_follows_is_not_lost(fresh, more):
     """No other transaction ends the one that was cut off."""
-    server = fresh(server_args=AOF)
+    server = fresh(server_args=(*AOF, *more))
     with Wire(server.port) as wire:
         wire.ok("SET", "before", "1")
     crash(server, CUTS["in the value"])

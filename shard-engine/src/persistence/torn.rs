@@ -7,8 +7,10 @@
 //! between two commands.
 
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -46,27 +48,61 @@ pub(super) fn on_event(guard: &ServerLock, event: Event) {
     }
 }
 
-/// The newest incremental file, as the server's manifest names it.
+/// The newest incremental file, as the server's manifest names it. Where CONFIG is renamed, with the names that the server
+/// has by itself.
 fn last_file(guard: &ServerLock) -> Option<PathBuf> {
-    let config = |name| server_config(guard, name).filter(|value| !value.is_empty());
-    let directory = Path::new(&config("dir")?).join(config("appenddirname")?);
-    let manifest = directory.join(format!("{}.manifest", config("appendfilename")?));
-    let manifest = std::fs::read_to_string(manifest).ok()?;
-    Some(directory.join(last_incremental(&manifest)?))
+    let config = |name, default: &str| {
+        let value = server_config(guard, name).filter(|value| !value.is_empty());
+        value.unwrap_or_else(|| default.to_owned())
+    };
+    // The server works in its directory.
+    let directory = Path::new(&config("dir", ".")).join(config("appenddirname", "appendonlydir"));
+    let manifest = directory.join(format!("{}.manifest", config("appendfilename", "appendonly.aof")));
+    let manifest = std::fs::read(manifest).ok()?;
+    Some(directory.join(OsStr::from_bytes(&last_incremental(&manifest)?)))
 }
 
-/// Lines are like `file NAME seq NUMBER type i`. Names that need quotes are left alone.
-fn last_incremental(manifest: &str) -> Option<&str> {
-    let mut found = None;
-    for line in manifest.lines() {
-        if let ["file", name, "seq", number, "type", "i", ..] = line.split(' ').collect::<Vec<_>>()[..]
-            && let Ok(number) = number.parse::<u64>()
-            && !name.starts_with('"')
-        {
-            found = found.max(Some((number, name)));
-        }
+/// Lines are like `file NAME seq NUMBER type i`.
+fn last_incremental(manifest: &[u8]) -> Option<Vec<u8>> {
+    let of_line = |line: &[u8]| {
+        let (name, rest) = name(line.strip_prefix(b"file ")?)?;
+        let rest = std::str::from_utf8(rest).ok()?.strip_prefix(" seq ")?;
+        let (number, rest) = rest.split_once(' ')?;
+        let number: u64 = number.parse().ok()?;
+        rest.starts_with("type i").then_some((number, name))
+    };
+    let files = manifest.split(|&byte| byte == b'\n').filter_map(of_line);
+    files.max().map(|(_, name)| name)
+}
+
+/// A name, and what is behind it. The server quotes those with blanks or bytes that can not be shown.
+fn name(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let Some(mut rest) = text.strip_prefix(b"\"") else {
+        let end = text.iter().position(|&byte| byte == b' ')?;
+        return Some((text[..end].to_vec(), &text[end..]));
+    };
+    let mut name = Vec::new();
+    loop {
+        let (byte, behind) = match rest {
+            [b'"', behind @ ..] => return Some((name, behind)),
+            [b'\\', b'x', high, low, behind @ ..] => {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                ((digit(*high)? * 16 + digit(*low)?) as u8, behind)
+            }
+            [b'\\', escaped, behind @ ..] => match escaped {
+                b'n' => (b'\n', behind),
+                b'r' => (b'\r', behind),
+                b't' => (b'\t', behind),
+                b'a' => (7, behind),
+                b'b' => (8, behind),
+                other => (*other, behind),
+            },
+            [byte, behind @ ..] => (*byte, behind),
+            [] => return None,
+        };
+        name.push(byte);
+        rest = behind;
     }
-    found.map(|(_, name)| name)
 }
 
 fn repair(path: &Path) {
@@ -212,10 +248,20 @@ mod tests {
 
     #[test]
     fn the_newest_incremental_file_counts() {
+        let last = |manifest: &str| last_incremental(manifest.as_bytes()).map(|name| String::from_utf8(name).unwrap());
         let manifest =
             "file a.1.base.rdb seq 1 type b\nfile a.9.incr.aof seq 9 type i\nfile a.10.incr.aof seq 10 type i\n";
-        assert_eq!(last_incremental(manifest), Some("a.10.incr.aof"));
-        assert_eq!(last_incremental("file a.1.base.rdb seq 1 type b\n"), None);
-        assert_eq!(last_incremental("file \"a b\" seq 1 type i\n"), None);
+        assert_eq!(last(manifest).as_deref(), Some("a.10.incr.aof"));
+        assert_eq!(last("file a.1.base.rdb seq 1 type b\n"), None);
+        let quoted = r#"file "a \"b\\\xc3\xb6\n" seq 1 type i"#;
+        assert_eq!(last(quoted).as_deref(), Some("a \"b\\ö\n"));
+        for wrong in [
+            "file \"a",
+            "file \"a\\xg0\" seq 1 type i",
+            "file a seq x type i",
+            "file",
+        ] {
+            assert_eq!(last(wrong), None, "{wrong}");
+        }
     }
 }

@@ -106,8 +106,12 @@ pub const STREAM_IDS: usize = 1000;
 /// Streams that one registration keeps in mind; beyond, it forgets those on which nothing waits.
 pub const STREAMS_KNOWN: usize = 1_000_000;
 /// Pause before something is tried again on a stream that can not be done now: writes are paused, another registration has
-/// the group, too many executions wait.
+/// the group.
 pub const STREAM_RETRY: Duration = Duration::from_millis(50);
+/// The same where no execution can be started.
+pub const STREAM_REFUSED_RETRY: Duration = Duration::from_secs(1);
+/// Pause between two lines in the log about that.
+pub const STREAM_TELL: Duration = Duration::from_secs(10);
 /// Registrations that run under the server lock give it back after this time when there is more to do.
 pub const STREAM_HOLD: Duration = Duration::from_millis(1);
 /// Pause between two such holds.

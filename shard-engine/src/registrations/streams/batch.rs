@@ -166,9 +166,16 @@ fn wall_ms() -> u64 {
 /// Ids with older times are taken for numbers that somebody made up.
 const OLDEST_LAG_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 
-/// Begins to read the batch that the flow wants; its flow is taken.
-pub fn begin(guard: &ServerLock, consumer: &Consumer, key: &Key, hold: Option<Kept>, room: Option<Room>) -> Look {
-    let Some((number, depth)) = consumer.number(key) else {
+/// Begins to read the batch that the flow of this number wants; its flow is taken.
+pub fn begin(
+    guard: &ServerLock,
+    (consumer, key): (&Consumer, &Key),
+    flow: u64,
+    hold: Option<Kept>,
+    room: Option<Room>,
+) -> Look {
+    // The stream may have another flow by now, for which somebody else comes.
+    let Some((number, depth)) = consumer.number(key).filter(|(number, _)| *number == flow) else {
         return over(guard, consumer, key, hold);
     };
     if !is_master() || cluster::is_replica(guard) {

@@ -24,6 +24,7 @@ use crate::{
 pub struct Shot {
     consumer: Arc<Consumer>,
     key: Key,
+    flow: Option<u64>,
 }
 
 impl Shot {
@@ -32,6 +33,7 @@ impl Shot {
         Shot {
             consumer: consumer.clone(),
             key: key.clone(),
+            flow: consumer.number(key).map(|(flow, _)| flow),
         }
     }
 }
@@ -39,9 +41,9 @@ impl Shot {
 impl Shot {
     /// Runs it; see `due`.
     pub fn fire(self, guard: &ServerLock) {
-        let (start, mut kept) = (Instant::now(), None);
-        loop {
-            let (next, hold) = one(guard, &self.consumer, &self.key, kept);
+        let (start, mut kept, mut flow) = (Instant::now(), None, self.flow);
+        while let Some(number) = flow {
+            let (next, hold) = one(guard, &self.consumer, &self.key, number, kept);
             let long = start.elapsed() >= limits::STREAM_HOLD;
             if next != Next::Look || long {
                 drop(hold);
@@ -49,6 +51,7 @@ impl Shot {
                 return running::act(guard, &self.consumer, &self.key, next, Place::Elsewhere);
             }
             kept = hold;
+            flow = self.consumer.number(&self.key).map(|(flow, _)| flow);
         }
     }
 
@@ -63,8 +66,14 @@ impl Shot {
 }
 
 /// Looks at a stream whose flow is taken, and runs one batch; what is to be done next.
-pub fn one(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, kept: Option<Kept>) -> (Next, Option<Kept>) {
-    let mut look = batch::begin(guard, consumer, key, kept, None);
+pub fn one(
+    guard: &ServerLock,
+    consumer: &Arc<Consumer>,
+    key: &Key,
+    flow: u64,
+    kept: Option<Kept>,
+) -> (Next, Option<Kept>) {
+    let mut look = batch::begin(guard, (consumer, key), flow, kept, None);
     loop {
         match look {
             Look::More(reading) => look = batch::go_on(guard, consumer, key, reading, None),

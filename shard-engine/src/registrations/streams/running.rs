@@ -5,7 +5,10 @@
 //! what needs lock and interpreter. Inside an event nothing is run: `due` fires what is due there.
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -130,25 +133,29 @@ impl Alarm for Ring {
 
 /// Somebody will look at the stream, whose flow is taken.
 pub fn look(consumer: &Arc<Consumer>, key: &Key) {
+    let Some((flow, _)) = consumer.number(key) else { return };
     let (consumer, key) = (consumer.clone(), key.clone());
     let threads = &all().threads;
     if consumer.is_locked() {
-        threads.locked.submit(move || run_locked(consumer, key, None));
+        threads.locked.submit(move || run_locked(consumer, key, flow, None));
     } else {
-        threads.look.submit(move || go_on(&consumer, &key, Task::Look(None)));
+        threads
+            .look
+            .submit(move || go_on(&consumer, &key, Task::Look(flow, None)));
     }
 }
 
 /// Runs batches under the lock until nothing is to be done now, with pauses for the server, in which other streams have
 /// their turn.
-fn run_locked(consumer: Arc<Consumer>, key: Key, mut kept: Option<Kept>) {
+fn run_locked(consumer: Arc<Consumer>, key: Key, mut flow: u64, mut kept: Option<Kept>) {
     loop {
         let more = python::with_server_locked(|| {
             let (guard, start) = (lock::lock(), Instant::now());
             loop {
-                match locked::one(&guard, &consumer, &key, kept.take()) {
-                    (Next::Look, hold) => kept = hold,
-                    (next, hold) => {
+                let (next, hold) = locked::one(&guard, &consumer, &key, flow, kept.take());
+                match consumer.number(&key).filter(|_| next == Next::Look) {
+                    Some((number, _)) => (flow, kept) = (number, hold),
+                    None => {
                         drop(hold);
                         act(&guard, &consumer, &key, next, Place::Elsewhere);
                         return false;
@@ -167,7 +174,7 @@ fn run_locked(consumer: Arc<Consumer>, key: Key, mut kept: Option<Kept>) {
         thread::sleep(limits::STREAM_PAUSE);
         let pool = &all().threads.locked;
         if pool.queued() > 0 {
-            return pool.submit(move || run_locked(consumer, key, kept));
+            return pool.submit(move || run_locked(consumer, key, flow, kept));
         }
     }
 }
@@ -203,8 +210,8 @@ struct Over {
 
 /// What a thread is to do.
 enum Task {
-    /// Look at the stream; there may be room for its batch already.
-    Look(Option<Room>),
+    /// Look at the stream for the flow of this number; there may be room for its batch already.
+    Look(u64, Option<Room>),
     Settle(Over),
 }
 
@@ -221,7 +228,9 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, task: Task) {
     let mut slices = Slices::to_write();
     let mut step = match task {
         Task::Settle(over) => Step::Settle(over),
-        Task::Look(room) => slices.run(|guard, deadline| begin(guard, (consumer, key), None, room, deadline)),
+        Task::Look(flow, room) => {
+            slices.run(|guard, deadline| begin(guard, (consumer, key, flow), None, room, deadline))
+        }
     };
     loop {
         step = match step {
@@ -242,7 +251,7 @@ fn go_on(consumer: &Arc<Consumer>, key: &Key, task: Task) {
 
 fn begin(
     guard: &ServerLock,
-    (consumer, key): (&Arc<Consumer>, &Key),
+    (consumer, key, flow): (&Arc<Consumer>, &Key, u64),
     kept: Option<Kept>,
     room: Option<Room>,
     deadline: &mut Deadline,
@@ -250,7 +259,7 @@ fn begin(
     let room = room.or_else(|| {
         let (its, name) = (consumer.clone(), key.clone());
         room::enter(&consumer.registration.id, move |room| {
-            let task = Task::Look(Some(room));
+            let task = Task::Look(flow, Some(room));
             all().threads.look.submit(move || go_on(&its, &name, task));
         })
     });
@@ -258,7 +267,7 @@ fn begin(
     if room.is_none() {
         return Step::Nothing;
     }
-    match batch::begin(guard, consumer, key, kept, room) {
+    match batch::begin(guard, (consumer, key), flow, kept, room) {
         Look::More(reading) => {
             let look = batch::go_on(guard, consumer, key, reading, Some(deadline));
             after_look(guard, consumer, key, look)
@@ -270,10 +279,13 @@ fn begin(
 fn settle(guard: &ServerLock, consumer: &Arc<Consumer>, key: &Key, over: Over, deadline: &mut Deadline) -> Step {
     let Over { batch, verdict, ns } = over;
     match batch::settle(guard, (consumer, key), batch, verdict, ns, Some(deadline)) {
-        Settled::Done(Next::Look, kept) if !consumer.is_locked() => {
-            begin(guard, (consumer, key), Some(kept), None, deadline)
-        }
         Settled::Done(next, kept) => {
+            let flow = consumer
+                .number(key)
+                .filter(|_| next == Next::Look && !consumer.is_locked());
+            if let Some((flow, _)) = flow {
+                return begin(guard, (consumer, key, flow), Some(kept), None, deadline);
+            }
             drop(kept);
             act(guard, consumer, key, next, Place::Elsewhere);
             Step::Nothing
@@ -345,7 +357,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
         }
     });
     if let Err(e) = module().engine.create(order, Some(waiter)) {
-        log::warning(&format!(
+        tell_seldom(&format!(
             "registration {} could not start an execution, it tries again: {e}",
             consumer.registration.id
         ));
@@ -390,13 +402,24 @@ pub fn go_on_later(
     );
 }
 
-/// The execution could not be created: it counts as aborted, and is tried again.
+/// Many streams may be concerned, again and again: says it for one of them, every now and then.
+fn tell_seldom(text: &str) {
+    static NEXT_MS: AtomicU64 = AtomicU64::new(0);
+    let (now, next) = (now_ms(), NEXT_MS.load(Ordering::Relaxed));
+    if now >= next {
+        NEXT_MS.store(now + limits::STREAM_TELL.as_millis() as u64, Ordering::Relaxed);
+        log::warning(text);
+    }
+}
+
+/// The execution could not be created: it counts as aborted, and is tried again in a while. Without waiting for that: this
+/// thread is that of all registrations.
 fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
-    thread::sleep(limits::STREAM_RETRY);
     let guard = lock::lock_to_write();
     drop(batch::settle(&guard, (consumer, key), batch, Verdict::Aborted, 0, None));
+    let wait_ms = limits::STREAM_REFUSED_RETRY.as_millis() as u64;
     if let Some((number, _)) = consumer.number(key)
-        && let Some(next) = consumer.with(key, number, |flow, rules| flow.next(rules, now_ms()))
+        && let Some(next) = consumer.with(key, number, |flow, _| flow.postponed(wait_ms))
     {
         act(&guard, consumer, key, next, Place::Elsewhere);
     }
