@@ -103,6 +103,21 @@ pub(crate) fn visit(place: Place, session: &Arc<Session>) -> Visit {
     }
 }
 
+/// Like `visit`, for code that belongs to no session that could be told: finalisers.
+pub(crate) fn visit_nobody() -> Visit {
+    Visit {
+        block: lock::outside(),
+        entered: begin(Box::new(Context::OUTSIDE)),
+    }
+}
+
+/// A turn of the event loop is over: what callbacks without a session have set or left open on its thread does not stay.
+#[pyo3::pyfunction]
+pub(crate) fn turn_over() {
+    lock::close_left_open();
+    drop(CONTEXT.take());
+}
+
 /// Like `visit`, for the steps of a chain. `kept`: what such a visit has given back, of the same session and moment.
 pub(crate) fn visit_steps(
     kept: Option<Box<Context>>,

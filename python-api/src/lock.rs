@@ -66,13 +66,18 @@ pub(crate) fn outside() -> Outside {
 impl Drop for Outside {
     #[inline]
     fn drop(&mut self) {
-        if leave_atomic() {
-            server().log(
-                LogLevel::Warning,
-                "a function left its atomic block open; the server lock was given back",
-            );
-        }
+        close_left_open();
         ATOMIC.with(|a| a.0.set(self.before));
+    }
+}
+
+/// Code has ended that may have left its block open.
+pub(crate) fn close_left_open() {
+    if leave_atomic() {
+        server().log(
+            LogLevel::Warning,
+            "a function left its atomic block open; the server lock was given back",
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use pyo3::ffi;
 
-use crate::{gil, session};
+use crate::{context, gil, session};
 
 type Thing = Box<dyn Any + Send>;
 
@@ -35,12 +35,18 @@ fn run(receiver: &mpsc::Receiver<Thing>) {
             None => receiver.recv().map_err(mpsc::RecvTimeoutError::from),
         };
         match next {
-            Ok(thing) => gil::attach(|_| drop(thing)),
+            Ok(thing) => gil::attach(|_| {
+                let _visit = context::visit_nobody();
+                drop(thing);
+            }),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
         if session::next_collection() == Some(Duration::ZERO) {
-            gil::attach(session::collect_ended);
+            gil::attach(|py| {
+                let _visit = context::visit_nobody();
+                session::collect_ended(py);
+            });
         }
     }
 }

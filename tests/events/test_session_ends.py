@@ -319,3 +319,64 @@ def test_a_session_goes_with_the_last_that_it_runs(wire, script):
     assert living(wire, of) == 1
     unregister_all(wire)
     wait_living(wire, of, 0)
+
+
+# --- what finalisers and callbacks of nobody leave ------------------------------------------------------------------
+
+LEAVER = """
+class Leaver:
+    def __init__(self):
+        self.session = getGearsSession()
+        self.itself = self
+    def __del__(self):
+        {what}
+        execute('rpush', 'left', str(getGearsSession()))
+leaver = Leaver()
+GB('CommandReader').register(trigger='t')
+"""
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["atomic().__enter__()", "setGearsSession(self.session)", "registerGearsThread()"],
+    ids=["block", "session", "thread"],
+)
+def test_what_a_finaliser_leaves_does_not_stay(wire, what):
+    for count, text in enumerate((what, "pass", "pass"), 1):
+        register(wire, LEAVER.format(what=text), "ID", "s", "UPGRADE")
+        register(wire, "GB('CommandReader').register(trigger='t')", "ID", "s", "UPGRADE")
+        wait_until(lambda count=count: wire.ok("LLEN", "left") == count, "the finaliser")
+        assert wire.call("PING") == Simple("PONG")
+    assert wire.ok("LRANGE", "left", 1, -1) == [b"None"] * 2
+
+
+CALLED = """
+import threading, time
+def leave():
+    {what}
+def look():
+    execute('rpush', 'left', str(getGearsSession()))
+sessions = []
+def call(loop):
+    loop.call_soon_threadsafe(leave)
+    # In a later turn of the loop.
+    time.sleep(0.05)
+    loop.call_soon_threadsafe(look)
+def begin(x):
+    sessions.append(getGearsSession())
+    thread = threading.Thread(target=call, args=(createFuture().get_loop(),))
+    thread.start()
+    thread.join()
+GB('CommandReader').map(begin).register(trigger='t', mode='async_local')
+"""
+
+
+@pytest.mark.parametrize("what", ["atomic().__enter__()", "setGearsSession(sessions[0])"], ids=["block", "session"])
+def test_what_a_callback_of_a_thread_leaves_does_not_stay(wire, what):
+    """It is nobody's, and runs on the thread of the loop, which is that of all."""
+    register(wire, CALLED.format(what=what))
+    for count in (1, 2):
+        assert len(wire.ok("RG.TRIGGER", "t")) == 1
+        wait_until(lambda count=count: wire.ok("LLEN", "left") == count, "the callback")
+    assert wire.ok("LRANGE", "left", 0, -1) == [b"None"] * 2
+    assert wire.call("PING") == Simple("PONG")

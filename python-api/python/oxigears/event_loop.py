@@ -93,6 +93,7 @@ class _Selector(selectors.DefaultSelector):
     """While the loop has always something to do it lets others have the interpreter in between."""
 
     def select(self, timeout=None):
+        _oxigears.turn_over()
         if timeout is not None and timeout <= 0:
             _oxigears.give_way()
         return super().select(timeout)

@@ -20,7 +20,7 @@ pub(crate) use future::PyFuture;
 pub use timer::TimerDraft;
 
 use crate::{
-    gil, later,
+    context, gil, later,
     server::{LogLevel, server},
     session::PyExecutionSession,
 };
@@ -56,6 +56,7 @@ pub(crate) fn module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     module.add_function(wrap_pyfunction!(run::is_script_body, &module)?)?;
     module.add_function(wrap_pyfunction!(later::drain, &module)?)?;
     module.add_function(wrap_pyfunction!(gil::give_way, &module)?)?;
+    module.add_function(wrap_pyfunction!(context::turn_over, &module)?)?;
     module.add_function(wrap_pyfunction!(later::drive, &module)?)?;
     module.add_function(wrap_pyfunction!(later::caller, &module)?)?;
     Ok(module)
