@@ -385,6 +385,7 @@ def test_flushing_and_swapping_fire_nothing(wire):
     wait_list(wire, ["set:k1:string"])
     for command in (("DEL", "nothing"), ("SWAPDB", "0", "1"), ("SWAPDB", "0", "1"), ("FLUSHDB",), ("FLUSHALL",)):
         wire.ok(*command)
+    settled(wire)
     assert counters(wire) == (1, 1, 0, 0)
 
 

@@ -78,6 +78,7 @@ def test_huge_values(wire, mode):
     # What became of the small one meanwhile is not said.
     small = {"k:small:1", "k:small:None"}
     assert found[0] == f"k:list:{more}" and set(found[1:]) <= {*small, f"k:hash:{more}", f"k:zset:{more}"}
+    settled(wire)
     assert counters(wire) == (5, 5, 0, 0)
 
 
