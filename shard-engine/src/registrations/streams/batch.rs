@@ -115,7 +115,8 @@ pub struct Reading {
 /// A batch that is to be run.
 pub struct Batch {
     hold: Hold,
-    number: u64,
+    /// That of its flow.
+    pub number: u64,
     /// How deep the events are that told of it.
     pub depth: u32,
     standing: Standing,

@@ -415,12 +415,10 @@ fn tell_seldom(text: &str) {
 /// The execution could not be created: it counts as aborted, and is tried again in a while. Without waiting for that: this
 /// thread is that of all registrations.
 fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
-    let guard = lock::lock_to_write();
+    let (guard, number) = (lock::lock_to_write(), batch.number);
     drop(batch::settle(&guard, (consumer, key), batch, Verdict::Aborted, 0, None));
     let wait_ms = limits::STREAM_REFUSED_RETRY.as_millis() as u64;
-    if let Some((number, _)) = consumer.number(key)
-        && let Some(next) = consumer.with(key, number, |flow, _| flow.postponed(wait_ms))
-    {
+    if let Some(next) = consumer.with(key, number, |flow, _| flow.postponed(wait_ms)) {
         act(&guard, consumer, key, next, Place::Elsewhere);
     }
 }
