@@ -21,6 +21,11 @@ struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
+        if INSIDE.get() > 0 {
+            // Code has ended the process (SHUTDOWN), and its thread is still in the interpreter: the state is in use, and
+            // would be waited for without end.
+            return;
+        }
         // SAFETY: the state is this thread's own, made by `keep`; nothing of the interpreter is in use on the thread
         // that ends.
         unsafe {
@@ -33,6 +38,26 @@ impl Drop for Kept {
 thread_local! {
     static KNOWN: Cell<bool> = const { Cell::new(false) };
     static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
+    /// Visits that this thread has begun and not ended.
+    static INSIDE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A visit of this thread.
+struct Visit;
+
+impl Visit {
+    #[inline]
+    fn begin() -> Visit {
+        INSIDE.set(INSIDE.get() + 1);
+        Visit
+    }
+}
+
+impl Drop for Visit {
+    #[inline]
+    fn drop(&mut self) {
+        INSIDE.set(INSIDE.get() - 1);
+    }
 }
 
 /// Like `Python::attach`, for threads of ours that will do it again. Who has the server lock comes first.
@@ -41,6 +66,7 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     if !KNOWN.get() {
         keep();
     }
+    let _visit = Visit::begin();
     let first = Outermost::claim(server::has_server_lock);
     // One call of `f` only: with a second one its code is not part of this, and deep recursion takes more stack.
     let waiting = (!first.is_inner).then(Waiting::begin);

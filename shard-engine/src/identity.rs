@@ -122,15 +122,7 @@ pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
 /// Refuses a native reader to a user who could not read the same by commands.
 pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
     let guard = lock::lock();
-    let dry_run = |command: &[&[u8]]| {
-        let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-        args.extend(command);
-        match call(&guard, &args, Flags::default()) {
-            Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
-            Ok(reply) => Err(reply.text().unwrap_or("no permission").to_owned()),
-            Err(e) => Err(e.to_string()),
-        }
-    };
+    let dry_run = |command: &[&[u8]]| dry_run(&guard, user, command);
     let refused = |why: String| format!("NOPERM user '{user}' may not read what the reader reads: {why}");
     match reader {
         Reader::Keys(args) if args.no_scan => dry_run(&[b"GET", &args.pattern]),
@@ -155,12 +147,31 @@ pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
 
 /// Refuses a key that the user could not write by SET.
 pub fn check_write(guard: &ServerLock, user: &str, key: &[u8]) -> Result<(), String> {
-    let args: [&[u8]; 6] = [b"ACL", b"DRYRUN", user.as_bytes(), b"SET", key, b""];
-    let refused = |why: &str| format!("NOPERM user '{user}' may not write the key: {why}");
+    dry_run(guard, user, &[b"SET", key, b""])
+        .map_err(|why| format!("NOPERM user '{user}' may not write the key: {why}"))
+}
+
+/// Refuses a stream that the user could not trim.
+pub fn check_trim(guard: &ServerLock, user: &str, stream: &[u8]) -> Result<(), String> {
+    dry_run(guard, user, &[b"XTRIM", stream, b"MINID", b"0-1"]).map_err(|why| {
+        format!("NOPERM user '{user}' may not trim the stream, which is done unless trimStream is False: {why}")
+    })
+}
+
+/// Refuses a stream to which the user could not add dead letters.
+pub fn check_dead_letters(guard: &ServerLock, user: &str, stream: &[u8]) -> Result<(), String> {
+    dry_run(guard, user, &[b"XADD", stream, b"*", b"stream", b""])
+        .map_err(|why| format!("NOPERM user '{user}' may not write the stream that deadLetter names: {why}"))
+}
+
+/// Whether the user may run a command.
+fn dry_run(guard: &ServerLock, user: &str, command: &[&[u8]]) -> Result<(), String> {
+    let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+    args.extend(command);
     match call(guard, &args, Flags::default()) {
         Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
-        Ok(reply) => Err(refused(reply.text().unwrap_or("no permission"))),
-        Err(e) => Err(refused(&e.to_string())),
+        Ok(reply) => Err(reply.text().unwrap_or("no permission").to_owned()),
+        Err(e) => Err(e.to_string()),
     }
 }
 

@@ -210,6 +210,30 @@ def test_hooks_that_call_each_other_end(wire):
     assert wire.call("GET", "k") == Simple("value") or wire.call("GET", "k") == b"value"
 
 
+def test_a_hook_that_comes_back_by_an_execution_ends(wire):
+    """What `run()` runs is not the hook's own code, but caused by it."""
+    script = f"""
+def again(shard):
+    execute('incr', 'turns')
+    try:
+        execute('get', 'k')
+    except Exception as e:
+        execute('set', 'error', str(e))
+def comes_back(x):
+    GB('ShardsIDReader').foreach(again).run()
+    return call_next(*x[1:])
+{B}.map(comes_back).register(hook='get', mode='sync', convertToStr=False)
+"""
+    wire.ok("RG.CONFIGSET", "MaxEventDepth", "10")
+    register(wire, script)
+    wire.ok("SET", "k", "v")
+    assert wire.call("GET", "k") == b"v"
+    wait_until(lambda: wire.ok("EXISTS", "error"), "the last turn")
+    assert wire.ok("INCRBY", "turns", 0) == 11
+    error = wire.ok("GETRANGE", "error", 0, -1)
+    assert b"chain of 10 events and hooks" in error and b"MaxEventDepth" in error
+
+
 def test_errors_of_the_command_reach_the_function(wire):
     script = f"""
 def tried(x):

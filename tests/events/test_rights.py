@@ -206,3 +206,65 @@ def test_a_new_stream_that_the_user_may_not_read(fresh, policy, more):
             wait_until(lambda: wire.ok("GET", "ran") == b"1", "the next try")
         assert row()[b"status"] == (b"ABORTED" if policy == "abort" else b"OK")
         wait_until(lambda: wire.ok("XLEN", "s1") == (1 if policy == "abort" else 0), "the stream's length")
+
+
+def test_streams_are_trimmed_and_dead_letters_written_with_the_rights_of_the_user(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "%R~s*", "~own", "+@all")
+        low.ok("AUTH", "low", "x")
+
+        def register(stream, step, words):
+            program = f"GB('StreamReader').foreach({step}).register('{stream}', mode='async_local', {words})"
+            assert low.ok("RG.PYEXECUTE", program) == OK
+
+        def row(stream):
+            for found in wire.ok("RG.DUMPREGISTRATIONS"):
+                fields = dict(zip(found[7][::2], found[7][1::2], strict=True))
+                if fields[b"args"][fields[b"args"].index(b"stream") + 1] == stream.encode():
+                    return fields
+            raise AssertionError(f"no registration of {stream}")
+
+        note, fail = "lambda x: execute('rpush', 'own', x['key'])", "lambda x: 1 / 0"
+        retry = "onFailedPolicy='retry', maxRetries=0, onFailedRetryInterval=1, trimStream=False"
+        register("s1", note, "trimStream=True")
+        register("s2", note, "trimStream=False")
+        register("s3", fail, f"{retry}, deadLetter='dead'")
+        register("s4", fail, f"{retry}, deadLetter='own:dead'")
+        for stream in ("s1", "s2", "s3"):
+            wire.ok("XADD", stream, "*", "a", "1")
+        for stream, why in (("s1", b"trimStream"), ("s3", b"deadLetter")):
+            wait_until(lambda stream=stream: row(stream)[b"numFailures"] > 0, f"the failure of {stream}")
+            assert b"NOPERM user 'low' may not" in row(stream)[b"lastError"] and why in row(stream)[b"lastError"]
+        wait_until(lambda: wire.ok("LRANGE", "own", 0, -1) == [b"s2"], "the one that may do what it does")
+        assert [wire.ok("XLEN", stream) for stream in ("s1", "s2", "s3", "dead")] == [1, 1, 1, 0]
+        wire.ok("ACL", "SETUSER", "low", "~own:dead", "~dead", "~s1")
+        wire.ok("XADD", "s4", "*", "a", "1")
+        wait_until(lambda: wire.ok("XLEN", "own:dead") == wire.ok("XLEN", "dead") == 1, "the dead letters")
+        wire.ok("XADD", "s1", "*", "a", "1")
+        wait_until(lambda: wire.ok("XLEN", "s1") == 0, "the stream being trimmed")
+
+
+@pytest.mark.parametrize("more", ("", ", atomicBatch=True"), ids=("plain", "atomic"))
+@pytest.mark.parametrize("lost", (("SETUSER", "low", "resetkeys"), ("SETUSER", "low", "-@all"), ("DELUSER", "low")))
+def test_a_stream_whose_user_loses_the_right_to_read_it(fresh, lost, more):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        make_user(wire, "low")
+        low.ok("AUTH", "low", "x")
+        program = "GB('StreamReader').foreach(lambda x: None)"
+        assert low.ok("RG.PYEXECUTE", f"{program}.register('s', mode='async_local'{more})") == OK
+        wire.ok("XADD", "s", "*", "a", "1")
+        wait_until(lambda: wire.ok("XLEN", "s") == 0, "the first entry")
+        wire.ok("ACL", *lost)
+        wire.ok("XADD", "s", "*", "a", "1")
+
+        def row():
+            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
+            return dict(zip(found[7][::2], found[7][1::2], strict=True))
+
+        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
+        assert b"NOPERM" in row()[b"lastError"] and wire.ok("XLEN", "s") == 1
+        make_user(wire, "low")
+        wire.ok("XADD", "s", "*", "a", "2")
+        wait_until(lambda: wire.ok("XLEN", "s") == 0, "what had waited")

@@ -416,3 +416,15 @@ def test_unregistering_finishes_the_running_batch_only(wire):
 def test_refused_words(wire, words, text):
     reply = wire.call("RG.PYEXECUTE", f"GB('StreamReader').register('s*', {words})")
     assert isinstance(reply, Error) and text in reply.text
+
+
+@pytest.mark.parametrize("mode", ("sync", "async_local", "async"))
+def test_executions_that_were_over_while_there_was_no_limit_count(wire, mode):
+    wire.ok("RG.CONFIGSET", "MaxExecutionsPerRegistration", "0")
+    register_stream(wire, NOTE, "s1", mode=mode)
+    add(wire, "s1", *(f"{number}-1" for number in range(1, 151)))
+    wait_counters(wire, (151, 151, 0, 0))
+    wait_until(lambda: len(wire.ok("RG.DUMPEXECUTIONS")) == 150, "all executions being listed")
+    wire.ok("RG.CONFIGSET", "MaxExecutionsPerRegistration", "3")
+    add(wire, "s1", "151-1")
+    wait_until(lambda: len(wire.ok("RG.DUMPEXECUTIONS")) == 3, "the older ones leaving")

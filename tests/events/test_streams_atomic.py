@@ -55,6 +55,34 @@ def test_writes_take_effect_after_the_steps(wire, mode):
 
 
 @pytest.mark.matrix
+def test_what_only_reads_is_answered_at_once(wire):
+    """Even if it is a command that can write, or wait."""
+    wire.ok("RPUSH", "list", "2", "1")
+    wire.ok("GEOADD", "places", "13.4", "52.5", "here")
+    wire.ok("SET", "bits", "a")
+    text = (
+        "READS = ('sort list', 'SORT list DESC', 'bitfield bits get u8 0', 'xread count 9 streams other 0',\n"
+        "    'georadius places 13 52 900 km', 'georadiusbymember places here 9 km')\n"
+        "WRITES = ('sort list store sorted', 'bitfield bits SET u8 0 98', 'georadius places 13 52 900 km STORE near')\n"
+        "def step(x):\n"
+        "    for command in READS + WRITES:\n"
+        "        execute('rpush', 'seen', repr(execute(*command.split())))\n"
+        "    try:\n"
+        "        execute('xread', 'block', '1', 'streams', 'other', '0')\n"
+        "    except Exception as e:\n"
+        "        execute('rpush', 'seen', str(e))\n"
+    )
+    wire.ok("XADD", "other", "1-1", "a", "b")
+    register(wire, text + script("foreach(step)", "s*", mode="sync", atomicBatch=True))
+    add(wire, "s1", "1-1")
+    *found, refused = seen(wire)
+    reads = ["['1', '2']", "['2', '1']", "[97]", "[['other', [['1-1', ['a', 'b']]]]]", "['here']", "['here']"]
+    assert found == reads + 3 * ["'QUEUED'"] and "can not be part of an atomic batch" in refused
+    assert wire.ok("LRANGE", "sorted", 0, -1) == [b"1", b"2"] and wire.ok("GET", "bits") == b"b"
+    assert wire.ok("ZRANGE", "near", 0, -1) == [b"here"]
+
+
+@pytest.mark.matrix
 @LOCAL
 def test_nothing_of_a_failed_batch_has_happened(wire, mode):
     step = f"{NOTE}.foreach(lambda x: 1 / 0 if x['id'] == '1-2' else 0)"
@@ -119,6 +147,11 @@ def test_a_command_that_fails_in_the_end_is_not_repeated(wire):
             "execute('RENAMENX', x['key'], 's2')",
             "the command 'RENAMENX' of the batch's own stream can not be part of an atomic batch",
         ),
+        (
+            "execute('copy', x['key'], 's2')",
+            "the command 'copy' of the batch's own stream can not be part of an atomic batch",
+        ),
+        ("execute('move', x['key'], '1')", "the command 'move' can not be part of an atomic batch"),
         ("execute('nosuch')", "unknown command 'nosuch'"),
         ("execute('incr')", "wrong number of arguments for 'incr'"),
         ("GB('ShardsIDReader').run()", "run() can not be part of an atomic batch"),

@@ -106,10 +106,27 @@ def test_dead_letters_in_a_cluster_are_not_read_again_either(cluster, wires):
     wait_length(wire, "d:dead{d2}", 0)
 
 
+@pytest.mark.parametrize("letters", ["{x}dead", "dead{", "d{}d"])
+def test_dead_letters_in_a_cluster_whose_name_has_braces(cluster, wires, letters):
+    """Their first brace would be where the slot is looked for."""
+    register_stream(wires[0], POISON, "*", deadLetter=letters, **AT_ONCE)
+    owner = cluster.owner(letters)
+    for name in ("d1", "d2", "d3", "d4"):
+        shard = cluster.owner(name)
+        wire = wires[cluster.servers.index(shard)]
+        add_bad(wire, name, "1-1")
+        wait_length(wire, name, 0)
+        found = {key.decode() for key in wire.ok("KEYS", "*") if key not in (b"d1", b"d2", b"d3", b"d4")}
+        assert f"{{{name}}}{letters}" in found or (shard is owner and letters in found)
+        for key in found:
+            assert groups(wire, key) == {} and wire.ok("DEL", key) == 1
+
+
 @pytest.mark.matrix
 def test_dead_letters_are_another_stream(wire):
-    # In a cluster those of `s{1}` would go to `s` with the tag of its slot.
-    for name, letters in (("s1", "s1"), ("s*", "s*"), ("s{1}", "s")):
+    # In a cluster those of `s{1}` would go to `s` with the tag of its slot, those of `{1}{s}` to `{s}` behind it.
+    names = (("s1", "s1"), ("s*", "s*"), ("s{1}", "s"), ("{1}{s}", "{s}"), ("{1}s{", "s{"))
+    for name, letters in names:
         reply = wire.call("RG.PYEXECUTE", script("foreach(lambda x: 0)", name, deadLetter=letters, **AT_ONCE))
         assert isinstance(reply, Error) and "deadLetter argument must be another stream" in reply.text
     register_stream(wire, POISON, "s1", deadLetter="s12", **AT_ONCE)

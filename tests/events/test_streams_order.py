@@ -1,10 +1,10 @@
-"""Long streams keep their order and lose no entry, in every mode. Long variant: OXIGEARS_STREAM_ENTRIES=1000000."""
+"""Streams keep their order and lose no entry, in every mode. Long variant: OXIGEARS_STREAM_ENTRIES=1000000."""
 
 import os
 
 import pytest
 from replies import wait_until
-from streams import data, fill, register, script, status, wait_length
+from streams import NOTE, data, fill, register, script, status, wait_length
 
 ENTRIES = int(os.environ.get("OXIGEARS_STREAM_ENTRIES", "100000"))
 # Only guards against hanging.
@@ -36,3 +36,24 @@ def test_a_long_stream_in_order(wire, mode):
     fields = data(wire)
     assert fields["numFailures"] == fields["numAborted"] == 0
     assert fields["numTriggered"] == fields["numSuccess"] and status(wire) == "OK"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ("transaction", "script"))
+def test_what_a_transaction_adds_is_handled_within_it(cluster, wires, how):
+    """However long that takes: its client sees all effects."""
+    wire = wires[cluster.servers.index(cluster.owner("{s}1"))]
+    slowly = "import time\n" + script(f"foreach(lambda x: time.sleep(0.003)).{NOTE}", "{s}*", mode="sync")
+    register(wire, slowly.replace("'seen'", "'{s}seen'"))
+    wanted = [b"%d-1" % number for number in range(1, 8)]
+    if how == "transaction":
+        wire.ok("MULTI")
+        for one in wanted:
+            wire.ok("XADD", "{s}1", one, "f", "v")
+        wire.ok("EXEC")
+        found = wire.ok("LRANGE", "{s}seen", 0, -1)
+    else:
+        program = "for _, id in ipairs(ARGV) do redis.call('XADD', KEYS[1], id, 'f', 'v') end"
+        wire.ok("EVAL", program, 1, "{s}1", *wanted)
+        found = wire.ok("LRANGE", "{s}seen", 0, -1)
+    assert found == wanted

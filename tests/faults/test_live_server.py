@@ -238,3 +238,23 @@ def test_start_and_end_in_a_loop(server):
         server.kill(signal.SIGTERM)
         assert exit_code(server) == 0
         server.start()
+
+
+SHUTDOWN = "execute('shutdown', 'nosave', 'now')"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SHUTDOWN,
+        f"GB('ShardsIDReader').foreach(lambda x: {SHUTDOWN}).run()",
+        f"async def ends():\n    {SHUTDOWN}\nrunCoroutine(ends())",
+        f"import threading\nthreading.Thread(target=lambda: {SHUTDOWN}).start()",
+    ],
+    ids=["script", "step", "coroutine", "thread"],
+)
+def test_shutdown_by_code(server, wire, text):
+    """The process ends within a visit to the interpreter, to which its thread does not come back."""
+    with Wire(server.port) as last:
+        last.send("RG.PYEXECUTE", text)
+        wait_until(lambda: not server.alive(), "the server ending")

@@ -189,9 +189,12 @@ def _stream(
 
 
 def _is_or_has_slot_tag(stream, dead_letter):
-    """In a cluster the name of dead letters may get the stream's slot, in braces."""
-    rest = stream[len(dead_letter) :]
-    return stream.startswith(dead_letter) and (not rest or rest.startswith(b"{") and rest.endswith(b"}"))
+    """In a cluster the name of dead letters may get the stream's slot, in braces: in front if it has a brace itself."""
+    if b"{" in dead_letter:
+        is_it, tag = stream.endswith(dead_letter), stream[: -len(dead_letter)]
+    else:
+        is_it, tag = stream.startswith(dead_letter), stream[len(dead_letter) :]
+    return is_it and (not tag or tag.startswith(b"{") and tag.endswith(b"}"))
 
 
 def _stream_options(

@@ -4,14 +4,15 @@
 //! for commands of functions and scripts on whichever thread runs those. Never runs user code, never blocks.
 
 use std::{
-    ptr::null_mut,
+    ptr::{NonNull, null_mut},
+    slice,
     sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
 use redis_module::raw;
 
 use super::{
-    ffi::{api, catch, string_bytes},
+    ffi::{api, catch, missing},
     front::Front,
     lock::{self, ServerLock},
 };
@@ -24,6 +25,7 @@ pub struct Passing<'a> {
 
 impl Passing<'_> {
     /// The server lock, to look at what it guards. What runs commands has to go through `in_callback`.
+    #[inline]
     pub fn guard(&self) -> &ServerLock {
         self.guard
     }
@@ -38,23 +40,33 @@ impl Passing<'_> {
     /// An argument; empty if there is none.
     #[inline]
     pub fn arg(&self, at: usize) -> &[u8] {
-        // SAFETY: as above; the strings live as long as the command, which the filter outlives not.
-        unsafe {
-            let string = api!(RedisModule_CommandFilterArgGet)(self.filter, at as i32);
-            if string.is_null() { &[] } else { string_bytes(string) }
-        }
+        let mut len = 0;
+        self.text(at, &mut len).map_or(&[], |start| {
+            // SAFETY: the server gives pointer and length of one buffer, which lives as long as the command, which the
+            // filter outlives not.
+            unsafe { slice::from_raw_parts(start.as_ptr(), len) }
+        })
     }
 
     /// The first byte of an argument; zero if it is empty, or there is none. To read its length costs as much again.
     #[inline]
     pub fn first_byte(&self, at: usize) -> u8 {
         // SAFETY: as above; behind the text of a string of the server there is a zero.
+        self.text(at, null_mut())
+            .map_or(0, |start| unsafe { start.as_ptr().read() })
+    }
+
+    /// Where an argument begins, and its length, if that is asked for.
+    #[inline]
+    fn text(&self, at: usize, len: *mut usize) -> Option<NonNull<u8>> {
+        // SAFETY: as above; there is no filter without these functions (`install`).
         unsafe {
-            let string = api!(RedisModule_CommandFilterArgGet)(self.filter, at as i32);
+            let string = raw::RedisModule_CommandFilterArgGet.unwrap_unchecked()(self.filter, at as i32);
             if string.is_null() {
-                return 0;
+                return None;
             }
-            api!(RedisModule_StringPtrLen)(string, null_mut()).cast::<u8>().read()
+            let start = raw::RedisModule_StringPtrLen.unwrap_unchecked()(string, len);
+            NonNull::new(start.cast_mut().cast())
         }
     }
 
@@ -64,23 +76,30 @@ impl Passing<'_> {
     }
 }
 
-/// Says what is put in front of a command, if anything.
-pub type Judge = fn(&Passing<'_>) -> Option<Front>;
+/// Looks at commands. A type and no pointer: what each command costs is all in one function.
+pub trait Judge {
+    /// Says what is put in front of a command, if anything. What may panic goes through `seldom`.
+    fn judge(command: &Passing<'_>) -> Option<Front>;
+}
 
-static JUDGE: AtomicPtr<()> = AtomicPtr::new(null_mut());
 static FILTER: AtomicPtr<raw::RedisModuleCommandFilter> = AtomicPtr::new(null_mut());
 
 /// The next command that the holder of the server lock runs passes as it is. Only used under that lock.
 static PASS: AtomicBool = AtomicBool::new(false);
 
-/// Lets `judge` look at every command from now on.
-pub fn install(guard: &ServerLock, judge: Judge) {
-    JUDGE.store(judge as *mut (), Ordering::Release);
+/// Lets a judge, which is always the same, look at every command from now on.
+pub fn install<J: Judge>(guard: &ServerLock) {
     if !FILTER.load(Ordering::Acquire).is_null() {
         return;
     }
+    // Each command asks for these.
+    // SAFETY: written at load only.
+    let fast = unsafe { (raw::RedisModule_CommandFilterArgGet, raw::RedisModule_StringPtrLen) };
+    if !matches!(fast, (Some(_), Some(_))) {
+        missing("functions for command filters");
+    }
     // SAFETY: the context names this module; the callback lives as long as the module.
-    let filter = unsafe { api!(RedisModule_RegisterCommandFilter)(guard.ctx(), Some(passing), 0) };
+    let filter = unsafe { api!(RedisModule_RegisterCommandFilter)(guard.ctx(), Some(passing::<J>), 0) };
     FILTER.store(filter, Ordering::Release);
 }
 
@@ -118,29 +137,33 @@ pub fn in_callback<R>(work: impl FnOnce(&ServerLock) -> R) -> R {
     work(&lock::lock())
 }
 
-extern "C" fn passing(filter: *mut raw::RedisModuleCommandFilterCtx) {
+/// For what a judge does not do for most commands: out of their way. A panic ends here.
+#[inline(never)]
+pub fn seldom(look: impl FnOnce() -> Option<Front>) -> Option<Front> {
+    catch("the command filter", look).flatten()
+}
+
+extern "C" fn passing<J: Judge>(filter: *mut raw::RedisModuleCommandFilterCtx) {
     // Only the first command: those that it runs itself (a script) are looked at.
     if PASS.load(Ordering::Relaxed) {
         return PASS.store(false, Ordering::Relaxed);
     }
-    let judge = JUDGE.load(Ordering::Acquire);
-    if judge.is_null() {
-        return;
-    }
-    // SAFETY: `install` stored a function of this type.
-    let judge: Judge = unsafe { std::mem::transmute::<*mut (), Judge>(judge) };
     // SAFETY: the server calls; the judge takes no lock, but through `in_callback`.
     let guard = unsafe { lock::in_quick_callback() };
     let command = Passing { filter, guard: &guard };
-    let Some(front) = catch("the command filter", || judge(&command)).flatten() else {
-        return;
-    };
+    if let Some(front) = J::judge(&command) {
+        put_in_front(&command, front);
+    }
+}
+
+#[inline(never)]
+fn put_in_front(command: &Passing<'_>, front: Front) {
     // It was held up before (CLIENT PAUSE) and is looked at again.
     if Front::of(command.pointer(0)).is_some() {
         return;
     }
     if let Some(name) = front.retained() {
         // SAFETY: the context is alive; the string is retained for the command, which lets it go.
-        unsafe { api!(RedisModule_CommandFilterArgInsert)(filter, 0, name) };
+        unsafe { api!(RedisModule_CommandFilterArgInsert)(command.filter, 0, name) };
     }
 }

@@ -25,6 +25,12 @@ impl<T> Guarded<T> {
         self.0.borrow()
     }
 
+    /// As `borrow`, but `None` while it is being changed.
+    #[inline]
+    pub fn try_borrow<'a>(&'a self, _guard: &'a ServerLock) -> Option<Ref<'a, T>> {
+        self.0.try_borrow().ok()
+    }
+
     /// To change.
     #[inline]
     pub fn borrow_mut<'a>(&'a self, _guard: &'a ServerLock) -> RefMut<'a, T> {

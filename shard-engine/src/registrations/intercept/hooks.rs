@@ -23,7 +23,7 @@ use super::{
         Active,
         activation::Activation,
         active::Code,
-        due, limits,
+        depth, due, limits,
         occasion::Occasion,
         registrations,
         stats::End,
@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     identity,
+    module::module,
     redis::{
         blocked::BlockedClient,
         call::{self, Flags},
@@ -310,7 +311,7 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
         return false;
     }
     let args = call.args();
-    let (chain, depth): (Vec<Hook>, usize) = RUNNING.with_borrow(|running| {
+    let (chain, running): (Vec<Hook>, usize) = RUNNING.with_borrow(|running| {
         let is_running = |hook: &&Hook| !running.contains(&hook.active.registration.id);
         (taken.hooks.iter().filter(is_running).cloned().collect(), running.len())
     });
@@ -318,10 +319,22 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
     let Some(at) = chain.iter().position(takes) else {
         return false;
     };
-    if depth >= limits::HOOK_DEPTH {
+    if running >= limits::HOOK_DEPTH {
         call.reply().error(&format!(
             "ERR hooks call each other more than {} deep",
             limits::HOOK_DEPTH
+        ));
+        return true;
+    }
+    let deep = match call::in_nested_call() {
+        // An execution that a hook started is not its own code: it is known by its depth alone.
+        true => depth::of_event(),
+        false => depth::current(),
+    };
+    let most = module().config.max_event_depth();
+    if deep > 1 && i64::from(deep) > most {
+        call.reply().error(&format!(
+            "ERR the hook was not run: it is the end of a chain of {most} events and hooks that functions caused (MaxEventDepth)"
         ));
         return true;
     }
@@ -340,6 +353,7 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
         chain,
         live: Mutex::new(None),
     };
+    let _depth = depth::enter(deep);
     begin(call, &Arc::new(original), at);
     true
 }
@@ -430,7 +444,9 @@ fn run_sync(
     if call.may_park() {
         let original = original.clone();
         let client = BlockedClient::block(call, None);
+        let depth = depth::current();
         return sync::for_parked(client, move |client| {
+            let _depth = depth::enter(depth);
             let ran = python::with_server_locked(|| sync::run(&active, &code, &original.typed.args, Some(origin)));
             sync::answer_client_by(answer, &active, ran, client);
         });
@@ -438,7 +454,11 @@ fn run_sync(
     let stats = active.clone();
     let _live = original.live(call);
     let original = original.clone();
-    let work = move || sync::done(sync::run(&active, &code, &original.typed.args, Some(origin)));
+    let depth = depth::current();
+    let work = move || {
+        let _depth = depth::enter(depth);
+        sync::done(sync::run(&active, &code, &original.typed.args, Some(origin)))
+    };
     match sync::for_waiting(call.guard(), work) {
         Some(outcome) => answer(call.reply(), &outcome),
         None => {

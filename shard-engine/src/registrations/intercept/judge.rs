@@ -11,10 +11,10 @@ use std::time::Duration;
 use super::{
     super::is_master,
     access::{self, Access},
-    table::{Entry, Table},
+    table::{Entry, Place, Table},
 };
 use crate::redis::{
-    filter::{self, Passing},
+    filter::{self, Judge, Passing},
     front::Front,
     guarded::Guarded,
     lock::ServerLock,
@@ -39,7 +39,7 @@ pub fn see_to_filter(guard: &ServerLock) {
     }
     // While there was no filter nobody saw changes of rights.
     access::rights_change();
-    filter::install(guard, judge);
+    filter::install::<Look>(guard);
 }
 
 /// The entry of a command.
@@ -59,20 +59,32 @@ pub fn set_loading(loading: bool) {
     LOADING.store(loading, Ordering::Release);
 }
 
-fn judge(command: &Passing<'_>) -> Option<Front> {
-    // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
-    let table = TABLE.borrow(command.guard());
-    let table = table.as_ref()?;
-    let entry = table.find(command.arg(0));
-    if entry.is_some_and(|entry| entry.is_for_nobody(|| command.len(), |at| command.first_byte(at))) {
-        return None;
+/// The look itself.
+enum Look {}
+
+impl Judge for Look {
+    #[inline]
+    fn judge(command: &Passing<'_>) -> Option<Front> {
+        // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
+        let table = TABLE.try_borrow(command.guard())?;
+        let table = table.as_ref()?;
+        match table.find_at_once(command.arg(0)) {
+            Some(place) if place.is_for_nobody(|| command.len(), |at| command.first_byte(at)) => None,
+            place => filter::seldom(|| look_further(table, place, command)),
+        }
     }
-    look_further(table, entry, command)
 }
 
-/// Most commands end before this, which is kept out of their way.
-#[inline(never)]
-fn look_further(table: &Table, entry: Option<&Arc<Entry>>, command: &Passing<'_>) -> Option<Front> {
+/// Most commands end before this. `place` is where the command was found, if that was easy.
+fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> Option<Front> {
+    let entry = match place {
+        Some(place) => place.entry(),
+        None => table.find(command.arg(0)),
+    };
+    let is_for_nobody = |entry: &Arc<Entry>| entry.is_for_nobody(command.len(), |at| command.first_byte(at));
+    if place.is_none() && entry.is_some_and(is_for_nobody) {
+        return None;
+    }
     tell_if_needed(table, entry, command);
     let entry = entry?;
     if entry.of_rights {

@@ -42,13 +42,12 @@ pub struct Entry {
     pub of_rights: bool,
     /// It runs what was queued.
     pub is_exec: bool,
-    /// Most commands end here.
     first: First,
     watched: Watched,
 }
 
-/// A first look at a command: which it can not be for.
-#[derive(Default)]
+/// A first look at a command: which it can not be for. Most commands end there.
+#[derive(Default, Clone, Copy)]
 struct First {
     /// A bit for each first byte of keys for which it may be.
     bytes: [u64; 4],
@@ -176,16 +175,21 @@ impl Table {
         }
     }
 
-    /// The command of this name, in any case.
+    /// The command of this name, if that is as most are: short, and all in one case.
     #[inline]
-    pub fn find(&self, name: &[u8]) -> Option<&Arc<Entry>> {
-        match name.len() {
-            ..=8 => self.short.get(packed(name)?),
-            _ => self.find_long(name),
-        }
+    pub fn find_at_once(&self, name: &[u8]) -> Option<&Place> {
+        self.short.find(packed(name)?)
     }
 
-    #[inline(never)]
+    /// The command of this name, in any case.
+    pub fn find(&self, name: &[u8]) -> Option<&Arc<Entry>> {
+        let Some(packed) = packed(name) else {
+            return self.find_long(name);
+        };
+        let place = self.short.find(packed).or_else(|| self.short.find(lower(packed)));
+        place.and_then(|place| place.entry.as_ref())
+    }
+
     fn find_long(&self, name: &[u8]) -> Option<&Arc<Entry>> {
         let mut lower = [0; NAME_BYTES];
         let lower = lower.get_mut(..name.len())?;
@@ -196,11 +200,22 @@ impl Table {
     }
 }
 
-/// Entries by packed names. It is half empty, so a look-up ends at once as a rule; `HashMap` takes thrice the time.
+/// Entries by packed names, in lower and in upper case, as clients write them. It is half empty, so a look-up ends at once
+/// as a rule; `HashMap` takes thrice the time.
 #[derive(Default)]
 struct Short {
     /// Their number is a power of two.
-    places: Vec<Option<(u64, Arc<Entry>)>>,
+    places: Vec<Place>,
+}
+
+/// Where an entry is found: one line of the processor's cache has all that the first look needs.
+#[derive(Default)]
+#[repr(align(64))]
+pub struct Place {
+    /// Zero, which is no name, if it is free.
+    name: u64,
+    first: First,
+    entry: Option<Arc<Entry>>,
 }
 
 impl Short {
@@ -208,13 +223,19 @@ impl Short {
         let mut short = Short::default();
         short
             .places
-            .resize_with((2 * entries.len()).next_power_of_two(), || None);
-        for entry in entries {
-            let mut at = short.home(entry.0);
-            while short.places[at].is_some() {
-                at = (at + 1) % short.places.len();
+            .resize_with((4 * entries.len()).next_power_of_two(), Place::default);
+        for (name, entry) in entries {
+            for name in [name, upper(name)] {
+                let mut at = short.home(name);
+                while ![0, name].contains(&short.places[at].name) {
+                    at = (at + 1) % short.places.len();
+                }
+                short.places[at] = Place {
+                    name,
+                    first: entry.first,
+                    entry: Some(entry.clone()),
+                };
             }
-            short.places[at] = Some(entry);
         }
         short
     }
@@ -226,25 +247,42 @@ impl Short {
     }
 
     #[inline]
-    fn get(&self, name: u64) -> Option<&Arc<Entry>> {
+    fn find(&self, name: u64) -> Option<&Place> {
         let mut at = self.home(name);
         loop {
-            let (found, entry) = self.places.get(at)?.as_ref()?;
-            if *found == name {
-                return Some(entry);
+            let place = self.places.get(at)?;
+            if place.name == name {
+                return Some(place);
+            }
+            if place.name == 0 {
+                return None;
             }
             at = (at + 1) & (self.places.len() - 1);
         }
     }
 }
 
-/// A name of up to eight bytes, in lower case, as a number. `None` for others, and for one that ends with a zero, which
-/// would look like a shorter one.
+impl Place {
+    /// What is here.
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref()
+    }
+
+    /// As `Entry::is_for_nobody`.
+    #[inline]
+    pub fn is_for_nobody(&self, count: impl Fn() -> usize, first_byte: impl Fn(usize) -> u8) -> bool {
+        match self.first.keys {
+            Keys::First => self.first.is_out(first_byte(1)),
+            Keys::Any => false,
+            Keys::Some => (self.entry.as_ref()).is_some_and(|entry| entry.is_out_of_all(count(), first_byte)),
+        }
+    }
+}
+
+/// A name of up to eight bytes as a number. `None` for others, and for one that ends with a zero, which would look like a
+/// shorter one.
 #[inline]
 fn packed(name: &[u8]) -> Option<u64> {
-    if name.len() > 8 || name.last() == Some(&0) {
-        return None;
-    }
     let byte = |at: usize| u64::from(name[at]) << (8 * at);
     let four = |at: usize| {
         let four = name.get(at..at + 4).and_then(|four| four.try_into().ok());
@@ -252,23 +290,22 @@ fn packed(name: &[u8]) -> Option<u64> {
     };
     // Where the parts overlap they are equal.
     let number = match name.len() {
-        0 => return None,
-        length @ 1..4 => byte(0) | byte(length / 2) | byte(length - 1),
-        length => four(0)? | four(length - 4)?,
+        3 => byte(0) | byte(1) | byte(2),
+        length @ 4..=8 => four(0)? | four(length - 4)?,
+        length @ 1..3 => byte(0) | byte(length - 1),
+        _ => return None,
     };
-    Some(lower(number))
+    (name.last() != Some(&0)).then_some(number)
 }
 
 /// Eight bytes, each in lower case if it is an ASCII letter.
-#[inline]
 fn lower(bytes: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let low = bytes & (ONES * 0x7f);
-    // The high bit of each byte: what is at least `A`, what is beyond `Z`.
-    let from_a = low + ONES * (0x80 - u64::from(b'A'));
-    let beyond_z = low + ONES * (0x7f - u64::from(b'Z'));
-    let upper = (from_a ^ beyond_z) & !bytes & (ONES * 0x80);
-    bytes | upper >> 2
+    u64::from_le_bytes(bytes.to_le_bytes().map(|byte| byte.to_ascii_lowercase()))
+}
+
+/// The same in upper case.
+fn upper(bytes: u64) -> u64 {
+    u64::from_le_bytes(bytes.to_le_bytes().map(|byte| byte.to_ascii_uppercase()))
 }
 
 impl Entry {
@@ -309,23 +346,22 @@ impl Entry {
 
     /// A command with these arguments is for no registration, and there is no reason to look further. `first_byte` of what
     /// is empty is zero.
-    #[inline]
-    pub fn is_for_nobody(&self, count: impl Fn() -> usize, first_byte: impl Fn(usize) -> u8) -> bool {
-        let is_out = |at: usize| {
-            let byte = first_byte(at);
-            self.first.bytes[usize::from(byte / 64)] & 1 << (byte % 64) == 0
-        };
-        match self.first.keys {
-            Keys::First => is_out(1),
-            Keys::Any => false,
-            Keys::Some => self.is_out_of_all(count(), is_out),
-        }
+    pub fn is_for_nobody(&self, count: usize, first_byte: impl Fn(usize) -> u8) -> bool {
+        self.first.keys != Keys::Any && self.is_out_of_all(count, first_byte)
     }
 
     #[inline(never)]
-    fn is_out_of_all(&self, count: usize, is_out: impl Fn(usize) -> bool) -> bool {
+    fn is_out_of_all(&self, count: usize, first_byte: impl Fn(usize) -> u8) -> bool {
         let taken = self.taken.as_ref();
-        taken.is_some_and(|taken| taken.facts.keys(count).all(is_out))
+        taken.is_some_and(|taken| taken.facts.keys(count).all(|at| self.first.is_out(first_byte(at))))
+    }
+}
+
+impl First {
+    /// It is for no key that begins so.
+    #[inline]
+    fn is_out(&self, byte: u8) -> bool {
+        self.bytes[usize::from(byte / 64)] & 1 << (byte % 64) == 0
     }
 }
 

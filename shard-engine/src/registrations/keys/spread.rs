@@ -209,10 +209,14 @@ fn start(entry: &Arc<Entry>, event: Event) {
             .is_none();
         if is_gone {
             module().engine.forget(&execution.id);
-        } else if config.max_executions_per_registration() > 0 {
-            // Their number is not a matter of that.
-            let most = usize::try_from(config.max_executions()).ok().filter(|most| *most > 0);
-            fired.core.remembered.lock().add(execution, most.unwrap_or(usize::MAX));
+        } else {
+            // Their number is not a matter of that, but whether there is a limit is.
+            let most = match (config.max_executions_per_registration(), config.max_executions()) {
+                (..=0, _) => 0,
+                (_, ..=0) => i64::MAX,
+                (_, most) => most,
+            };
+            fired.core.remembered.lock().add(execution, most);
         }
         drop(tied);
         over();

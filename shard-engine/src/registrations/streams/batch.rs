@@ -200,9 +200,7 @@ pub fn begin(
     let Some(wanted) = consumer.with(key, number, |flow, rules| flow.wanted(rules)) else {
         return Look::Nothing(Next::Wait);
     };
-    if wanted.fresh
-        && let Err(text) = may_read(consumer, key)
-    {
+    if let Err(text) = check_rights(guard, consumer, key) {
         return refused(consumer, key, number, &text);
     }
     let standing = match known {
@@ -244,7 +242,8 @@ fn later(consumer: &Consumer, key: &Key, number: u64) -> Look {
     Look::Nothing(next.unwrap_or(Next::Wait))
 }
 
-fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
+/// What is done with a stream is done for the user who registered that.
+fn check_rights(guard: &ServerLock, consumer: &Consumer, key: &Key) -> Result<(), String> {
     let Some(user) = &consumer.core.loaded.user else {
         return Ok(());
     };
@@ -252,7 +251,12 @@ fn may_read(consumer: &Consumer, key: &Key) -> Result<(), String> {
         key: key.to_vec(),
         from_id: "0-0".into(),
     };
-    identity::check_reader(user, &reader)
+    identity::check_reader(user, &reader)?;
+    if consumer.trim {
+        identity::check_trim(guard, user, key)?;
+    }
+    let dead_letter = consumer.dead_letter(key);
+    dead_letter.map_or(Ok(()), |stream| identity::check_dead_letters(guard, user, &stream))
 }
 
 /// The registration can not have this stream: a failure, with which the policy deals as with others.

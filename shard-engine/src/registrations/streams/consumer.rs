@@ -190,13 +190,17 @@ impl Consumer {
     }
 
     /// Where entries of this stream go that failed too often. In a cluster that must be a key of the same shard, so the
-    /// name gets the stream's slot unless it has it.
+    /// name gets the stream's slot unless it has it. The first opening brace of a key is where its slot is looked for.
     pub fn dead_letter(&self, key: &[u8]) -> Option<Vec<u8>> {
         let name = self.dead_letter.as_ref()?;
         if !module().is_cluster || key_slot(name) == key_slot(key) {
             return Some(name.to_vec());
         }
-        Some([name, b"{".as_slice(), &tag_of_its_slot(key), b"}"].concat())
+        let tag = [b"{", &*tag_of_its_slot(key), b"}"].concat();
+        Some(match name.contains(&b'{') {
+            true => [&tag, &**name].concat(),
+            false => [&**name, &tag].concat(),
+        })
     }
 
     /// It has a stream for entries that fail.
@@ -206,8 +210,12 @@ impl Consumer {
 
     /// Failed entries of some stream go to the one of this name.
     pub fn buries_in(&self, key: &[u8]) -> bool {
-        let rest = self.dead_letter.as_ref().and_then(|name| key.strip_prefix(&**name));
-        rest.is_some_and(|rest| match rest {
+        let Some(name) = &self.dead_letter else { return false };
+        let tag = match name.contains(&b'{') {
+            true => key.strip_suffix(&**name),
+            false => key.strip_prefix(&**name),
+        };
+        tag.is_some_and(|tag| match tag {
             [] => true,
             [b'{', .., b'}'] => module().is_cluster,
             _ => false,
@@ -356,9 +364,7 @@ impl Consumer {
         if self.state.lock().status == Status::Gone {
             return module().engine.forget(&execution.id);
         }
-        if let Ok(most @ 1..) = usize::try_from(most) {
-            kept.add(execution, most);
-        }
+        kept.add(execution, most);
     }
 
     /// The registration is gone, and with it its finished executions.

@@ -120,6 +120,11 @@ impl Flow {
         self.barred || self.failed.is_some_and(|failed| !failed.due)
     }
 
+    /// Full batches that wait, as far as events tell.
+    pub fn full_batches(&self, rules: &Rules) -> u64 {
+        self.waiting / rules.batch
+    }
+
     /// Nothing is known that would be lost by forgetting it.
     pub fn is_idle(&self) -> bool {
         !self.taken && !self.barred && self.waiting == 0 && !self.behind && self.failed.is_none()

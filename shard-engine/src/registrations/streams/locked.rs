@@ -42,9 +42,16 @@ impl Shot {
     /// Runs it; see `due`.
     pub fn fire(self, guard: &ServerLock) {
         let (start, mut kept, mut flow) = (Instant::now(), None, self.flow);
+        // All that one transaction or script added may be told by this shot alone, and is handled within it.
+        let owed = flow.and_then(|flow| {
+            self.consumer
+                .with(&self.key, flow, |flow, rules| flow.full_batches(rules))
+        });
+        let mut owed = owed.unwrap_or(0);
         while let Some(number) = flow {
             let (next, hold) = one(guard, &self.consumer, &self.key, number, kept);
-            let long = start.elapsed() >= limits::STREAM_HOLD;
+            owed = owed.saturating_sub(1);
+            let long = owed == 0 && start.elapsed() >= limits::STREAM_HOLD;
             if next != Next::Look || long {
                 drop(hold);
                 // A backlog is left to another thread, which lets the server breathe.

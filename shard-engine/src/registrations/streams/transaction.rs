@@ -243,8 +243,9 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     if (described.arity >= 0 && count != described.arity) || count < -described.arity {
         return Err(CallError::WrongArity(shown).to_string());
     }
-    let writes = described.has("write") || ALSO_QUEUED.contains(&&*name);
-    if described.has("blocking") || REFUSED.contains(&&*name) {
+    let reads = only_reads(&name, &args[1..]);
+    let writes = !reads && (described.has("write") || ALSO_QUEUED.contains(&&*name));
+    if (described.has("blocking") && !reads) || REFUSED.contains(&&*name) {
         return Err(refusal(&format!("the command '{shown}'")));
     }
     if !writes {
@@ -260,8 +261,8 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     if described.has("noscript") {
         return Err(refusal(&format!("the command '{shown}'")));
     }
-    // The group would go along before it has the acknowledgement, and the new name would have the effects again.
-    if matches!(&*name, "rename" | "renamenx") && is_own_stream(&args[1]) {
+    // The group would go along before it has the acknowledgement, and where it goes the effects would come again.
+    if matches!(&*name, "rename" | "renamenx" | "copy") && is_own_stream(&args[1]) {
         return Err(refusal(&format!("the command '{shown}' of the batch's own stream")));
     }
     // The hook's function would have to run now, and the command later.
@@ -274,6 +275,20 @@ fn judge(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Kind, String> {
     }
     is_here(guard, &shown, args)?;
     Ok(Kind::Queued)
+}
+
+/// The server says of these commands that they may write, or wait; with these arguments they do not.
+fn only_reads(name: &str, args: &[Vec<u8>]) -> bool {
+    let has = |words: &[&str]| {
+        let is_one = |arg: &Vec<u8>| words.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
+        args.iter().any(is_one)
+    };
+    match name {
+        "sort" | "georadius" | "georadiusbymember" => !has(&["store", "storedist"]),
+        "bitfield" => !has(&["set", "incrby"]),
+        "xread" => !has(&["block"]),
+        _ => false,
+    }
 }
 
 fn is_own_stream(key: &[u8]) -> bool {
