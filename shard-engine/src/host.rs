@@ -238,19 +238,19 @@ fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
         return Input::Runner;
     }
     let first = request.stages.first().and_then(|s| s.locals.first());
-    let env = readers::ReaderEnv {
+    let mut env = readers::ReaderEnv {
         count_only: matches!(first, Some(Local::CountRecords)),
         epoch: request.epoch,
         check: mesh::check_ownership,
         shard_id: module().shard_id_for_scripts(),
+        denied: Vec::new(),
     };
     let resolved = interrupt(request).and_then(|i| i.during(|| python::resolve_reader(request.plan, functions)));
     let opened = resolved.and_then(|reader| {
-        request
-            .plan
-            .user
-            .as_deref()
-            .map_or(Ok(()), |user| identity::check_reader(user, &reader))?;
+        if let Some(user) = request.plan.user.as_deref() {
+            identity::check_reader(user, &reader)?;
+            env.denied = identity::denied_values(user, &reader);
+        }
         readers::open(&reader, &env)
     });
     Input::Source(opened.unwrap_or_else(|text| Box::new(FailedSource(Some(text)))))

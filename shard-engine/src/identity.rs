@@ -13,8 +13,10 @@ use oxigears_coordinator::{
 use oxigears_python_api::Acting;
 
 use crate::{
+    readers::values::has_value,
     redis::{
-        call::{Flags, Reply, call},
+        call::{CallError, Flags, Reply, call},
+        key::{Key, Kind},
         lock::{self, ServerLock},
         register::Call,
     },
@@ -109,6 +111,25 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// These, or those of one of the selectors, are for all keys.
+    fn give_all_keys(&self) -> bool {
+        let all = |keys: &str| {
+            keys.split_whitespace()
+                .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
+        };
+        let pairs = self.0.pairs();
+        let selectors = pairs.iter().find(|(key, _)| key.text() == Some("selectors"));
+        let selectors = selectors.and_then(|(_, list)| list.array()).unwrap_or_default();
+        let of_selector = |selector: &Reply| {
+            let pairs = selector.pairs();
+            let keys = pairs.iter().find(|(key, _)| key.text() == Some("keys"));
+            keys.and_then(|(_, keys)| keys.text()).is_some_and(all)
+        };
+        self.get("keys").is_some_and(|keys| all(&keys)) || selectors.iter().any(of_selector)
+    }
+}
+
 /// The user may do everything.
 pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
     let all = [("commands", "+@all"), ("keys", "~*"), ("channels", "&*")];
@@ -119,30 +140,92 @@ pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
     })
 }
 
-/// Refuses a native reader to a user who could not read the same by commands.
+/// Refuses a native reader to a user who could not read the same by commands; see `denied_values` for what it reads.
 pub fn check_reader(user: &str, reader: &Reader) -> Result<(), String> {
     let guard = lock::lock();
     let dry_run = |command: &[&[u8]]| dry_run(&guard, user, command);
-    let refused = |why: String| format!("NOPERM user '{user}' may not read what the reader reads: {why}");
     match reader {
-        Reader::Keys(args) if args.no_scan => dry_run(&[b"GET", &args.pattern]),
+        Reader::Keys(args) if args.no_scan => may_look_at(&guard, user, &args.pattern),
         Reader::KeysOnly {
             no_scan: true, pattern, ..
         } => dry_run(&[b"EXISTS", pattern]),
         Reader::Stream { key, .. } => dry_run(&[b"XRANGE", key, b"-", b"+"]),
         Reader::Keys(_) | Reader::KeysOnly { .. } => dry_run(&[b"SCAN", b"0"]).and_then(|()| {
-            let all = |keys: &str| {
-                keys.split_whitespace()
-                    .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
-            };
-            match Rules::of(&guard, user).and_then(|rules| rules.get("keys")) {
-                Some(keys) if all(&keys) => Ok(()),
-                _ => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),
+            match Rules::of(&guard, user).is_some_and(|rules| rules.give_all_keys()) {
+                true => Ok(()),
+                false => Err("a walk over all keys needs the right to read all keys (~* or %R~*)".to_owned()),
             }
         }),
         Reader::Python { .. } | Reader::ShardsId | Reader::Command => Ok(()),
     }
-    .map_err(refused)
+    .map_err(|why| refused(user, &why))
+}
+
+fn refused(user: &str, why: &str) -> String {
+    format!("NOPERM user '{user}' may not read what the reader reads: {why}")
+}
+
+/// Types of which a KeysReader may not give values to a user, who could not read them by commands, and why.
+pub fn denied_values(user: &str, reader: &Reader) -> Vec<(Kind, String)> {
+    let Reader::Keys(args) = reader else { return Vec::new() };
+    let guard = lock::lock();
+    let key = if args.no_scan { &args.pattern[..] } else { NO_KEY };
+    let denied = |kind: &Kind| dry_run(&guard, user, &reading(*kind, key)).err();
+    let values = VALUES
+        .iter()
+        .filter(|kind| args.read_value && has_value(**kind, args.all_types));
+    values
+        .filter_map(|kind| Some((*kind, refused(user, &denied(kind)?))))
+        .collect()
+}
+
+/// Types that may have values.
+const VALUES: [Kind; 6] = [
+    Kind::String,
+    Kind::Hash,
+    Kind::List,
+    Kind::Set,
+    Kind::SortedSet,
+    Kind::Stream,
+];
+/// Only rules for all keys are for this one.
+const NO_KEY: &[u8] = b"\x01oxigears: any key\x02";
+
+/// A command that reads what a KeysReader reads of a key of this type.
+fn reading(kind: Kind, key: &[u8]) -> Vec<&[u8]> {
+    let words: &[&[u8]] = match kind {
+        Kind::String => &[b"GET"],
+        Kind::Hash => &[b"HGETALL"],
+        Kind::List => &[b"LRANGE", b"0", b"-1"],
+        Kind::Set => &[b"SMEMBERS"],
+        Kind::SortedSet => &[b"ZRANGE", b"0", b"-1"],
+        Kind::Stream => &[b"XRANGE", b"-", b"+"],
+        Kind::Empty | Kind::Module | Kind::Unknown => &[b"TYPE"],
+    };
+    [&words[..1], &[key], &words[1..]].concat()
+}
+
+/// Refuses the record of a key to a user who could not read the same by a command.
+pub fn check_record(
+    guard: &ServerLock,
+    user: &str,
+    key: &[u8],
+    read_value: bool,
+    all_types: bool,
+) -> Result<(), String> {
+    let kind = Key::open(guard, key).filter(|_| read_value).map(|key| key.kind());
+    match kind.filter(|kind| has_value(*kind, all_types)) {
+        Some(kind) => dry_run(guard, user, &reading(kind, key)),
+        None => may_look_at(guard, user, key),
+    }
+    .map_err(|why| refused(user, &why))
+}
+
+/// The user may learn whether the key is there, and of which type, by some command.
+fn may_look_at(guard: &ServerLock, user: &str, key: &[u8]) -> Result<(), String> {
+    let tried = [b"TYPE".as_slice(), b"EXISTS", b"GET"].map(|name| dry_run(guard, user, &[name, key]));
+    let [of_type, others @ ..] = tried;
+    others.into_iter().fold(of_type, Result::or)
 }
 
 /// Refuses a key that the user could not write by SET.
@@ -158,10 +241,30 @@ pub fn check_trim(guard: &ServerLock, user: &str, stream: &[u8]) -> Result<(), S
     })
 }
 
+/// Refuses a stream that the user could not read as a member of a group that others know.
+pub fn check_group(guard: &ServerLock, user: &str, stream: &[u8], group: &[u8]) -> Result<(), String> {
+    let read: [&[u8]; 7] = [b"XREADGROUP", b"GROUP", group, b"oxigears", b"STREAMS", stream, b">"];
+    let acknowledge: [&[u8]; 4] = [b"XACK", stream, group, b"0-1"];
+    dry_run(guard, user, &read)
+        .and_then(|()| dry_run(guard, user, &acknowledge))
+        .map_err(|why| format!("NOPERM user '{user}' may not read the stream as a member of a group: {why}"))
+}
+
 /// Refuses a stream to which the user could not add dead letters.
 pub fn check_dead_letters(guard: &ServerLock, user: &str, stream: &[u8]) -> Result<(), String> {
     dry_run(guard, user, &[b"XADD", stream, b"*", b"stream", b""])
         .map_err(|why| format!("NOPERM user '{user}' may not write the stream that deadLetter names: {why}"))
+}
+
+/// Refuses a command that the user could not run.
+pub fn check_command<A: AsRef<[u8]>>(guard: &ServerLock, user: &str, args: &[A]) -> Result<(), String> {
+    let args: Vec<&[u8]> = args.iter().map(AsRef::as_ref).collect();
+    let refused = |reason| CallError::NotAllowed {
+        user: user.to_owned(),
+        command: String::from_utf8_lossy(args[0]).into_owned(),
+        reason,
+    };
+    dry_run(guard, user, &args).map_err(|reason| refused(reason).to_string())
 }
 
 /// Whether the user may run a command.

@@ -268,3 +268,143 @@ def test_a_stream_whose_user_loses_the_right_to_read_it(fresh, lost, more):
         make_user(wire, "low")
         wire.ok("XADD", "s", "*", "a", "2")
         wait_until(lambda: wire.ok("XLEN", "s") == 0, "what had waited")
+
+
+NEXT = "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='{}', mode='{}', convertToStr=False)"
+PASSWORDS = {
+    "config": ("CONFIG", "SET", "requirepass", "secret"),
+    "acl": ("ACL", "SETUSER", "default", "resetpass", ">secret"),
+}
+
+
+@pytest.mark.parametrize("hook", PASSWORDS)
+@pytest.mark.parametrize("how", ("sync", "async_local", "transaction", "script"))
+def test_a_password_counts_at_once_for_commands_that_are_taken_over(fresh, hook, how):
+    """However it is set: by a hooked command, or in a transaction in which code has run taken over ones before."""
+    server = fresh()
+    with Wire(server.port) as wire:
+        wire.ok("SET", "private", "1")
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
+        if how in ("sync", "async_local"):
+            assert wire.ok("RG.PYEXECUTE", NEXT.format(hook, how)) == OK
+            wire.ok(*PASSWORDS[hook])
+        else:
+            handler = "GB().foreach(lambda x: execute('get', 'private')).register('k', mode='sync', eventTypes=['set'])"
+            assert wire.ok("RG.PYEXECUTE", handler) == OK
+            # Somebody has changed rights before.
+            wire.ok("CONFIG", "SET", "maxmemory", "0")
+            wire.ok("MULTI")
+            if how == "transaction":
+                wire.ok("SET", "k", "1")
+            else:
+                wire.ok("EVAL", "return redis.call('GET', KEYS[1])", "1", "private")
+            wire.ok(*PASSWORDS[hook])
+            assert wire.ok("EXEC")[1] == OK
+        with Wire(server.port) as stranger:
+            assert "NOAUTH" in stranger.error("GET", "private") and "NOAUTH" in stranger.error("SET", "k", "2")
+            stranger.ok("AUTH", "secret")
+            assert stranger.ok("GET", "private") == b"1"
+            stranger.ok("ACL", "SETUSER", "default", "nopass")
+        with Wire(server.port) as stranger:
+            assert stranger.ok("GET", "private") == b"1"
+
+
+def test_values_that_the_user_may_not_read_by_commands(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~*", "+rg.pyexecute", "+scan", "+get", "+rpush")
+        low.ok("AUTH", "low", "x")
+        wire.ok("SET", "text", "1")
+        wire.ok("HSET", "hash", "a", "1")
+
+        def run(program):
+            results, errors = low.ok("RG.PYEXECUTE", program)
+            assert not (results and errors)
+            return results or errors[0]
+
+        values = "GB().map(lambda x: x['value'])"
+        assert run(f"{values}.run('t*')") == [b"1"] and run(f"{values}.run('text', noScan=True)") == [b"1"]
+        for refused in (f"{values}.run('h*')", f"{values}.run('hash', noScan=True)"):
+            assert b"NOPERM" in run(refused) and b"hgetall" in run(refused)
+        assert run("GB().map(lambda x: x['key']).run('h*', readValue=False)") == [b"hash"]
+        assert run("GB().count().run()") == [b"2"]
+        # What gives all keys, and what gives the command, are two things.
+        rules = ("~only", "-get", "-scan", "(~* +scan)", "(~o* +get +scan)")
+        wire.ok("ACL", "SETUSER", "low", "resetkeys", *rules)
+        assert b"NOPERM" in run(f"{values}.run('t*')")
+        wire.ok("ACL", "SETUSER", "low", "(~* +get +scan)")
+        assert run(f"{values}.run('t*')") == [b"1"]
+        wire.ok("ACL", "SETUSER", "low", "clearselectors", "~*", "+get")
+        note = "foreach(lambda x: execute('rpush', 'seen', str(x['value'])))"
+        assert low.ok("RG.PYEXECUTE", f"GB().{note}.register('*', mode='sync', eventTypes=['set', 'hset'])") == OK
+        wire.ok("SET", "text", "2")
+        wire.ok("HSET", "hash", "a", "2")
+        (found,) = wire.ok("RG.DUMPREGISTRATIONS")
+        fields = dict(zip(found[7][::2], found[7][1::2], strict=True))
+        assert (fields[b"numSuccess"], fields[b"numFailures"]) == (1, 1) and b"hgetall" in fields[b"lastError"]
+        assert wire.ok("LRANGE", "seen", 0, -1) == [b"2"]
+
+
+def test_what_a_hook_hands_to_an_older_one_is_checked_with_its_own_rights(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~low*", "+@all")
+        low.ok("AUTH", "low", "x")
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("hset", "sync")) == OK
+        other = "GB('CommandReader').map(lambda x: call_next(x[2], 'f', 'v')).register(hook='hset', mode='sync')"
+        assert low.ok("RG.PYEXECUTE", other) == OK
+        assert "NOPERM user 'low'" in low.error("HSET", "low", "secret", "x")
+        assert low.call("HSET", "low", "low:2", "x") == b"1" and wire.ok("HGETALL", "low:2") == [b"f", b"v"]
+        assert wire.ok("EXISTS", "secret") == 0
+
+
+def test_subcommands_that_scripts_may_not_use_stay_so_when_they_are_hooked(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        make_user(wire, "low")
+        low.ok("AUTH", "low", "x")
+        for hook in ("acl", "config", "client"):
+            assert wire.ok("RG.PYEXECUTE", NEXT.format(hook, "sync")) == OK
+        for command in ("'ACL', 'DELUSER', 'low'", "'CONFIG', 'GET', 'maxmemory'", "'CLIENT', 'LIST'"):
+            assert "not allowed from script" in low.error("EVAL", f"return redis.call({command})", 0)
+        assert wire.ok("ACL", "USERS") == [b"default", b"low"]
+        assert low.ok("CONFIG", "GET", "maxmemory") == [b"maxmemory", b"0"]
+
+
+def test_rules_for_databases(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        make_user(wire, "low")
+        if isinstance(wire.call("ACL", "SETUSER", "low", "resetdbs", "db=0"), Error):
+            pytest.skip("the server has no rules for databases")
+        low.ok("AUTH", "low", "x")
+        wire.ok("SET", "k", "1")
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
+        assert wire.ok("RG.PYEXECUTE", "GB().foreach(lambda x: None).register('*', mode='sync')") == OK
+        assert low.ok("GET", "k") == b"1" and low.ok("SET", "k", "2") == OK
+        run = "GB('ShardsIDReader').map(lambda x: (execute('set', 'k', '3'), execute('get', 'k'))).run()"
+        assert low.ok("RG.PYEXECUTE", run) == [[b"('OK', '3')"], []]
+        wire.ok("ACL", "SETUSER", "low", "resetdbs", "db=1")
+        assert "NOPERM" in low.error("GET", "k") and "NOPERM" in low.error("SET", "k", "4")
+        assert b"NOPERM" in low.ok("RG.PYEXECUTE", run)[1][0]
+
+
+@pytest.mark.parametrize("group", ("sharedGroup=True", "group='team'"))
+def test_a_group_of_others_needs_the_right_to_be_its_member(fresh, group):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "%R~s", "+@all")
+        low.ok("AUTH", "low", "x")
+        words = f"mode='async_local', trimStream=False, {group}"
+        assert low.ok("RG.PYEXECUTE", f"GB('StreamReader').foreach(lambda x: None).register('s', {words})") == OK
+        wire.ok("XADD", "s", "*", "a", "1")
+
+        def row():
+            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
+            return dict(zip(found[7][::2], found[7][1::2], strict=True))
+
+        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
+        assert b"member of a group" in row()[b"lastError"] and wire.ok("XINFO", "GROUPS", "s") == []
+        wire.ok("ACL", "SETUSER", "low", "~s")
+        wire.ok("XADD", "s", "*", "a", "1")
+        wait_until(lambda: row()[b"numSuccess"] > 1, "both entries")

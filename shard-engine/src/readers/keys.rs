@@ -77,6 +77,10 @@ struct Writer {
     elements: ElementScan,
     /// Keys whose values are too big for one slice.
     waiting: VecDeque<(Vec<u8>, Kind)>,
+    /// See `ReaderEnv`.
+    denied: Vec<(Kind, String)>,
+    /// One of these was there.
+    refused: Option<Broken>,
 }
 
 impl KeysSource {
@@ -118,6 +122,8 @@ impl KeysSource {
                 batch: Batch::new(env.count_only),
                 elements: ElementScan::new(),
                 waiting: VecDeque::new(),
+                denied: env.denied.clone(),
+                refused: None,
             },
             big: None,
             read: None,
@@ -158,6 +164,9 @@ impl KeysSource {
                 return Ok(());
             } else {
                 visited += self.from.step(guard, &mut self.writer)?;
+                if let Some(why) = self.writer.refused.take() {
+                    return Err(why);
+                }
             }
             if self.writer.batch.is_full() || visited >= self.slice_keys || deadline.is_over() {
                 return Ok(());
@@ -269,6 +278,10 @@ impl Writer {
             _ => return self.add_name(name),
         };
         let kind = key.kind();
+        if let Some((_, why)) = self.denied.iter().find(|(denied, _)| *denied == kind) {
+            self.refused = Some(why.clone());
+            return;
+        }
         let start = self.batch.bytes.len();
         values::put_key_head(&mut self.batch.bytes, name, values::type_code(kind, all_types));
         if values::put_value(&mut self.batch.bytes, key, kind, all_types, &mut self.elements) {

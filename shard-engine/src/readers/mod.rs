@@ -24,7 +24,7 @@ use oxigears_coordinator::{
     stage::{Source, SourceState},
 };
 
-use crate::redis::lock::ServerLock;
+use crate::redis::{key::Kind, lock::ServerLock};
 
 /// Says why a keyspace reader's result would not be complete.
 pub type Check = fn(&ServerLock, u64) -> Result<(), String>;
@@ -39,6 +39,8 @@ pub struct ReaderEnv {
     pub check: Check,
     /// What ShardsIDReader gives.
     pub shard_id: String,
+    /// Types of which KeysReader may not give values, and why: it fails at the first one.
+    pub denied: Vec<(Kind, String)>,
 }
 
 /// Opens a reader. The error is the text of its one error record.

@@ -149,8 +149,27 @@ impl Wrapped {
             Ok(checked) => checked,
             Err(text) => return Some(Ran(Answer::Refused(text))),
         };
+        if let Some(text) = self.script_refusal() {
+            return Some(Ran(Answer::Refused(text)));
+        }
         // SAFETY: context and strings are alive while the command runs, and the lock is held.
         unsafe { run_in(self.ctx, name, rest, (check, self.denies_writes(), speech)) }
+    }
+
+    /// In a script the server asks whether scripts may use the internal command, not the subcommand behind it.
+    fn script_refusal(&self) -> Option<String> {
+        const CONTAINERS: [&str; 9] = [
+            "acl", "client", "cluster", "config", "function", "latency", "module", "script", "slowlog",
+        ];
+        if !self.flags.lua || self.argc < 2 || !call::is_one_of(&CONTAINERS, self.arg(0)) {
+            return None;
+        }
+        let subcommand = [self.arg(0), b"|", self.arg(1)].concat();
+        let question: [&[u8]; 3] = [b"COMMAND", b"INFO", &subcommand];
+        let told = call::call(&self.guard, &question, call::Flags::default()).ok()?;
+        let flags = told.array()?.first()?.array()?.get(2)?.array()?;
+        let is_refused = flags.iter().any(|flag| flag.text() == Some("noscript"));
+        is_refused.then(|| "ERR This Redis command is not allowed from script".to_owned())
     }
 
     /// Answers with what a run gave.
@@ -380,8 +399,12 @@ impl ReplyWriter {
                 .chain(&strings)
                 .map(OwnedString::as_ptr)
                 .collect();
-            // SAFETY: the strings are alive.
-            if let Verdict::Denied(denial) = unsafe { permits::permits(guard, user, all.as_mut_ptr(), &shown) } {
+            // SAFETY: the strings and the context are alive.
+            let verdict = unsafe {
+                let database = api!(RedisModule_GetSelectedDb)(self.ctx());
+                permits::permits(guard, user, all.as_mut_ptr(), &shown, database)
+            };
+            if let Verdict::Denied(denial) = verdict {
                 return Err(denial.text);
             }
         }

@@ -10,6 +10,7 @@ use crate::redis::{
     ffi::OwnedString,
     lock::ServerLock,
     refusal::no_permission,
+    value::Reply,
     version::at_least,
 };
 
@@ -37,7 +38,7 @@ impl Wrapped {
     pub fn permits(&self, user: &str) -> Verdict {
         let args: Vec<&[u8]> = (0..self.argc).map(|at| self.arg(at)).collect();
         // SAFETY: the vector has `argc` strings, alive during the command.
-        let verdict = unsafe { permits(&self.guard, user, self.argv, &args) };
+        let verdict = unsafe { permits(&self.guard, user, self.argv, &args, self.database()) };
         if let Verdict::Denied(Denial {
             logged: Some((reason, what)),
             ..
@@ -66,7 +67,7 @@ impl Wrapped {
     }
 }
 
-/// The same for any command.
+/// The same for any command, in a database.
 ///
 /// # Safety
 /// The vector has the strings of `args`, alive during the call.
@@ -75,6 +76,7 @@ pub(super) unsafe fn permits(
     user: &str,
     argv: *mut *mut raw::RedisModuleString,
     args: &[&[u8]],
+    database: i32,
 ) -> Verdict {
     // SAFETY: the pointers are filled at load.
     let functions = unsafe {
@@ -99,20 +101,25 @@ pub(super) unsafe fn permits(
     match refused {
         None => Verdict::Allowed,
         Some(libc::ENOENT) => Verdict::Unknown,
-        Some(_) => Verdict::Denied(why_not(guard, user, args)),
+        Some(_) => ask_again(guard, user, args, database),
     }
 }
 
-/// Why the user may not run it, in the words that clients know.
-fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> Denial {
+/// Whether the user may not run it indeed, and why, in the words that clients know: where users may have rules for
+/// databases the function for modules asks for all of them.
+fn ask_again(guard: &ServerLock, user: &str, args: &[&[u8]], database: i32) -> Verdict {
     let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
     dry_run.extend(args);
-    let told = call::call(guard, &dry_run, call::Flags::default());
-    let told = match told {
+    let flags = call::Flags {
+        database,
+        ..call::Flags::default()
+    };
+    let told = match call::call(guard, &dry_run, flags) {
+        Ok(Reply::Simple(text)) if text == b"OK" => return Verdict::Allowed,
         Ok(reply) => reply.text().map(str::to_owned).unwrap_or_default(),
         // Of a subcommand; the number is right for what it belongs to.
         Err(CallError::Answered(text)) if text.contains("wrong number of arguments") => {
-            return Denial { text, logged: None };
+            return Verdict::Denied(Denial { text, logged: None });
         }
         Err(_) => String::new(),
     };
@@ -120,6 +127,7 @@ fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> Denial {
     let newer = at_least(7, 2);
     let (of_command, of_channel) = (told.contains("permissions to run"), told.contains("channel"));
     let reason = match () {
+        () if told.contains("access database") => "No permissions to access the database",
         () if of_command && newer => &told,
         () if of_command => "run this command or subcommand",
         () if of_channel && newer => "No permissions to access a channel",
@@ -136,5 +144,5 @@ fn why_not(guard: &ServerLock, user: &str, args: &[&[u8]]) -> Denial {
         () => None,
     };
     let logged = logged.map(|reason| (reason, name.to_owned()));
-    Denial { text, logged }
+    Verdict::Denied(Denial { text, logged })
 }

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::super::limits;
 use crate::redis::{
-    call::{Flags, Reply, call},
+    call::{self, Flags, Reply, call},
+    context::server_flags,
     filter,
     front::CHECKED,
     lock::ServerLock,
@@ -31,12 +32,16 @@ pub enum Access {
 const UNKNOWN: u8 = 0;
 
 static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
+/// A command that changes rights, or a transaction that may have one, is under way, or was until the next command of a
+/// client: what is seen meanwhile does not hold for longer.
+static IN_DOUBT: AtomicBool = AtomicBool::new(false);
 /// Commands that change rights may have been queued in a transaction.
 static MAY_BE_QUEUED: AtomicBool = AtomicBool::new(false);
 
-/// A command passes that changes who may do what: at once, or in a transaction.
+/// A command passes, or is over, that changes who may do what: at once, or in a transaction.
 pub fn rights_change() {
     KNOWN.store(UNKNOWN, Ordering::Release);
+    IN_DOUBT.store(true, Ordering::Release);
     MAY_BE_QUEUED.store(true, Ordering::Release);
 }
 
@@ -44,6 +49,16 @@ pub fn rights_change() {
 pub fn transaction_runs() {
     if MAY_BE_QUEUED.load(Ordering::Acquire) {
         KNOWN.store(UNKNOWN, Ordering::Release);
+        IN_DOUBT.store(true, Ordering::Release);
+    }
+}
+
+/// A command passes: if no code and no script runs it, then all those before it are over.
+#[inline]
+pub fn settle(guard: &ServerLock) {
+    if IN_DOUBT.load(Ordering::Acquire) && !call::in_nested_call() && !server_flags(guard).lua {
+        KNOWN.store(UNKNOWN, Ordering::Release);
+        IN_DOUBT.store(false, Ordering::Release);
     }
 }
 
@@ -65,7 +80,9 @@ fn look(guard: &ServerLock) -> Access {
         (false, true) => (Access::Granted, 2),
         (false, false) => (Access::Restricted, 3),
     };
-    KNOWN.store(number, Ordering::Release);
+    if !IN_DOUBT.load(Ordering::Acquire) {
+        KNOWN.store(number, Ordering::Release);
+    }
     access
 }
 

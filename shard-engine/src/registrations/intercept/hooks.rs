@@ -30,7 +30,7 @@ use super::{
         sync,
         trigger::{self, Shot},
     },
-    judge,
+    access, judge,
     links::{self, Link},
     table::{Entry, Hook, Taken},
     wrap::BUSY,
@@ -231,6 +231,12 @@ impl Original {
         let Some(at) = self.hook(from, &args) else {
             return self.command(&args);
         };
+        // What is not the client's own is the hook's, which must not get the rights of the next one.
+        if args != self.typed.args
+            && let Some(user) = identity::current()
+        {
+            identity::check_command(&lock::lock(), &user, &args)?;
+        }
         let active = &self.chain[at].active;
         // Only the newest one of a chain may run elsewhere, and that is not reached from here.
         if active.registration.mode != RegisterMode::Sync {
@@ -272,6 +278,9 @@ impl Original {
                 None => call::call_patiently(args, flags, || false).map_err(|e| e.to_string()),
             }
         };
+        if self.entry.of_rights {
+            access::rights_change();
+        }
         if live.is_some() && !call::in_nested_call() {
             due::run_after_call(&lock::lock(), link.is_some());
         }

@@ -87,6 +87,7 @@ fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> 
     }
     tell_if_needed(table, entry, command);
     let entry = entry?;
+    access::settle(command.guard());
     if entry.of_rights {
         access::rights_change();
     } else if entry.is_exec {

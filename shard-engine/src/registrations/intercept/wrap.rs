@@ -10,7 +10,7 @@ use super::{
         keys::{fresh, queue},
         sync,
     },
-    hooks, judge,
+    access, hooks, judge,
     links::{self, Link},
     table::Entry,
 };
@@ -38,6 +38,9 @@ pub fn handle(call: &mut Wrapped) {
     };
     if !hooks::run(call, &entry) {
         command(call, &entry);
+    }
+    if entry.of_rights {
+        access::rights_change();
     }
 }
 
@@ -189,5 +192,8 @@ fn run_parked(
     match (link, own.flatten()) {
         (Some(link), Some(own)) => link.wait(client, own),
         _ => client.reply(|_| {}),
+    }
+    if judge::entry(guard, &args[0]).is_some_and(|entry| entry.of_rights) {
+        access::rights_change();
     }
 }

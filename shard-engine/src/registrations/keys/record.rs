@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use oxigears_coordinator::{
     codec::RecordBatch,
-    plan::{KeysArgs, Reader},
     stage::{Source, SourceState},
 };
 
@@ -106,20 +105,10 @@ fn append(
     whole: bool,
 ) -> Result<Result<(), Huge>, String> {
     if let Some(user) = &active.core.loaded.user {
-        may_read(user, place.1)?;
+        identity::check_record(guard, user, place.1, wish.read_value, wish.all_types)?;
     }
     let scan = scan.get_or_insert_with(ElementScan::new);
     Ok(event::put(guard, out, place, wish, known, scan, whole))
-}
-
-fn may_read(user: &str, key: &[u8]) -> Result<(), String> {
-    let reader = Reader::Keys(KeysArgs {
-        pattern: key.to_vec(),
-        no_scan: true,
-        read_value: true,
-        all_types: false,
-    });
-    identity::check_reader(user, &reader)
 }
 
 /// How far a record has been read.

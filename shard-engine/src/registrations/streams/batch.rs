@@ -252,6 +252,9 @@ fn check_rights(guard: &ServerLock, consumer: &Consumer, key: &Key) -> Result<()
         from_id: "0-0".into(),
     };
     identity::check_reader(user, &reader)?;
+    if !consumer.has_own_group {
+        identity::check_group(guard, user, key, &consumer.group)?;
+    }
     if consumer.trim {
         identity::check_trim(guard, user, key)?;
     }

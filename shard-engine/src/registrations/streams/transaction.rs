@@ -161,7 +161,7 @@ pub fn execute(args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
 fn queue(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Reply, String> {
     let user = CURRENT.with_borrow(|current| current.as_ref().and_then(|t| t.user.clone()));
     if let Some(user) = user {
-        may_run(guard, &user, args)?;
+        identity::check_command(guard, &user, args)?;
     }
     CURRENT.with_borrow_mut(|current| {
         let Some(transaction) = current else {
@@ -178,21 +178,6 @@ fn queue(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Reply, String> {
         transaction.writes.push(args.to_vec());
         Ok(Reply::Simple(b"QUEUED".to_vec()))
     })
-}
-
-fn may_run(guard: &ServerLock, user: &str, args: &[Vec<u8>]) -> Result<(), String> {
-    let mut dry_run: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-    dry_run.extend(args.iter().map(Vec::as_slice));
-    let refused = |reason: &str| CallError::NotAllowed {
-        user: user.to_owned(),
-        command: String::from_utf8_lossy(&args[0]).into_owned(),
-        reason: reason.to_owned(),
-    };
-    match call(guard, &dry_run, Flags::default()) {
-        Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
-        Ok(reply) => Err(refused(reply.text().unwrap_or("no permission")).to_string()),
-        Err(e) => Err(e.to_string()),
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
