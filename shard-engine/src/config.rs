@@ -104,6 +104,7 @@ const KEYS: &[Key] = &[
     engine("Plugin", Kind::List, "", false),
     engine("GrpcPort", Kind::Int(0, 65535), "0", false),
     engine("ClusterSecretFile", Kind::Text, "", false),
+    engine("RequiredPermission", Kind::Text, "", false),
     python("PythonAttemptTraceback", Kind::Bool, "1", true),
     python("PythonInstallReqMaxIdleTime", POSITIVE, "30000", true),
     python("CreateVenv", Kind::Bool, "0", false),
@@ -351,6 +352,11 @@ impl ConfigStore {
             Some(Value::Text(text)) if !text.is_empty() => Some(text.clone()),
             _ => None,
         }
+    }
+
+    /// `RequiredPermission`: a command, or `command|subcommand`, that users must be allowed to run who administer.
+    pub fn required_permission(&self) -> Option<String> {
+        self.text("RequiredPermission")
     }
 
     /// `MaxExecutions`; 0 or less: no limit.

@@ -130,6 +130,21 @@ impl Rules {
     }
 }
 
+/// Whatever keys the user's selectors give, they give all commands with them.
+pub fn selectors_allow_all(guard: &ServerLock, name: &str) -> bool {
+    let allows_all = |selector: &Reply| {
+        let pairs = selector.pairs();
+        let commands = pairs.iter().find(|(key, _)| key.text() == Some("commands"));
+        commands.and_then(|(_, commands)| commands.text()) == Some("+@all")
+    };
+    Rules::of(guard, name).is_some_and(|rules| {
+        let pairs = rules.0.pairs();
+        let selectors = pairs.iter().find(|(key, _)| key.text() == Some("selectors"));
+        let selectors = selectors.and_then(|(_, list)| list.array()).unwrap_or_default();
+        selectors.iter().all(allows_all)
+    })
+}
+
 /// The user may do everything.
 pub fn is_unlimited(guard: &ServerLock, name: &str) -> bool {
     let all = [("commands", "+@all"), ("keys", "~*"), ("channels", "&*")];
@@ -265,6 +280,22 @@ pub fn check_command<A: AsRef<[u8]>>(guard: &ServerLock, user: &str, args: &[A])
         reason,
     };
     dry_run(guard, user, &args).map_err(|reason| refused(reason).to_string())
+}
+
+/// Most arguments that a command needs before the server says whether a user may run it.
+const ARGUMENTS_TRIED: usize = 8;
+
+/// Refuses who could not run the command of these words, whatever its arguments are.
+pub fn check_permission(guard: &ServerLock, user: &str, words: &[&str]) -> Result<(), String> {
+    let mut args: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    loop {
+        match dry_run(guard, user, &args) {
+            Err(why) if why.contains("wrong number of arguments") && args.len() < words.len() + ARGUMENTS_TRIED => {
+                args.push(b"1");
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Whether the user may run a command.

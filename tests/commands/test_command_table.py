@@ -126,3 +126,43 @@ def test_access_rights(wire, server):
         assert wire.ok("EXISTS", "ran") == 0
     finally:
         wire.ok("ACL", "DELUSER", "reader")
+
+
+CATEGORIES = {
+    "rg.pyexecute": {"@admin", "@slow", "@dangerous"},
+    "rg.unregister": {"@admin", "@slow", "@dangerous"},
+    "rg.dumpregistrations": {"@slow", "@dangerous"},
+    "rg.trigger": {"@write", "@slow"},
+    "rg.innerhook": set(),
+}
+
+
+@pytest.mark.matrix
+def test_categories(wire):
+    rows = wire.ok("COMMAND", "INFO", *CATEGORIES)
+    found = {name: {one.text for one in row[6]} for name, row in zip(CATEGORIES, rows, strict=True)}
+    old = wire.ok("INFO", "server").split(b"redis_version:")[1].startswith((b"7.0", b"7.2"))
+    valkey = b"valkey_version" in wire.ok("INFO", "server")
+    assert found == (CATEGORIES if valkey or not old else {name: set() for name in CATEGORIES})
+
+
+@pytest.mark.matrix
+def test_a_permission_that_is_required_beside_the_command(fresh):
+    server = fresh("RequiredPermission", "config|set")
+    refused = "RequiredPermission"
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        nested = "execute('rg.configset', 'x', 'y')"
+        trigger = f"GB('CommandReader').map(lambda x: {nested}).register(trigger='t', mode='sync')"
+        assert wire.ok("RG.PYEXECUTE", trigger) == Simple("OK") and wire.ok("RG.TRIGGER", "t")
+        # Of scripts, too, and of code without a user.
+        assert wire.ok("EVAL", "return #redis.call('RG.CONFIGSET', 'a', 'b')", 0) == 1
+        assert wire.ok("RG.PYEXECUTE", f"GB('ShardsIDReader').map(lambda x: {nested}).run()")[1] == []
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~*", "+@all", "-config|set")
+        low.ok("AUTH", "low", "x")
+        for command in (("RG.PYEXECUTE", "1"), ("RG.CONFIGSET", "a", "b"), ("RG.UNREGISTER", "1")):
+            assert refused in low.error(*command)
+        assert refused in low.error("EVAL", "return redis.call('RG.CONFIGSET', 'a', 'b')", 0)
+        assert low.ok("RG.TRIGGER", "t") and low.ok("RG.CONFIGGET", "a") and low.ok("RG.DUMPREGISTRATIONS")
+        wire.ok("ACL", "SETUSER", "low", "+config|set")
+        assert low.ok("RG.PYEXECUTE", "1") == Simple("OK")
+        assert low.ok("RG.PYEXECUTE", f"GB('ShardsIDReader').map(lambda x: {nested}).run()")[1] == []

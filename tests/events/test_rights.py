@@ -358,6 +358,27 @@ def test_what_a_hook_hands_to_an_older_one_is_checked_with_its_own_rights(fresh)
         assert wire.ok("EXISTS", "secret") == 0
 
 
+def test_selectors_that_give_other_keys_are_not_in_the_way(fresh):
+    """The server wants command and keys of one selector, of the internal command as well."""
+    server = fresh()
+    with Wire(server.port) as wire:
+        wire.ok("ACL", "SETUSER", "boss", "on", ">boss", "~*", "&*", "+@all")
+        wire.ok("ACL", "SETUSER", "low", "on", ">low", "~a:*", "+@all", "(+get +set ~b:*)")
+        wire.ok("CONFIG", "SET", "requirepass", "secret")
+        with Wire(server.port) as boss, Wire(server.port) as low:
+            boss.ok("AUTH", "boss", "boss")
+            low.ok("AUTH", "low", "low")
+            handler = "GB().foreach(lambda x: execute('incr', 'seen')).register('*', mode='sync', eventTypes=['set'])"
+            assert boss.ok("RG.PYEXECUTE", handler) == OK
+            for key in ("a:1", "b:1"):
+                assert low.ok("SET", key, "v") == OK and low.ok("GET", key) == b"v"
+            low.ok("MULTI")
+            assert low.ok("SET", "b:1", "w") == Simple("QUEUED") and low.ok("EXEC") == [OK]
+            wait_until(lambda: boss.ok("GET", "seen") == b"3", "the handlers")
+            boss.ok("ACL", "SETUSER", "low", "clearselectors", "(+@all ~b:*)")
+            assert low.ok("SET", "b:1", "v") == OK and boss.ok("GET", "seen") == b"4"
+
+
 def test_subcommands_that_scripts_may_not_use_stay_so_when_they_are_hooked(fresh):
     server = fresh()
     with Wire(server.port) as wire, Wire(server.port) as low:

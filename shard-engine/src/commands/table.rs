@@ -5,15 +5,35 @@ use super::{
     sessions, trigger,
 };
 use crate::redis::{
+    call::in_nested_call,
     lock::ServerLock,
-    register::{Argument, CommandSpec, create, create_with},
+    register::{self, Argument, Call, CommandSpec, Purpose, create, create_with},
 };
+use crate::{identity, module::module};
 
 /// Registers every command.
 pub fn register(guard: &ServerLock) -> Result<(), String> {
+    register::set_gate(has_permission);
     COMMANDS.iter().try_for_each(|command| create(guard, command))?;
     create_with(guard, &TRIGGER, FIRING, (0, 0, 0))?;
     create_with(guard, &TRIGGER_ON_KEY, FIRING, (2, 2, 1))
+}
+
+/// The user of a client has the permission that the configuration asks for beyond the command itself.
+fn has_permission(call: &Call) -> Result<(), String> {
+    let Some(command) = module().config.required_permission() else {
+        return Ok(());
+    };
+    let user = match in_nested_call() {
+        true => identity::current().map(|user| user.to_string()),
+        false => call.user_name(),
+    };
+    // Code without a user has all rights.
+    let Some(user) = user else { return Ok(()) };
+    let words: Vec<&str> = command.split('|').collect();
+    identity::check_permission(call.guard(), &user, &words).map_err(|why| {
+        format!("NOPERM user '{user}' has not the permission for '{command}' that RequiredPermission asks for: {why}")
+    })
 }
 
 /// What these fire may write: while writes are paused the server holds them up.
@@ -21,6 +41,7 @@ const FIRING: &str = "readonly may-replicate";
 
 static TRIGGER: CommandSpec = CommandSpec {
     name: "rg.trigger",
+    purpose: Purpose::Use,
     handler: trigger::trigger,
     summary: "Runs what is registered for a trigger; answers its results, or its first error.",
     complexity: "That of the registered function.",
@@ -30,6 +51,7 @@ static TRIGGER: CommandSpec = CommandSpec {
 
 static TRIGGER_ON_KEY: CommandSpec = CommandSpec {
     name: "rg.triggeronkey",
+    purpose: Purpose::Use,
     handler: trigger::triggeronkey,
     summary: "Runs what is registered for a trigger, on the shard that holds a key.",
     complexity: "That of the registered function.",
@@ -48,6 +70,7 @@ const ID: Argument = Argument::text("execution_id");
 static COMMANDS: &[CommandSpec] = &[
     CommandSpec {
         name: "rg.pyexecute",
+        purpose: Purpose::Administration,
         handler: pyexecute::pyexecute,
         summary: "Runs a Python script; answers the results and errors of its run(), or OK.",
         complexity: "That of the script and of the execution it starts.",
@@ -65,6 +88,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.dumpexecutions",
+        purpose: Purpose::Inspection,
         handler: dumpexecutions::dumpexecutions,
         summary: "Lists the executions that this shard knows.",
         complexity: "O(N) where N is the number of executions.",
@@ -73,6 +97,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.getexecution",
+        purpose: Purpose::Inspection,
         handler: getexecution::getexecution,
         summary: "Shows status, counts, durations and steps of an execution, here or on all shards.",
         complexity: "O(N) where N is the number of errors and steps.",
@@ -81,6 +106,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.getresults",
+        purpose: Purpose::Inspection,
         handler: getresults::getresults,
         summary: "Gives results and errors of a finished execution that this shard holds.",
         complexity: "O(N) where N is the number of results and errors.",
@@ -89,6 +115,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.getresultsblocking",
+        purpose: Purpose::Inspection,
         handler: getresults::getresultsblocking,
         summary: "Waits until an execution is finished, then gives its results and errors.",
         complexity: "O(N) where N is the number of results and errors.",
@@ -97,6 +124,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.abortexecution",
+        purpose: Purpose::Administration,
         handler: abort::abortexecution,
         summary: "Ends an execution on all shards; running Python code is interrupted.",
         complexity: "O(N) where N is the number of shards.",
@@ -105,6 +133,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.dropexecution",
+        purpose: Purpose::Administration,
         handler: drop::dropexecution,
         summary: "Forgets a finished execution on all shards.",
         complexity: "O(N) where N is the number of results.",
@@ -113,6 +142,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.dumpregistrations",
+        purpose: Purpose::Inspection,
         handler: registrations::dumpregistrations,
         summary: "Lists the registrations that are active on this shard, and what they have done here.",
         complexity: "O(N) where N is the number of registrations.",
@@ -121,6 +151,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.unregister",
+        purpose: Purpose::Administration,
         handler: registrations::unregister,
         summary: "Removes a registration from all shards.",
         complexity: "O(1)",
@@ -129,6 +160,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.pauseregistrations",
+        purpose: Purpose::Administration,
         handler: registrations::pause,
         summary: "Pauses registrations of streams and timers on all shards, all or none.",
         complexity: "O(N) where N is the number of ids.",
@@ -140,6 +172,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.unpauseregistrations",
+        purpose: Purpose::Administration,
         handler: registrations::unpause,
         summary: "Ends the pause of registrations on all shards, for all or none.",
         complexity: "O(N) where N is the number of ids.",
@@ -148,6 +181,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.clearregistrationsstats",
+        purpose: Purpose::Administration,
         handler: registrations::clear_stats,
         summary: "Sets what registrations have counted to zero, on all shards.",
         complexity: "O(N) where N is the number of registrations.",
@@ -156,6 +190,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.pydumpsessions",
+        purpose: Purpose::Inspection,
         handler: sessions::pydumpsessions,
         summary: "Lists the sessions that are active on this shard.",
         complexity: "O(N) where N is the number of sessions and registrations.",
@@ -168,6 +203,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.registry",
+        purpose: Purpose::Administration,
         handler: registry::registry,
         summary: "Shows how this node takes part in agreeing on sessions and registrations.",
         complexity: "O(N) where N is the number of nodes.",
@@ -176,6 +212,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.configget",
+        purpose: Purpose::Inspection,
         handler: config::configget,
         summary: "Reads configuration values of this shard.",
         complexity: "O(N) where N is the number of keys.",
@@ -184,6 +221,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.configset",
+        purpose: Purpose::Administration,
         handler: config::configset,
         summary: "Sets configuration values of this shard; unknown names are kept for scripts.",
         complexity: "O(N) where N is the number of pairs.",
@@ -192,6 +230,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.infocluster",
+        purpose: Purpose::Inspection,
         handler: cluster::infocluster,
         summary: "Shows the shards of the cluster as this one sees them.",
         complexity: "O(N) where N is the number of shards.",
@@ -200,6 +239,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.refreshcluster",
+        purpose: Purpose::Administration,
         handler: cluster::refreshcluster,
         summary: "Reads the cluster's topology now; it is followed without this command as well.",
         complexity: "O(N) where N is the number of slot ranges.",
@@ -208,6 +248,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.pystats",
+        purpose: Purpose::Inspection,
         handler: python::pystats,
         summary: "Shows how much memory the Python interpreter has allocated.",
         complexity: "O(1)",
@@ -216,6 +257,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.dumpplugins",
+        purpose: Purpose::Inspection,
         handler: python::dumpplugins,
         summary: "Lists the language plugins.",
         complexity: "O(1)",
@@ -224,6 +266,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.pyfreeinterpreter",
+        purpose: Purpose::Administration,
         handler: python::pyfreeinterpreter,
         summary: "Does nothing; kept for old clients.",
         complexity: "O(1)",
@@ -232,6 +275,7 @@ static COMMANDS: &[CommandSpec] = &[
     },
     CommandSpec {
         name: "rg.pyexecuteremote",
+        purpose: Purpose::Administration,
         handler: python::pyexecuteremote,
         summary: "Does nothing; kept for old clients.",
         complexity: "O(1)",

@@ -10,7 +10,7 @@ use crate::{
     redis::{
         lock::ServerLock,
         log,
-        register::{Argument, Call, CommandSpec, create_with},
+        register::{Argument, Call, CommandSpec, Purpose, create_with},
         replicate::Sender,
     },
     registrations,
@@ -28,6 +28,7 @@ const FLAGS: &str = "write admin";
 
 static COMMAND: CommandSpec = CommandSpec {
     name: NAME,
+    purpose: Purpose::Internal,
     handler: inner_registry,
     summary: "Internal: carries changes of the registry to replicas and in the AOF; clients are refused.",
     complexity: "O(N) where N is the number of registrations in the change.",

@@ -360,7 +360,7 @@ pub fn may_replicate(name: &[u8]) -> bool {
     is_one_of(&MAY_REPLICATE, name)
 }
 
-pub(super) fn is_one_of(known: &[&str], name: &[u8]) -> bool {
+pub fn is_one_of(known: &[&str], name: &[u8]) -> bool {
     known.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 

@@ -1,7 +1,7 @@
 //! What COMMAND DOCS shows of our commands, on servers that take it (7.0 and newer).
 
 use std::{
-    ffi::{CString, c_char},
+    ffi::{CStr, CString, c_char},
     mem::size_of,
     ptr::{null, null_mut},
 };
@@ -14,6 +14,8 @@ use super::{ffi::c_string, lock::ServerLock, log, register::Call};
 pub struct CommandSpec {
     /// Its name, `rg.name`.
     pub name: &'static str,
+    /// What it is for.
+    pub purpose: Purpose,
     /// Runs it.
     pub handler: fn(&mut Call),
     /// One sentence.
@@ -24,6 +26,31 @@ pub struct CommandSpec {
     pub since: &'static str,
     /// Arguments behind the name.
     pub args: &'static [Argument],
+}
+
+/// What a command is for: that decides who may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It runs code that it brings, or changes what is there.
+    Administration,
+    /// It shows what there is.
+    Inspection,
+    /// It fires what is registered.
+    Use,
+    /// Servers send it.
+    Internal,
+}
+
+impl Purpose {
+    /// Categories of rights.
+    fn categories(self) -> Option<&'static CStr> {
+        match self {
+            Purpose::Administration => Some(c"admin slow dangerous"),
+            Purpose::Inspection => Some(c"slow dangerous"),
+            Purpose::Use => Some(c"write slow"),
+            Purpose::Internal => None,
+        }
+    }
 }
 
 /// One argument in the docs.
@@ -126,6 +153,24 @@ pub(super) fn set_docs(guard: &ServerLock, command: &CommandSpec) {
     };
     if !accepted {
         log::warning(&format!("the server refused the docs of {}", command.name));
+    }
+}
+
+/// Puts the command in its categories, where the server has them for modules: at load only.
+pub(super) fn set_categories(guard: &ServerLock, command: &CommandSpec) {
+    // SAFETY: the pointers are filled at load.
+    let functions = unsafe { raw::RedisModule_GetCommand.zip(raw::RedisModule_SetCommandACLCategories) };
+    let Some(((get, set), categories)) = functions.zip(command.purpose.categories()) else {
+        return;
+    };
+    let name = c_string(command.name);
+    // SAFETY: context and texts are alive.
+    let accepted = unsafe {
+        let command = get(guard.ctx(), name.as_ptr());
+        !command.is_null() && set(command, categories.as_ptr()) == raw::REDISMODULE_OK as i32
+    };
+    if !accepted {
+        log::warning(&format!("the server refused the categories of {}", command.name));
     }
 }
 

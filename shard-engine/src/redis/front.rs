@@ -11,7 +11,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    command_info::{CommandSpec, set_docs},
+    command_info::{CommandSpec, Purpose, set_docs},
     ffi::api,
     lock::ServerLock,
 };
@@ -146,6 +146,7 @@ static DOCS: [CommandSpec; 2 * KINDS] = [
 const fn docs(name: &'static str) -> CommandSpec {
     CommandSpec {
         name,
+        purpose: Purpose::Internal,
         handler: |call| call.reply().error(TYPED),
         summary: "Internal: stands in front of a command that a registration takes over.",
         complexity: "That of the command behind and of the functions that it fires.",

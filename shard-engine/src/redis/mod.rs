@@ -4,7 +4,7 @@
 //! * `lock`, `sharing`: the server lock as a token, which a function that needs the lock takes; who has it next
 //! * `before_serving`: when threads may write on older servers
 //! * `guarded`: values that this lock guards
-//! * `call`, `call_reply`, `value`: running commands of the server
+//! * `call`, `call_reply`, `value`: running commands of the server; `caller`: for whom one runs
 //! * `register`, `command_info`: our own commands
 //! * `blocked`, `reply`, `records`: answering clients
 //! * `keyspace`, `key`: scanning and reading keys
@@ -27,6 +27,7 @@ pub mod blocked;
 mod bus;
 pub mod call;
 mod call_reply;
+mod caller;
 pub mod cluster;
 mod command_info;
 pub mod context;

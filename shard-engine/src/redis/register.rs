@@ -1,17 +1,20 @@
 //! Our commands: registered one by one, each with a callback of its own.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::OnceLock,
+};
 
 use parking_lot::RwLock;
 use redis_module::raw;
 
-pub use super::command_info::{Argument, CommandSpec};
+pub use super::command_info::{Argument, CommandSpec, Purpose};
 use super::{
     at_hand::{self, AtHand},
-    call,
-    command_info::set_docs,
+    call, caller,
+    command_info::{set_categories, set_docs},
     context::Flags,
-    ffi::{OwnedString, api, c_string, panic_text},
+    ffi::{api, c_string, panic_text},
     load::arguments,
     lock::{self, ServerLock},
     log,
@@ -65,7 +68,18 @@ pub fn create_with(
         ));
     }
     set_docs(guard, command);
+    set_categories(guard, command);
     Ok(())
+}
+
+/// Says whether a client may use a command for administration; else why not.
+pub type Gate = fn(&Call) -> Result<(), String>;
+
+static GATE: OnceLock<Gate> = OnceLock::new();
+
+/// Such commands are for those only whom the gate lets through. At load.
+pub fn set_gate(gate: Gate) {
+    let _ = GATE.set(gate);
 }
 
 /// One run of a command.
@@ -115,11 +129,10 @@ impl Call {
         &mut self.reply
     }
 
-    /// ACL user of the client; `None` if the server does not tell.
+    /// ACL user of the client or script; `None` if code of a module runs the command.
     pub fn user_name(&self) -> Option<String> {
-        // SAFETY: the pointer is filled at load; the context is alive while the command runs.
-        let name = unsafe { raw::RedisModule_GetCurrentUserName.map(|f| f(self.ctx)) }?;
-        Some(String::from_utf8_lossy(OwnedString::adopt(name)?.bytes()).into_owned())
+        // SAFETY: the context is alive while the command runs, and the lock is held.
+        unsafe { caller::user_name(self.ctx) }
     }
 }
 
@@ -138,8 +151,11 @@ fn enter(number: usize, ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::Redi
     };
     let name = command.map_or("?", |c| c.name);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        if let Some(command) = command {
-            (command.handler)(&mut call);
+        let Some(command) = command else { return };
+        let gate = GATE.get().filter(|_| command.purpose == Purpose::Administration);
+        match gate.map_or(Ok(()), |gate| gate(&call)) {
+            Ok(()) => (command.handler)(&mut call),
+            Err(text) => call.reply().error(&text),
         }
     }));
     if let Err(panic) = &outcome {

@@ -18,7 +18,7 @@ use super::{
     blocked::Client,
     call::{self, ContextUser},
     call_reply::CallReply,
-    cluster,
+    caller, cluster,
     context::{Flags, server_flags},
     ffi::{OwnedString, api, c_string, lossy, panic_text, string_bytes},
     filter,
@@ -184,29 +184,8 @@ impl Wrapped {
         if self.flags.replicated || call::in_nested_call() {
             return None;
         }
-        // By the number: asking for the context's user ends a 7.0 server if it has none.
-        // SAFETY: the pointers are filled at load; the context is alive.
-        let name = unsafe {
-            let id = api!(RedisModule_GetClientId)(self.ctx);
-            let name = raw::RedisModule_GetClientUserNameById.and_then(|f| OwnedString::adopt(f(self.ctx, id)));
-            match name {
-                None if self.has_user() => raw::RedisModule_GetCurrentUserName
-                    .map(|f| f(self.ctx))
-                    .and_then(OwnedString::adopt),
-                name => name,
-            }
-        }?;
-        Some(String::from_utf8_lossy(name.bytes()).into_owned())
-    }
-
-    /// The context has a user; a script's one has, that of code of another module has none. The server looks for it first,
-    /// and says so, even if there is no such command; one that there is would be noted if the user may not run it.
-    fn has_user(&self) -> bool {
-        let _unseen = filter::unseen();
-        // SAFETY: the context is alive and the lock is held; there are no arguments.
-        let reply = unsafe { api!(RedisModule_Call)(self.ctx, c"oxigears.nothing".as_ptr(), c"CE".as_ptr()) };
-        let error = CallReply::adopt(reply).and_then(|reply| reply.error());
-        error.is_some_and(|text| !matches!(judge_error(&text), Fault::NoUser))
+        // SAFETY: the context is alive, and the lock is held.
+        unsafe { caller::user_name(self.ctx) }
     }
 
     /// The database that the caller has selected.

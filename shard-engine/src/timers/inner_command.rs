@@ -8,7 +8,7 @@ use crate::redis::{
     data_type,
     lock::ServerLock,
     log,
-    register::{Argument, Call, CommandSpec, create_with},
+    register::{Argument, Call, CommandSpec, Purpose, create_with},
     replicate::{self, Sender, Target},
 };
 
@@ -23,6 +23,7 @@ const FLAGS: &str = "write admin";
 
 static COMMAND: CommandSpec = CommandSpec {
     name: NAME,
+    purpose: Purpose::Internal,
     handler: inner_timer,
     summary: "Internal: carries timers to replicas and in the AOF; clients are refused.",
     complexity: "O(N) where N is the size of the timer's function.",

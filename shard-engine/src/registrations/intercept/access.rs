@@ -10,6 +10,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::super::limits;
+use crate::identity;
 use crate::redis::{
     call::{self, Flags, Reply, call},
     context::server_flags,
@@ -75,10 +76,10 @@ pub fn now() -> Access {
 
 #[cold]
 fn look(guard: &ServerLock) -> Access {
-    let (access, number) = match (is_open(guard), all_may(guard)) {
-        (true, _) => (Access::Open, 1),
-        (false, true) => (Access::Granted, 2),
-        (false, false) => (Access::Restricted, 3),
+    let (access, number) = match () {
+        () if is_open(guard) => (Access::Open, 1),
+        () if all_may(guard) => (Access::Granted, 2),
+        () => (Access::Restricted, 3),
     };
     if !IN_DOUBT.load(Ordering::Acquire) {
         KNOWN.store(number, Ordering::Release);
@@ -127,5 +128,24 @@ fn all_may(guard: &ServerLock) -> bool {
     users.len() <= limits::USERS_LOOKED_AT
         && users
             .iter()
-            .all(|user| CHECKED.iter().all(|command| may(user, command)))
+            .all(|user| CHECKED.iter().all(|command| may(user, command)) && identity::selectors_allow_all(guard, user))
+}
+
+/// Commands that are counted as changes of rights unless they are known to be none.
+pub fn changes_rights(count: usize, part: &[u8]) -> bool {
+    const HARMLESS: [&str; 12] = [
+        "get",
+        "resetstat",
+        "whoami",
+        "cat",
+        "genpass",
+        "list",
+        "users",
+        "getuser",
+        "log",
+        "dryrun",
+        "help",
+        "save",
+    ];
+    count > 1 && !call::is_one_of(&HARMLESS, part)
 }

@@ -88,7 +88,7 @@ fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> 
     tell_if_needed(table, entry, command);
     let entry = entry?;
     access::settle(command.guard());
-    if entry.of_rights {
+    if entry.of_rights && access::changes_rights(command.len(), command.arg(1)) {
         access::rights_change();
     } else if entry.is_exec {
         access::transaction_runs();
