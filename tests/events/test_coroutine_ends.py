@@ -85,6 +85,9 @@ KINDS = pytest.mark.parametrize(
 
 def wait_stopped(wire, stops):
     wait_nothing_left(wire, "steps")
+    # It is on the loop no more while it is being stopped.
+    wait_until(lambda: wire.ok("LLEN", "caught") >= stops, "its being given up")
+    wait_nothing_left(wire, "steps")
     caught = wire.ok("LRANGE", "caught", 0, -1)
     # A step of its own may come before the loop learns that it is to be cancelled.
     if caught[:1] == [CANCELLED]:
