@@ -169,6 +169,10 @@ impl Needs {
             entry.is_always_seen(is_exec);
             by_name.insert(name.as_bytes().into(), Arc::new(entry));
         }
+        let nobody = Arc::new(Entry::of_nobody());
+        for name in commands.keys().filter(|name| name.len() <= NAME_BYTES) {
+            by_name.entry(name.as_bytes().into()).or_insert_with(|| nobody.clone());
+        }
         Table::new(by_name, only_queued, watched)
     }
 }

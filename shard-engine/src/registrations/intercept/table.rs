@@ -61,6 +61,8 @@ enum Keys {
     /// None: it may be for some registration whatever its keys are.
     #[default]
     Any,
+    /// None: it is for no registration.
+    Never,
     /// It has one key, its first argument.
     First,
     /// All that it has.
@@ -273,6 +275,7 @@ impl Place {
     pub fn is_for_nobody(&self, count: impl Fn() -> usize, first_byte: impl Fn(usize) -> u8) -> bool {
         match self.first.keys {
             Keys::First => self.first.is_out(first_byte(1)),
+            Keys::Never => true,
             Keys::Any => false,
             Keys::Some => (self.entry.as_ref()).is_some_and(|entry| entry.is_out_of_all(count(), first_byte)),
         }
@@ -338,6 +341,17 @@ impl Entry {
         }
     }
 
+    /// A command that the server knows and no registration is for: so it is not looked up twice.
+    pub(super) fn of_nobody() -> Entry {
+        Entry {
+            first: First {
+                keys: Keys::Never,
+                ..First::default()
+            },
+            ..Entry::default()
+        }
+    }
+
     /// Whatever its keys are: it changes rights, or it may run what does.
     pub(super) fn is_always_seen(&mut self, is_exec: bool) {
         (self.of_rights, self.is_exec) = (!is_exec, is_exec);
@@ -347,7 +361,11 @@ impl Entry {
     /// A command with these arguments is for no registration, and there is no reason to look further. `first_byte` of what
     /// is empty is zero.
     pub fn is_for_nobody(&self, count: usize, first_byte: impl Fn(usize) -> u8) -> bool {
-        self.first.keys != Keys::Any && self.is_out_of_all(count, first_byte)
+        match self.first.keys {
+            Keys::Never => true,
+            Keys::Any => false,
+            Keys::First | Keys::Some => self.is_out_of_all(count, first_byte),
+        }
     }
 
     #[inline(never)]
