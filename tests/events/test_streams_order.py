@@ -57,3 +57,19 @@ def test_what_a_transaction_adds_is_handled_within_it(cluster, wires, how):
         wire.ok("EVAL", program, 1, "{s}1", *wanted)
         found = wire.ok("LRANGE", "{s}seen", 0, -1)
     assert found == wanted
+
+
+@pytest.mark.parametrize("mode", ("sync", "async_local"))
+def test_many_registrations_of_a_stream_keep_what_the_slowest_one_needs(wire, mode):
+    """How far all are is not asked after each batch then."""
+    wire.ok("SET", "bad", "1")
+    fails = f"foreach(lambda x: 1 / 0 if execute('exists', 'bad') else 0).{NOTE}"
+    register(wire, script(fails, "s1", mode="async_local", onFailedPolicy="retry", onFailedRetryInterval=1))
+    count = "foreach(lambda x: execute('incr', 'count'))"
+    register(wire, "\n".join(script(count, prefix, mode=mode) for prefix in ("s1", "s*") * 10))
+    fill(wire, "s1", 1, 50)
+    wait_until(lambda: wire.ok("GET", "count") == b"1000", "the others")
+    assert wire.ok("XLEN", "s1") == 50 and wire.ok("LLEN", "seen") == 0
+    wire.ok("DEL", "bad")
+    wait_length(wire, "s1", 0)
+    assert wire.ok("LLEN", "seen") == 50

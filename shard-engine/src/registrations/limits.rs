@@ -114,6 +114,9 @@ pub const STREAM_REFUSED_RETRY: Duration = Duration::from_secs(1);
 pub const STREAM_TELL: Duration = Duration::from_secs(10);
 /// Registrations that run under the server lock give it back after this time when there is more to do.
 pub const STREAM_HOLD: Duration = Duration::from_millis(1);
+/// Groups of registrations on one stream that are asked after each batch how far they are, to remove what all have passed;
+/// of more together that is asked when somebody comes to it.
+pub const GROUPS_ASKED: usize = 8;
 /// Pause between two such holds.
 pub const STREAM_PAUSE: Duration = Duration::from_micros(100);
 /// Longest timer of a stream; the server counts in microseconds.
