@@ -429,3 +429,18 @@ def test_a_group_of_others_needs_the_right_to_be_its_member(fresh, group):
         wire.ok("ACL", "SETUSER", "low", "~s")
         wire.ok("XADD", "s", "*", "a", "1")
         wait_until(lambda: row()[b"numSuccess"] > 1, "both entries")
+
+
+def test_a_user_whose_name_is_no_utf8_is_nobody_else(fresh):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as odd:
+        wire.ok("SET", "secret", "1")
+        wire.ok("ACL", "SETUSER", b"us\xffer", "reset", "on", "nopass", "~own", "+@all")
+        # So it looks as a text.
+        wire.ok("ACL", "SETUSER", "us\ufffder", "reset", "on", "nopass", "~*", "+@all")
+        odd.ok("AUTH", b"us\xffer", "x")
+        for key in ("secret", "own"):
+            _, (error,) = odd.ok("RG.PYEXECUTE", f"GB('ShardsIDReader').map(lambda x: execute('get', '{key}')).run()")
+            assert b"NOPERM" in error
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
+        assert "NOPERM" in odd.error("GET", "secret")

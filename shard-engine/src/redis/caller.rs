@@ -30,7 +30,11 @@ pub(super) unsafe fn user_name(ctx: *mut raw::RedisModuleCtx) -> Option<String> 
             name => name,
         }
     }?;
-    Some(String::from_utf8_lossy(name.bytes()).into_owned())
+    Some(match std::str::from_utf8(name.bytes()) {
+        Ok(name) => name.to_owned(),
+        // No user has a space in the name, so this is nobody with rights.
+        Err(_) => format!("{} (no UTF-8)", String::from_utf8_lossy(name.bytes())),
+    })
 }
 
 /// The context has a user; a script's one has, that of code of another module has none. The server looks for it first,
