@@ -112,37 +112,29 @@ impl Rules {
 }
 
 impl Rules {
-    /// These, or those of one of the selectors, are for all keys.
-    fn give_all_keys(&self) -> bool {
-        let all = |keys: &str| {
-            keys.split_whitespace()
-                .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
-        };
+    /// The rules of one kind that each selector has.
+    fn of_selectors(&self, kind: &str) -> Vec<String> {
         let pairs = self.0.pairs();
         let selectors = pairs.iter().find(|(key, _)| key.text() == Some("selectors"));
         let selectors = selectors.and_then(|(_, list)| list.array()).unwrap_or_default();
-        let of_selector = |selector: &Reply| {
-            let pairs = selector.pairs();
-            let keys = pairs.iter().find(|(key, _)| key.text() == Some("keys"));
-            keys.and_then(|(_, keys)| keys.text()).is_some_and(all)
+        let rules = |selector: &Reply| Rules(selector.clone()).get(kind).unwrap_or_default();
+        selectors.iter().map(rules).collect()
+    }
+
+    /// These, or those of one of the selectors, are for all keys.
+    fn give_all_keys(&self) -> bool {
+        let all = |keys: &String| {
+            keys.split_whitespace()
+                .any(|rule| matches!(rule, "~*" | "%R~*" | "%RW~*"))
         };
-        self.get("keys").is_some_and(|keys| all(&keys)) || selectors.iter().any(of_selector)
+        self.get("keys").iter().any(all) || self.of_selectors("keys").iter().any(all)
     }
 }
 
 /// Whatever keys the user's selectors give, they give all commands with them.
 pub fn selectors_allow_all(guard: &ServerLock, name: &str) -> bool {
-    let allows_all = |selector: &Reply| {
-        let pairs = selector.pairs();
-        let commands = pairs.iter().find(|(key, _)| key.text() == Some("commands"));
-        commands.and_then(|(_, commands)| commands.text()) == Some("+@all")
-    };
-    Rules::of(guard, name).is_some_and(|rules| {
-        let pairs = rules.0.pairs();
-        let selectors = pairs.iter().find(|(key, _)| key.text() == Some("selectors"));
-        let selectors = selectors.and_then(|(_, list)| list.array()).unwrap_or_default();
-        selectors.iter().all(allows_all)
-    })
+    let allows_all = |commands: &String| commands == "+@all";
+    Rules::of(guard, name).is_some_and(|rules| rules.of_selectors("commands").iter().all(allows_all))
 }
 
 /// The user may do everything.
@@ -238,9 +230,12 @@ pub fn check_record(
 
 /// The user may learn whether the key is there, and of which type, by some command.
 fn may_look_at(guard: &ServerLock, user: &str, key: &[u8]) -> Result<(), String> {
-    let tried = [b"TYPE".as_slice(), b"EXISTS", b"GET"].map(|name| dry_run(guard, user, &[name, key]));
-    let [of_type, others @ ..] = tried;
-    others.into_iter().fold(of_type, Result::or)
+    dry_run(guard, user, &[b"TYPE", key]).or_else(|why| {
+        let by_another = [b"EXISTS".as_slice(), b"GET"]
+            .iter()
+            .any(|name| dry_run(guard, user, &[name, key]).is_ok());
+        by_another.then_some(()).ok_or(why)
+    })
 }
 
 /// Refuses a key that the user could not write by SET.
