@@ -454,3 +454,20 @@ async def late(x):
     register(wire, script)
     wire.ok("SET", "k", "v")
     assert wire.call("GET", "k") == b"late v"
+
+
+@pytest.mark.matrix
+def test_commands_that_read_no_keys_are_not_sent_to_the_master(fresh):
+    """Newer servers do so with what reads, for clients that say they can follow."""
+    master = fresh()
+    replica = fresh(server_args=("--replicaof", f"127.0.0.1 {master.port}"))
+    with Wire(master.port) as wire, Wire(replica.port) as other:
+        for hook in ("ping", "publish", "get"):
+            register(wire, NEXT + f".register(hook='{hook}', mode='sync', convertToStr=False)")
+        wire.ok("SET", "k", "v")
+        wait_until(lambda: other.call("GET", "k") == b"v" and len(other.ok("RG.DUMPREGISTRATIONS")) == 3, "the replica")
+        follows = not isinstance(other.call("CLIENT", "CAPA", "redirect"), Error)
+        for _ in range(2):
+            assert other.ok("PING") in (Simple("PONG"), b"PONG") and other.ok("PUBLISH", "channel", "x") == 0
+        told = other.call("GET", "k")
+        assert told.text.startswith("REDIRECT") if follows else told == b"v"

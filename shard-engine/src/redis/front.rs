@@ -19,18 +19,22 @@ use super::{
 /// What the command behind does, as far as the server's checks go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Writes nothing itself.
+    /// Reads keys.
     Read = 0,
-    /// Writes nothing, but may be replicated: clients wait while writes are paused.
+    /// Reads keys, but may be replicated: clients wait while writes are paused.
     Effect = 1,
+    /// Neither reads nor writes, as the server has it: some send clients to their master for what reads.
+    Plain = 2,
+    /// The same, but may be replicated.
+    PlainEffect = 3,
     /// Writes, but needs no more memory.
-    Write = 2,
+    Write = 4,
     /// Writes, and is refused when memory is full.
-    Grow = 3,
+    Grow = 5,
 }
 
 /// Number of kinds.
-const KINDS: usize = 4;
+const KINDS: usize = 6;
 
 /// One of the internal commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub struct Front {
 const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
     (c"rg.innerhook.read", c"readonly getkeys-api"),
     (c"rg.innerhook.effect", c"readonly may-replicate getkeys-api"),
+    (c"rg.innerhook.plain", c"getkeys-api"),
+    (c"rg.innerhook.plain.effect", c"may-replicate getkeys-api"),
     (c"rg.innerhook", c"write getkeys-api"),
     (c"rg.innerhook.grow", c"write deny-oom getkeys-api"),
     (c"rg.innerhook.free.read", c"readonly getkeys-api no-auth"),
@@ -53,6 +59,8 @@ const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
         c"rg.innerhook.free.effect",
         c"readonly may-replicate getkeys-api no-auth",
     ),
+    (c"rg.innerhook.free.plain", c"getkeys-api no-auth"),
+    (c"rg.innerhook.free.plain.effect", c"may-replicate getkeys-api no-auth"),
     (c"rg.innerhook.free", c"write getkeys-api no-auth"),
     (c"rg.innerhook.free.grow", c"write deny-oom getkeys-api no-auth"),
 ];
@@ -61,6 +69,8 @@ const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
 pub const CHECKED: [&str; KINDS] = [
     "rg.innerhook.read",
     "rg.innerhook.effect",
+    "rg.innerhook.plain",
+    "rg.innerhook.plain.effect",
     "rg.innerhook",
     "rg.innerhook.grow",
 ];
@@ -74,7 +84,14 @@ pub(super) const TYPED: &str = "ERR RG.INNERHOOK is internal: it stands for comm
 
 impl Front {
     const ALL: [Front; 2 * KINDS] = {
-        let kinds = [Kind::Read, Kind::Effect, Kind::Write, Kind::Grow];
+        let kinds = [
+            Kind::Read,
+            Kind::Effect,
+            Kind::Plain,
+            Kind::PlainEffect,
+            Kind::Write,
+            Kind::Grow,
+        ];
         let mut all = [Front {
             kind: Kind::Read,
             free: false,
@@ -135,10 +152,14 @@ pub(super) fn create(guard: &ServerLock, callback: Callback) -> Result<(), Strin
 static DOCS: [CommandSpec; 2 * KINDS] = [
     docs("rg.innerhook.read"),
     docs("rg.innerhook.effect"),
+    docs("rg.innerhook.plain"),
+    docs("rg.innerhook.plain.effect"),
     docs("rg.innerhook"),
     docs("rg.innerhook.grow"),
     docs("rg.innerhook.free.read"),
     docs("rg.innerhook.free.effect"),
+    docs("rg.innerhook.free.plain"),
+    docs("rg.innerhook.free.plain.effect"),
     docs("rg.innerhook.free"),
     docs("rg.innerhook.free.grow"),
 ];

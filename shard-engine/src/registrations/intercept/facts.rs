@@ -25,6 +25,8 @@ pub struct Facts {
     pub step: i64,
     /// It writes.
     pub writes: bool,
+    /// It is said to read keys, and no more.
+    pub reads: bool,
     /// It is refused when memory is full.
     pub grows: bool,
     /// It may wait.
@@ -74,6 +76,7 @@ impl Facts {
             last: number(4)?,
             step: number(5)?,
             writes: has("write"),
+            reads: has("readonly"),
             grows: has("denyoom"),
             blocks: has("blocking"),
             movable: has("movablekeys"),
@@ -174,6 +177,7 @@ mod tests {
             last,
             step,
             writes: true,
+            reads: false,
             grows: false,
             blocks: false,
             movable: false,

@@ -386,11 +386,20 @@ impl First {
 impl Taken {
     /// The internal command for it.
     pub fn kind(&self) -> Kind {
-        match (self.facts.writes, self.facts.grows) {
-            (false, _) if self.facts.may_replicate => Kind::Effect,
-            (false, _) => Kind::Read,
-            (true, false) => Kind::Write,
-            (true, true) => Kind::Grow,
+        let Facts {
+            writes,
+            reads,
+            may_replicate,
+            grows,
+            ..
+        } = self.facts;
+        match (writes, reads) {
+            (true, _) if grows => Kind::Grow,
+            (true, _) => Kind::Write,
+            (false, true) if may_replicate => Kind::Effect,
+            (false, true) => Kind::Read,
+            (false, false) if may_replicate => Kind::PlainEffect,
+            (false, false) => Kind::Plain,
         }
     }
 
