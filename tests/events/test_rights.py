@@ -396,8 +396,8 @@ def test_rules_for_databases(fresh):
     server = fresh()
     with Wire(server.port) as wire, Wire(server.port) as low:
         make_user(wire, "low")
-        if isinstance(wire.call("ACL", "SETUSER", "low", "resetdbs", "db=0"), Error):
-            pytest.skip("the server has no rules for databases")
+        # Only Valkey has such rules; elsewhere the user has all rights.
+        has_rules = wire.call("ACL", "SETUSER", "low", "resetdbs", "db=0") == OK
         low.ok("AUTH", "low", "x")
         wire.ok("SET", "k", "1")
         assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
@@ -405,6 +405,8 @@ def test_rules_for_databases(fresh):
         assert low.ok("GET", "k") == b"1" and low.ok("SET", "k", "2") == OK
         run = "GB('ShardsIDReader').map(lambda x: (execute('set', 'k', '3'), execute('get', 'k'))).run()"
         assert low.ok("RG.PYEXECUTE", run) == [[b"('OK', '3')"], []]
+        if not has_rules:
+            return
         wire.ok("ACL", "SETUSER", "low", "resetdbs", "db=1")
         assert "NOPERM" in low.error("GET", "k") and "NOPERM" in low.error("SET", "k", "4")
         assert b"NOPERM" in low.ok("RG.PYEXECUTE", run)[1][0]
