@@ -203,6 +203,11 @@ def test_commands_of_a_hook_are_not_for_it(wire):
     assert wire.call("GET", "k") == b"v"
 
 
+def test_a_hook_is_no_way_around_the_switch_for_modules(wire):
+    hook = "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='module', mode='sync')"
+    assert "not allowed inside a script" in wire.error("RG.PYEXECUTE", hook)
+
+
 def test_hooks_that_call_each_other_end(wire):
     register(wire, f"{B}.map(lambda x: execute('strlen', x[1])).register(hook='get', mode='sync', convertToStr=False)")
     register(wire, f"{B}.map(lambda x: execute('get', x[1])).register(hook='strlen', mode='sync')")

@@ -305,3 +305,17 @@ def test_an_execution_ends_while_it_reads_a_huge_value(cluster, wires):
         assert busy.served - begin < whole / 2
         settled(wire)
         assert counters(wire) == (2, 1, 0, 1)
+
+
+@pytest.mark.matrix
+def test_channels_of_shards_are_no_keys(cluster, wires):
+    """They lead to a shard all the same, also where handlers of all keys are registered."""
+    register(wires[0], "GB().foreach(lambda x: None).register('*', mode='sync')")
+    owner = cluster.servers.index(cluster.owner("channel"))
+    for number, wire in enumerate(wires):
+        told = wire.call("SPUBLISH", "channel", "x")
+        assert told == 0 if number == owner else told.text.startswith("MOVED")
+    hook = "GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='spublish', mode='sync')"
+    assert "shard of a channel" in wires[0].error("RG.PYEXECUTE", hook)
+    link = "GB().foreach(lambda x: None).register('*', mode='sync', commands=['spublish'])"
+    assert "none positive first key" in wires[0].error("RG.PYEXECUTE", link)

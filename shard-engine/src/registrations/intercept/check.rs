@@ -1,13 +1,19 @@
 //! Which commands may be hooked or linked at all. Asked when a script registers; the error is raised there.
 
 use super::facts::{self, Facts};
+use crate::module::module;
 
 /// A hook on this command (in lower case).
 pub fn check_hook(command: &str, by_prefix: bool) -> Result<(), String> {
     let facts = facts::find(command).ok_or("Can not override an unexisting command")?;
     let text = |what: &str| Err(format!("Can not override a command {what}"));
-    if facts.no_script || facts.asking || is_own(command) {
+    // Whether clients may load modules at all the server asks only where it sees that command.
+    if facts.no_script || facts.asking || is_own(command) || command == "module" {
         return text("which are not allowed inside a script");
+    }
+    // The internal command in front has no key that would lead to the channel's shard.
+    if module().is_cluster && facts::is_of_channel(command) {
+        return text("that goes to the shard of a channel, in a cluster");
     }
     if OF_CONNECTION.contains(&command) {
         return text("that only changes the connection on which it comes");

@@ -70,11 +70,13 @@ impl Facts {
         let flags = parts.get(2)?.array()?;
         let has = |wanted: &str| flags.iter().any(|flag| flag.text() == Some(wanted));
         let name = name_in(reply)?;
+        // A channel of a shard is in the place of a key, and is none.
+        let place = |at| if is_of_channel(&name) { Some(0) } else { number(at) };
         Some(Facts {
             arity: number(1)?,
-            first: number(3)?,
-            last: number(4)?,
-            step: number(5)?,
+            first: place(3)?,
+            last: place(4)?,
+            step: place(5)?,
             writes: has("write"),
             reads: has("readonly"),
             grows: has("denyoom"),
@@ -86,6 +88,11 @@ impl Facts {
             of_module: has("module"),
         })
     }
+}
+
+/// The command goes to the shard of a channel.
+pub fn is_of_channel(name: &str) -> bool {
+    ["spublish", "ssubscribe", "sunsubscribe"].contains(&name)
 }
 
 /// The name that a command was made with, in lower case.
