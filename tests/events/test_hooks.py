@@ -476,3 +476,17 @@ def test_commands_that_read_no_keys_are_not_sent_to_the_master(fresh):
             assert other.ok("PING") in (Simple("PONG"), b"PONG") and other.ok("PUBLISH", "channel", "x") == 0
         told = other.call("GET", "k")
         assert told.text.startswith("REDIRECT") if follows else told == b"v"
+
+
+@pytest.mark.matrix
+def test_commands_that_read_no_keys_on_a_replica_without_its_master(fresh):
+    replica = fresh(server_args=("--replica-serve-stale-data", "no"))
+    with Wire(replica.port) as wire:
+        for hook in ("info", "config", "publish", "get"):
+            register(wire, NEXT + f".register(hook='{hook}', mode='sync', convertToStr=False)")
+        # Nobody listens there.
+        wire.ok("REPLICAOF", "127.0.0.1", "1")
+        assert b"role:slave" in wire.ok("INFO", "replication") and wire.ok("PUBLISH", "channel", "x") == 0
+        assert wire.error("GET", "k").startswith("MASTERDOWN")
+        assert wire.ok("CONFIG", "SET", "replica-serve-stale-data", "yes") in (Simple("OK"), b"OK")
+        assert wire.ok("GET", "k") is None

@@ -258,3 +258,32 @@ def test_shutdown_by_code(server, wire, text):
     with Wire(server.port) as last:
         last.send("RG.PYEXECUTE", text)
         wait_until(lambda: not server.alive(), "the server ending")
+
+
+CHANGES_CLIENTS = (
+    "execute('client', 'kill', 'type', 'normal', 'skipme', 'yes')",
+    "execute('config', 'set', 'maxclients', '11000')",
+    "execute('config', 'set', 'maxmemory-clients', '1%')",
+)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("code", CHANGES_CLIENTS)
+def test_clients_of_threads_of_the_server(fresh, code):
+    """Redis 8 ends itself if another thread than the main one looks at them: there the command is refused."""
+    server = fresh(server_args=("--io-threads", "3"))
+    others = [Wire(server.port) for _ in range(6)]
+    for other in others:
+        other.ok("PING")
+    for program in (f"GB('ShardsIDReader').map(lambda x: {code}).run()", code):
+        with Wire(server.port) as wire:
+            wire.send("RG.PYEXECUTE", program)
+            try:
+                wire.read(timeout=ERROR_S)
+            except ConnectionError:
+                # It was one of those that were ended.
+                pass
+    with Wire(server.port) as wire:
+        assert wire.ok("RG.PYEXECUTE", HERE) == [[b"1"], []]
+    for other in others:
+        other.close()

@@ -46,12 +46,12 @@ pub struct Front {
     pub free: bool,
 }
 
-/// Names and flags, in the order of `Front::number`.
+/// Names and flags, in the order of `Front::number`. What reads no keys need not wait for a replica's master.
 const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
     (c"rg.innerhook.read", c"readonly getkeys-api"),
     (c"rg.innerhook.effect", c"readonly may-replicate getkeys-api"),
-    (c"rg.innerhook.plain", c"getkeys-api"),
-    (c"rg.innerhook.plain.effect", c"may-replicate getkeys-api"),
+    (c"rg.innerhook.plain", c"allow-stale getkeys-api"),
+    (c"rg.innerhook.plain.effect", c"may-replicate allow-stale getkeys-api"),
     (c"rg.innerhook", c"write getkeys-api"),
     (c"rg.innerhook.grow", c"write deny-oom getkeys-api"),
     (c"rg.innerhook.free.read", c"readonly getkeys-api no-auth"),
@@ -59,8 +59,11 @@ const COMMANDS: [(&CStr, &CStr); 2 * KINDS] = [
         c"rg.innerhook.free.effect",
         c"readonly may-replicate getkeys-api no-auth",
     ),
-    (c"rg.innerhook.free.plain", c"getkeys-api no-auth"),
-    (c"rg.innerhook.free.plain.effect", c"may-replicate getkeys-api no-auth"),
+    (c"rg.innerhook.free.plain", c"allow-stale getkeys-api no-auth"),
+    (
+        c"rg.innerhook.free.plain.effect",
+        c"may-replicate allow-stale getkeys-api no-auth",
+    ),
     (c"rg.innerhook.free", c"write getkeys-api no-auth"),
     (c"rg.innerhook.free.grow", c"write deny-oom getkeys-api no-auth"),
 ];

@@ -1,5 +1,7 @@
 //! Commands that end the server if a function runs them. It says so of some itself, but not of these.
 
+use std::sync::OnceLock;
+
 use super::{
     call,
     call::is_one_of,
@@ -17,17 +19,21 @@ pub(super) fn refusal<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Option<
         Kind::Pauses => "pauses writes, while those of functions are on their way to replicas",
         // The server would free the client whose command it is running.
         Kind::Kills if lock::is_in_callback() => "may end the client whose command runs this code",
+        // Redis 8 ends itself if clients of its threads are looked at elsewhere than on the main one.
+        Kind::Kills | Kind::Limits if !is_main_thread() && has_client_threads(guard) => {
+            "changes clients of other threads of the server (io-threads)"
+        }
         // The server would go on with the rights of a user that it has freed.
         Kind::FreesUsers if call::in_nested_call() || server_flags(guard).lua => {
             "may delete the user whose command runs this code"
         }
         // The server has one interpreter for scripts, which is in use.
         Kind::Scripts if server_flags(guard).lua => "is for scripts, and one runs whose command runs this code",
-        Kind::Kills | Kind::FreesUsers | Kind::Scripts | Kind::Other => return None,
+        Kind::Kills | Kind::Limits | Kind::FreesUsers | Kind::Scripts | Kind::Other => return None,
     };
     let name = String::from_utf8_lossy(args[0].as_ref()).into_owned();
     let part = match args.get(1) {
-        Some(part) if ["client", "acl", "script", "function"].contains(&name.to_lowercase().as_str()) => {
+        Some(part) if ["client", "config", "acl", "script", "function"].contains(&name.to_lowercase().as_str()) => {
             format!(" {}", String::from_utf8_lossy(part.as_ref()))
         }
         _ => String::new(),
@@ -39,7 +45,11 @@ pub(super) fn refusal<A: AsRef<[u8]>>(guard: &ServerLock, args: &[A]) -> Option<
 
 /// Only the server itself can run this command for a client: no hook may take it over.
 pub fn is_for_server<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> bool {
-    is_of_connection(count, &arg) || !matches!(kind(count, arg), Kind::FreesUsers | Kind::Scripts | Kind::Other)
+    is_of_connection(count, &arg)
+        || !matches!(
+            kind(count, arg),
+            Kind::Limits | Kind::FreesUsers | Kind::Scripts | Kind::Other
+        )
 }
 
 /// Subcommands of CLIENT that ask about, or change, the connection on which they come: of no use on any other.
@@ -109,11 +119,33 @@ enum Kind {
     OfReplicas,
     Pauses,
     Kills,
+    /// It changes how many clients there may be, or what they may take.
+    Limits,
     FreesUsers,
     Scripts,
     Other,
 }
 
+fn is_main_thread() -> bool {
+    // SAFETY: neither can fail.
+    unsafe { libc::gettid() == libc::getpid() }
+}
+
+/// Threads of the server serve clients of their own.
+fn has_client_threads(guard: &ServerLock) -> bool {
+    static MORE_THAN_ONE: OnceLock<bool> = OnceLock::new();
+    let ask = || {
+        let told = call::call(guard, &["CONFIG", "GET", "io-threads"], call::Flags::default());
+        let number = told
+            .ok()
+            .and_then(|reply| reply.array()?.get(1)?.text()?.parse::<u32>().ok());
+        number.is_some_and(|number| number > 1)
+    };
+    at_least(8, 0) && *MORE_THAN_ONE.get_or_init(ask)
+}
+
+/// Settings for which clients are looked at when they change.
+const CLIENT_LIMITS: [&str; 2] = ["maxclients", "maxmemory-clients"];
 /// Commands that run scripts.
 const SCRIPTS: [&str; 6] = ["eval", "evalsha", "eval_ro", "evalsha_ro", "fcall", "fcall_ro"];
 /// Subcommands of SCRIPT and FUNCTION that change which there are.
@@ -126,6 +158,13 @@ fn kind<'a>(count: usize, arg: impl Fn(usize) -> &'a [u8]) -> Kind {
         () if is(0, "failover") && !is(1, "abort") => Kind::Pauses,
         () if is(0, "client") && is(1, "pause") => Kind::Pauses,
         () if is(0, "client") && is(1, "kill") => Kind::Kills,
+        () if is(0, "config") && is(1, "set") => match (2..count)
+            .step_by(2)
+            .any(|at| CLIENT_LIMITS.iter().any(|name| is(at, name)))
+        {
+            true => Kind::Limits,
+            false => Kind::Other,
+        },
         () if is(0, "acl") && (is(1, "deluser") || is(1, "load")) => Kind::FreesUsers,
         () if SCRIPTS.iter().any(|name| is(0, name)) => Kind::Scripts,
         () if (is(0, "script") || is(0, "function")) && SCRIPT_CHANGES.iter().any(|part| is(1, part)) => Kind::Scripts,
