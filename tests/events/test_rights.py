@@ -27,6 +27,12 @@ def make_user(wire, name, keys="*"):
     wire.ok("ACL", "SETUSER", name, "reset", "on", "nopass", f"~{keys}", "&*", "+@all")
 
 
+def row(wire):
+    """What the one registration has counted."""
+    (found,) = wire.ok("RG.DUMPREGISTRATIONS")
+    return dict(zip(found[7][::2], found[7][1::2], strict=True))
+
+
 def test_a_parked_client_loses_its_rights(fresh):
     """Redis 7.0 ends itself if it has to refuse a command in a thread."""
     server = fresh()
@@ -189,14 +195,10 @@ def test_a_new_stream_that_the_user_may_not_read(fresh, policy, more):
         words = f"mode='async_local', onFailedPolicy='{policy}', onFailedRetryInterval=1{more}"
         assert boss.ok("RG.PYEXECUTE", f"{program}.register('s*', {words})") == OK
 
-        def row():
-            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
-            return dict(zip(found[7][::2], found[7][1::2], strict=True))
-
         wire.ok("ACL", "SETUSER", "boss", "resetkeys", "~other")
         wire.ok("XADD", "s1", "*", "a", "1")
-        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
-        assert b"NOPERM" in row()[b"lastError"]
+        wait_until(lambda: row(wire)[b"numFailures"] > 0, "the failure")
+        assert b"NOPERM" in row(wire)[b"lastError"]
         wire.ok("ACL", "SETUSER", "boss", "~*")
         if policy == "continue":
             # Its entry waits for the next one.
@@ -204,7 +206,7 @@ def test_a_new_stream_that_the_user_may_not_read(fresh, policy, more):
             wait_until(lambda: wire.ok("GET", "ran") == b"2", "both entries")
         elif policy == "retry":
             wait_until(lambda: wire.ok("GET", "ran") == b"1", "the next try")
-        assert row()[b"status"] == (b"ABORTED" if policy == "abort" else b"OK")
+        assert row(wire)[b"status"] == (b"ABORTED" if policy == "abort" else b"OK")
         wait_until(lambda: wire.ok("XLEN", "s1") == (1 if policy == "abort" else 0), "the stream's length")
 
 
@@ -218,7 +220,7 @@ def test_streams_are_trimmed_and_dead_letters_written_with_the_rights_of_the_use
             program = f"GB('StreamReader').foreach({step}).register('{stream}', mode='async_local', {words})"
             assert low.ok("RG.PYEXECUTE", program) == OK
 
-        def row(stream):
+        def row_of(stream):
             for found in wire.ok("RG.DUMPREGISTRATIONS"):
                 fields = dict(zip(found[7][::2], found[7][1::2], strict=True))
                 if fields[b"args"][fields[b"args"].index(b"stream") + 1] == stream.encode():
@@ -234,8 +236,8 @@ def test_streams_are_trimmed_and_dead_letters_written_with_the_rights_of_the_use
         for stream in ("s1", "s2", "s3"):
             wire.ok("XADD", stream, "*", "a", "1")
         for stream, why in (("s1", b"trimStream"), ("s3", b"deadLetter")):
-            wait_until(lambda stream=stream: row(stream)[b"numFailures"] > 0, f"the failure of {stream}")
-            assert b"NOPERM user 'low' may not" in row(stream)[b"lastError"] and why in row(stream)[b"lastError"]
+            wait_until(lambda stream=stream: row_of(stream)[b"numFailures"] > 0, f"the failure of {stream}")
+            assert b"NOPERM user 'low' may not" in row_of(stream)[b"lastError"] and why in row_of(stream)[b"lastError"]
         wait_until(lambda: wire.ok("LRANGE", "own", 0, -1) == [b"s2"], "the one that may do what it does")
         assert [wire.ok("XLEN", stream) for stream in ("s1", "s2", "s3", "dead")] == [1, 1, 1, 0]
         wire.ok("ACL", "SETUSER", "low", "~own:dead", "~dead", "~s1")
@@ -259,12 +261,8 @@ def test_a_stream_whose_user_loses_the_right_to_read_it(fresh, lost, more):
         wire.ok("ACL", *lost)
         wire.ok("XADD", "s", "*", "a", "1")
 
-        def row():
-            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
-            return dict(zip(found[7][::2], found[7][1::2], strict=True))
-
-        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
-        assert b"NOPERM" in row()[b"lastError"] and wire.ok("XLEN", "s") == 1
+        wait_until(lambda: row(wire)[b"numFailures"] > 0, "the failure")
+        assert b"NOPERM" in row(wire)[b"lastError"] and wire.ok("XLEN", "s") == 1
         make_user(wire, "low")
         wire.ok("XADD", "s", "*", "a", "2")
         wait_until(lambda: wire.ok("XLEN", "s") == 0, "what had waited")
@@ -339,8 +337,7 @@ def test_values_that_the_user_may_not_read_by_commands(fresh):
         assert low.ok("RG.PYEXECUTE", f"GB().{note}.register('*', mode='sync', eventTypes=['set', 'hset'])") == OK
         wire.ok("SET", "text", "2")
         wire.ok("HSET", "hash", "a", "2")
-        (found,) = wire.ok("RG.DUMPREGISTRATIONS")
-        fields = dict(zip(found[7][::2], found[7][1::2], strict=True))
+        fields = row(wire)
         assert (fields[b"numSuccess"], fields[b"numFailures"]) == (1, 1) and b"hgetall" in fields[b"lastError"]
         assert wire.ok("LRANGE", "seen", 0, -1) == [b"2"]
 
@@ -422,15 +419,11 @@ def test_a_group_of_others_needs_the_right_to_be_its_member(fresh, group):
         assert low.ok("RG.PYEXECUTE", f"GB('StreamReader').foreach(lambda x: None).register('s', {words})") == OK
         wire.ok("XADD", "s", "*", "a", "1")
 
-        def row():
-            (found,) = wire.ok("RG.DUMPREGISTRATIONS")
-            return dict(zip(found[7][::2], found[7][1::2], strict=True))
-
-        wait_until(lambda: row()[b"numFailures"] > 0, "the failure")
-        assert b"member of a group" in row()[b"lastError"] and wire.ok("XINFO", "GROUPS", "s") == []
+        wait_until(lambda: row(wire)[b"numFailures"] > 0, "the failure")
+        assert b"member of a group" in row(wire)[b"lastError"] and wire.ok("XINFO", "GROUPS", "s") == []
         wire.ok("ACL", "SETUSER", "low", "~s")
         wire.ok("XADD", "s", "*", "a", "1")
-        wait_until(lambda: row()[b"numSuccess"] > 1, "both entries")
+        wait_until(lambda: row(wire)[b"numSuccess"] > 1, "both entries")
 
 
 def test_a_user_whose_name_is_no_utf8_is_nobody_else(fresh):

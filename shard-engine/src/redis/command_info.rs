@@ -1,4 +1,4 @@
-//! What COMMAND DOCS shows of our commands, on servers that take it (7.0 and newer).
+//! What COMMAND DOCS shows of our commands, on servers that take it (7.0 and newer), and their categories of rights.
 
 use std::{
     ffi::{CStr, CString, c_char},

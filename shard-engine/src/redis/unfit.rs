@@ -1,7 +1,5 @@
 //! Commands that end the server if a function runs them. It says so of some itself, but not of these.
 
-use std::sync::OnceLock;
-
 use super::{
     call,
     call::is_one_of,
@@ -133,15 +131,9 @@ fn is_main_thread() -> bool {
 
 /// Threads of the server serve clients of their own.
 fn has_client_threads(guard: &ServerLock) -> bool {
-    static MORE_THAN_ONE: OnceLock<bool> = OnceLock::new();
-    let ask = || {
-        let told = call::call(guard, &["CONFIG", "GET", "io-threads"], call::Flags::default());
-        let number = told
-            .ok()
-            .and_then(|reply| reply.array()?.get(1)?.text()?.parse::<u32>().ok());
-        number.is_some_and(|number| number > 1)
-    };
-    at_least(8, 0) && *MORE_THAN_ONE.get_or_init(ask)
+    let told = || call::call(guard, &["CONFIG", "GET", "io-threads"], call::Flags::default()).ok();
+    let number = || told()?.array()?.get(1)?.text()?.parse::<u32>().ok();
+    at_least(8, 0) && number().is_some_and(|number| number > 1)
 }
 
 /// Settings for which clients are looked at when they change.

@@ -29,17 +29,22 @@ const PAUSE_POLL: Duration = Duration::from_millis(5);
 /// Runs what stands behind an internal command.
 pub fn handle(call: &mut Wrapped) {
     let flags = call.flags();
-    let entry = judge::entry(call.guard(), call.arg(0));
+    let known = judge::entry(call.guard(), call.arg(0));
     // What the master or the log sends is the plain command; so is one whose registrations are gone meanwhile.
-    let entry = entry.filter(|entry| entry.taken.is_some() && !flags.replicated && !flags.loading);
-    let Some(entry) = entry else {
-        let ran = call.run();
-        return call.answer(ran);
-    };
-    if !hooks::run(call, &entry) {
-        command(call, &entry);
+    let is_taken = |entry: &&Arc<Entry>| entry.taken.is_some() && !flags.replicated && !flags.loading;
+    match known.as_ref().filter(is_taken) {
+        Some(entry) => {
+            if !hooks::run(call, entry) {
+                command(call, entry);
+            }
+        }
+        None => {
+            let ran = call.run();
+            call.answer(ran);
+        }
     }
-    if entry.of_rights {
+    // The filter did not see it run. What a hook runs later tells of that itself.
+    if known.is_some_and(|entry| entry.of_rights) {
         access::rights_change();
     }
 }
@@ -192,8 +197,5 @@ fn run_parked(
     match (link, own.flatten()) {
         (Some(link), Some(own)) => link.wait(client, own),
         _ => client.reply(|_| {}),
-    }
-    if judge::entry(guard, &args[0]).is_some_and(|entry| entry.of_rights) {
-        access::rights_change();
     }
 }
