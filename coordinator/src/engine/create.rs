@@ -87,9 +87,9 @@ impl Engine {
         if order.fired.is_none() {
             plan.validate()?;
         }
-        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending();
-        if queued >= limits::QUEUED_EXECUTIONS {
-            return Err(CreateError::TooMany(queued));
+        // What goes on has been let in before.
+        if order.fired.as_ref().is_none_or(|fired| fired.spent_ns.is_none()) {
+            self.has_room()?;
         }
         let mut topology = self.topology();
         if order.fired.is_some() && plan.mode == Mode::Async && topology.is_cluster() && topology.my_number().is_none()
@@ -157,6 +157,15 @@ impl Engine {
             self.release(&execution);
         }
         Ok(execution)
+    }
+
+    /// One more can wait for its turn.
+    pub fn has_room(&self) -> Result<(), CreateError> {
+        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending();
+        match queued < limits::QUEUED_EXECUTIONS {
+            true => Ok(()),
+            false => Err(CreateError::TooMany(queued)),
+        }
     }
 
     /// Sets a held execution going; nothing if it is over or was released before.

@@ -120,8 +120,9 @@ impl Engine {
 
     /// Looks an execution up.
     pub fn find(&self, id: &ExecutionId) -> Option<Arc<Execution>> {
-        let known = self.lists.lock().get(id);
-        known.or_else(|| self.find_swift(id))
+        let known = || self.lists.lock().get(id);
+        // It may have gone on from there to here in between.
+        known().or_else(|| self.find_swift(id)).or_else(known)
     }
 
     /// Drops an execution from the lists: now, or when it is over.

@@ -35,7 +35,7 @@ pub use self::{
     lists::Listed,
     pool::{PYTHON_STACK_BYTES, Pool, panic_text},
     queries::{Gathered, question},
-    swift::{Looked, Swift, Waiting},
+    swift::{Swift, Waiting},
 };
 use self::{
     join::Arriving,

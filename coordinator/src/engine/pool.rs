@@ -30,11 +30,14 @@ struct Queue {
     closed: bool,
     /// Since when each thread has been on its task; `None`: it sleeps, or is looking for one.
     busy: Vec<Option<Instant>>,
-    sleeping: usize,
+    /// Those that sleep and have not been woken. The last one goes first: its memory is in some cache still.
+    asleep: Vec<usize>,
     /// Threads that were woken and have not come yet.
     waking: usize,
     /// A sleeping thread looks again and again, while there is something to do.
     has_watch: bool,
+    /// It looks for a while though there is nothing to do: tasks come for which nobody is woken at once.
+    watches_on: bool,
 }
 
 impl Queue {
@@ -51,13 +54,14 @@ impl Queue {
 
     /// Somebody has to be woken: for a task, or to watch.
     fn needs_wake(&self) -> bool {
-        !self.tasks.is_empty() && self.sleeping > self.waking && !(self.has_watch && self.is_served())
+        !self.tasks.is_empty() && !self.asleep.is_empty() && !(self.has_watch && self.is_served())
     }
 }
 
 struct Shared {
     queue: Mutex<Queue>,
-    wake: Condvar,
+    /// Of each thread.
+    wake: Vec<Condvar>,
 }
 
 /// A fixed set of threads with one queue.
@@ -76,7 +80,7 @@ impl Pool {
         };
         let pool = Pool(Arc::new(Shared {
             queue: Mutex::new(queue),
-            wake: Condvar::new(),
+            wake: (0..threads).map(|_| Condvar::new()).collect(),
         }));
         let on_panic = Arc::new(on_panic);
         for number in 0..threads {
@@ -103,6 +107,23 @@ impl Pool {
         self.0.wake_one(&mut queue);
     }
 
+    /// Queues a task of several that come at once: `wake` is to follow soon. If it does not, the task is found by a thread that
+    /// watches.
+    pub fn submit_soon(&self, task: impl FnOnce() + Send + 'static) {
+        let task = Box::new(task);
+        let mut queue = self.0.queue.lock();
+        queue.tasks.push_back((Instant::now(), task));
+        queue.watches_on = true;
+        if !queue.has_watch {
+            self.0.wake_one(&mut queue);
+        }
+    }
+
+    /// Wakes a thread for tasks that wait, if one is needed.
+    pub fn wake(&self) {
+        self.0.wake_one(&mut self.0.queue.lock());
+    }
+
     /// For how long no task has been taken, while some wait.
     pub fn stands(&self) -> Duration {
         let queue = self.0.queue.lock();
@@ -119,15 +140,19 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.0.queue.lock().closed = true;
-        self.0.wake.notify_all();
+        for wake in &self.0.wake {
+            wake.notify_one();
+        }
     }
 }
 
 impl Shared {
     fn wake_one(&self, queue: &mut Queue) {
-        // With the lock held: a thread that is told comes, and one that does not is not counted.
-        if queue.needs_wake() && self.wake.notify_one() {
+        if queue.needs_wake()
+            && let Some(thread) = queue.asleep.pop()
+        {
             queue.waking += 1;
+            self.wake[thread].notify_one();
         }
     }
 
@@ -136,7 +161,7 @@ impl Shared {
         queue.busy[me] = None;
         // Where one thread is enough the others step back.
         if !queue.is_overdue(POOL_OVERDUE / 2) && queue.busy.iter().any(Option::is_some) && queue.is_served() {
-            self.sleep(&mut queue);
+            self.sleep(me, &mut queue);
         }
         loop {
             if let Some((_, task)) = queue.tasks.pop_front() {
@@ -148,27 +173,35 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            self.sleep(&mut queue);
+            self.sleep(me, &mut queue);
         }
     }
 
     /// Until there is a task that nobody else is about to take.
-    fn sleep(&self, queue: &mut MutexGuard<'_, Queue>) {
-        queue.sleeping += 1;
-        while !queue.closed && !self.watch(queue) {
-            self.wake.wait(queue);
-            queue.waking = queue.waking.saturating_sub(1);
+    fn sleep(&self, me: usize, queue: &mut MutexGuard<'_, Queue>) {
+        while !queue.closed && !self.watch(me, queue) {
+            queue.asleep.push(me);
+            self.wake[me].wait(queue);
+            Shared::is_up(me, queue);
         }
-        queue.sleeping -= 1;
+    }
+
+    fn is_up(me: usize, queue: &mut Queue) {
+        match queue.asleep.iter().position(|thread| *thread == me) {
+            Some(at) => {
+                queue.asleep.remove(at);
+            }
+            None => queue.waking -= 1,
+        }
     }
 
     /// True if there is a task that nobody else is about to take. Watches for a while, if nobody else does.
-    fn watch(&self, queue: &mut MutexGuard<'_, Queue>) -> bool {
-        if queue.tasks.is_empty() {
+    fn watch(&self, me: usize, queue: &mut MutexGuard<'_, Queue>) -> bool {
+        if queue.tasks.is_empty() && !queue.watches_on {
             return false;
         }
         if queue.has_watch {
-            return !queue.is_served();
+            return !queue.tasks.is_empty() && !queue.is_served();
         }
         queue.has_watch = true;
         let mut takes = false;
@@ -181,11 +214,13 @@ impl Shared {
             if takes || quiet > POOL_LOOKS {
                 break;
             }
-            if !self.wake.wait_for(queue, POOL_PATIENCE).timed_out() {
-                queue.waking = queue.waking.saturating_sub(1);
-            }
+            // Woken after all others.
+            queue.asleep.insert(0, me);
+            self.wake[me].wait_for(queue, POOL_PATIENCE);
+            Shared::is_up(me, queue);
         }
         queue.has_watch = false;
+        queue.watches_on &= takes;
         takes
     }
 }
@@ -221,7 +256,7 @@ mod tests {
 
     fn is_asleep(pool: &Pool, threads: usize) -> bool {
         let queue = pool.0.queue.lock();
-        queue.sleeping == threads && queue.waking == 0 && !queue.has_watch
+        queue.asleep.len() == threads && queue.waking == 0 && !queue.has_watch
     }
 
     #[test]
@@ -252,6 +287,32 @@ mod tests {
             wait("all", || ran.iter().all(|r| r.load(Ordering::Relaxed) > 0));
             wait("rest", || is_asleep(&pool, threads));
             assert!(ran.iter().all(|r| r.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    /// Nobody is woken for most of them, and nobody calls `wake`.
+    #[test]
+    fn tasks_that_come_at_once_are_found() {
+        for threads in [1, 2, 3] {
+            let pool = pool(threads);
+            let done = Arc::new(AtomicUsize::new(0));
+            for burst in 1..=200 {
+                for _ in 0..burst % 7 + 1 {
+                    let done = done.clone();
+                    pool.submit_soon(move || {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                if burst % 5 == 0 {
+                    thread::sleep(Duration::from_micros(burst * 100));
+                }
+                if burst % 3 == 0 {
+                    pool.wake();
+                }
+            }
+            let all = (1..=200).map(|burst| burst % 7 + 1).sum::<usize>();
+            wait("all", || done.load(Ordering::Relaxed) == all);
+            wait("rest", || is_asleep(&pool, threads));
         }
     }
 

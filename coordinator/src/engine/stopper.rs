@@ -30,7 +30,7 @@ impl Target {
     fn interrupt(&self) {
         match self {
             Target::Execution(execution) => execution.interrupt.request(),
-            Target::Event(swift, number) => swift.stop(*number),
+            Target::Event(swift, number) => swift.interrupt(*number),
         }
     }
 }

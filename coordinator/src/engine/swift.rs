@@ -1,9 +1,9 @@
-//! Executions that the host runs in one go, thousands a second: events of keys. They have ids, outcomes and places in
+//! Executions that the host runs in one go, thousands a second: events of keys, and calls of clients. They have ids, outcomes and places in
 //! the lists like others, but neither a machine nor a job; a full `Execution` is made of one only when somebody looks.
 //! Those that wait for their turn are kept by the host, which is asked for them (`Waiting`).
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicI64, Ordering},
@@ -25,6 +25,8 @@ use crate::{
 pub trait Waiting: Send + Sync {
     /// Their numbers, oldest first.
     fn numbers(&self) -> Vec<u64>;
+    /// How many they are.
+    fn count(&self) -> usize;
     /// The one with this number waits.
     fn waits(&self, number: u64) -> bool;
     /// It is not to run: counts it as aborted and calls `Swift::withdrawn`. False if it does not wait (any more).
@@ -47,15 +49,10 @@ struct Inner {
     /// What these gave.
     bytes: usize,
     running: Vec<Running>,
+    /// The number of the last one that has begun.
+    newest: Option<u64>,
     /// Those that wait and that somebody looks at.
-    promised: Vec<(u64, Arc<Execution>)>,
-}
-
-impl Inner {
-    fn take_promised(&mut self, number: u64) -> Option<Arc<Execution>> {
-        let at = self.promised.iter().position(|(known, _)| *known == number)?;
-        Some(self.promised.swap_remove(at).1)
-    }
+    promised: HashMap<u64, Arc<Execution>>,
 }
 
 struct Ended {
@@ -120,9 +117,10 @@ impl Swift {
     /// One begins on this thread; it can be stopped. To be called before it stops to wait.
     pub fn begun(&self, number: u64, interrupt: Arc<dyn Interrupt>) {
         let mut inner = self.inner.lock();
+        inner.newest = inner.newest.max(Some(number));
         let shown = match inner.promised.is_empty() {
             true => None,
-            false => inner.take_promised(number),
+            false => inner.promised.remove(&number),
         };
         if let Some(execution) = &shown {
             execution.show_begin();
@@ -135,27 +133,18 @@ impl Swift {
         });
     }
 
-    /// One that waited does not run. `keep`: `MaxExecutionsPerRegistration`.
-    pub fn withdrawn(&self, engine: &Arc<Engine>, number: u64, keep: i64) {
-        if let Some(execution) = self.inner.lock().take_promised(number) {
+    /// One that waited does not run. Those who looked at it hear of it.
+    pub fn withdrawn(&self, engine: &Arc<Engine>, number: u64) {
+        let promised = self.inner.lock().promised.remove(&number);
+        if let Some(execution) = promised {
             execution.show_end(engine, Phase::Aborted, Outcome::default());
         }
-        self.keep(engine, number, Outcome::default(), 0, true, keep);
     }
 
-    /// One that has begun is over. `keep`: `MaxExecutionsPerRegistration`. True if it was aborted: stopped on demand.
-    pub fn ended(&self, engine: &Arc<Engine>, number: u64, outcome: Outcome, total_ns: u64, keep: i64) -> bool {
-        let mut inner = self.inner.lock();
-        let at = inner.running.iter().position(|running| running.number == number);
-        let running = at.map(|at| inner.running.swap_remove(at));
-        let stopped = running.as_ref().is_some_and(|running| running.stopped);
-        let aborted = stopped && !outcome.errors.is_empty();
-        if let Some(execution) = running.and_then(|running| running.shown) {
-            drop(inner);
-            execution.total_ns.store(total_ns, Ordering::Relaxed);
-            execution.show_end(engine, phase_of(aborted), outcome.clone());
-            inner = self.inner.lock();
-        }
+    /// One that has begun is over, and is listed from now on as such. `aborted`: it was ended before it was complete. `keep`:
+    /// `MaxExecutionsPerRegistration`.
+    pub fn ended(&self, engine: &Arc<Engine>, number: u64, outcome: Outcome, total_ns: u64, aborted: bool, keep: i64) {
+        let inner = self.leaves(engine, number, &outcome, total_ns, aborted);
         let ended = Ended {
             number,
             bytes: outcome.bytes(),
@@ -164,20 +153,63 @@ impl Swift {
             aborted,
         };
         self.keep_in(inner, engine, ended, keep);
-        aborted
     }
 
-    /// One that has begun goes on as an execution of its own, with the same number. `None` if it is to stop: then it is
-    /// still here, to be ended.
-    pub fn handed_over(&self, number: u64) -> Option<Looked> {
+    /// The same for one that is listed no more.
+    pub fn over(&self, engine: &Arc<Engine>, number: u64, outcome: &Outcome, total_ns: u64, aborted: bool) {
+        drop(self.leaves(engine, number, outcome, total_ns, aborted));
+    }
+
+    fn leaves(
+        &self,
+        engine: &Arc<Engine>,
+        number: u64,
+        outcome: &Outcome,
+        total_ns: u64,
+        aborted: bool,
+    ) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock();
-        let Some(at) = inner.running.iter().position(|running| running.number == number) else {
-            return Some(Looked::default());
-        };
-        if inner.running[at].stopped {
-            return None;
+        let at = inner.running.iter().position(|running| running.number == number);
+        let running = at.map(|at| inner.running.swap_remove(at));
+        if let Some(execution) = running.and_then(|running| running.shown) {
+            drop(inner);
+            execution.total_ns.store(total_ns, Ordering::Relaxed);
+            execution.show_end(engine, phase_of(aborted), outcome.clone());
+            inner = self.inner.lock();
         }
-        Some(Looked(inner.running.swap_remove(at).shown))
+        inner
+    }
+
+    /// One that has begun is to stop: what it has postponed is not to go on.
+    pub fn is_to_stop(&self, number: u64) -> bool {
+        let inner = self.inner.lock();
+        inner
+            .running
+            .iter()
+            .any(|running| running.number == number && running.stopped)
+    }
+
+    /// One that has begun, if it is known here, goes on as this execution, which has its number and is held.
+    pub fn goes_on(&self, engine: &Arc<Engine>, number: u64, rest: &Arc<Execution>) {
+        let take = |stopped_too: bool| {
+            let mut inner = self.inner.lock();
+            let at = inner.running.iter().position(|running| running.number == number)?;
+            (stopped_too || !inner.running[at].stopped).then(|| inner.running.swap_remove(at))
+        };
+        let mut running = take(false);
+        if running.is_none() && self.is_to_stop(number) {
+            // Before it leaves: who has it stopped waits for that.
+            rest.drive(engine, Machine::abort);
+            running = take(true);
+        }
+        if let Some(shown) = running.and_then(|running| running.shown) {
+            let engine = engine.clone();
+            rest.when_over(Box::new(move |rest| {
+                let total_ns = rest.total_ns.load(Ordering::Relaxed);
+                shown.total_ns.store(total_ns, Ordering::Relaxed);
+                shown.show_end(&engine, rest.phase(), rest.with_outcome(Clone::clone));
+            }));
+        }
     }
 
     /// One has run that nobody could have seen before: it is listed from now on.
@@ -224,10 +256,9 @@ impl Swift {
         let inner = self.inner.lock();
         // They begin in their order: what is not newer than one that has begun has begun too, and may have been dropped
         // already. An aborted one may not have begun.
-        let (aborted, over): (Vec<&Ended>, Vec<&Ended>) = inner.ended.iter().partition(|ended| ended.aborted);
-        let begun = inner.running.iter().map(|running| running.number);
-        let newest = begun.chain(over.iter().map(|ended| ended.number)).max();
-        let aborted: HashSet<u64> = aborted.iter().map(|ended| ended.number).collect();
+        let newest = inner.newest;
+        let aborted = inner.ended.iter().filter(|ended| ended.aborted);
+        let aborted: HashSet<u64> = aborted.map(|ended| ended.number).collect();
         let still = |number: &&u64| Some(**number) > newest && !aborted.contains(*number);
         let waiting = waiting.iter().filter(still).map(|number| (*number, Phase::Created));
         let ended = inner.ended.iter().map(|ended| (ended.number, phase_of(ended.aborted)));
@@ -248,7 +279,7 @@ impl Swift {
             return found;
         }
         // It has begun meanwhile, before or after it was promised.
-        self.inner.lock().take_promised(number);
+        self.inner.lock().promised.remove(&number);
         self.show_known(engine, id, number, false)
     }
 
@@ -263,14 +294,9 @@ impl Swift {
             if !waits {
                 return None;
             }
-            let known = inner.promised.iter().find(|(known, _)| *known == number);
-            if let Some((_, execution)) = known {
-                return Some(execution.clone());
-            }
             let interrupt = engine.host.new_interrupt();
-            let execution = self.execution(engine, id, interrupt, Phase::Created, Outcome::default());
-            inner.promised.push((number, execution.clone()));
-            return Some(execution);
+            let make = || self.execution(engine, id, interrupt, Phase::Created, Outcome::default());
+            return Some(inner.promised.entry(number).or_insert_with(make).clone());
         };
         let (interrupt, phase) = (engine.host.new_interrupt(), phase_of(ended.aborted));
         let execution = self.execution(engine, id, interrupt, phase, ended.outcome.clone());
@@ -308,20 +334,24 @@ impl Swift {
         Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)
     }
 
+    /// Notes that it is to stop, if it has begun and is not over.
+    fn must_stop(&self, number: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let running = inner.running.iter_mut().find(|running| running.number == number);
+        running.map(|running| running.stopped = true).is_some()
+    }
+
     /// It has begun and is not over.
     pub(super) fn runs(&self, number: u64) -> bool {
         let inner = self.inner.lock();
         inner.running.iter().any(|running| running.number == number)
     }
 
-    /// One that runs is to stop.
-    pub(super) fn stop(&self, number: u64) {
-        let mut inner = self.inner.lock();
-        let running = inner.running.iter_mut().find(|running| running.number == number);
-        let interrupt = running.map(|running| {
-            running.stopped = true;
-            running.interrupt.clone()
-        });
+    /// Interrupts one that runs.
+    pub(super) fn interrupt(&self, number: u64) {
+        let inner = self.inner.lock();
+        let running = inner.running.iter().find(|running| running.number == number);
+        let interrupt = running.map(|running| running.interrupt.clone());
         drop(inner);
         if let Some(interrupt) = interrupt {
             interrupt.request();
@@ -350,32 +380,6 @@ impl Drop for Swift {
     }
 }
 
-/// What was shown to those who looked at one that was handed over: it ends with that.
-#[derive(Default)]
-pub struct Looked(Option<Arc<Execution>>);
-
-impl Looked {
-    /// The rest goes on as this execution, which is held.
-    pub fn ends_with(self, engine: &Arc<Engine>, rest: &Arc<Execution>) {
-        if let Some(shown) = self.0 {
-            let engine = engine.clone();
-            rest.when_over(Box::new(move |rest| {
-                let total_ns = rest.total_ns.load(Ordering::Relaxed);
-                shown.total_ns.store(total_ns, Ordering::Relaxed);
-                shown.show_end(&engine, rest.phase(), rest.with_outcome(Clone::clone));
-            }));
-        }
-    }
-
-    /// It does not go on, after so many nanoseconds of work.
-    pub fn ends(self, engine: &Arc<Engine>, outcome: &Outcome, total_ns: u64) {
-        if let Some(shown) = self.0 {
-            shown.total_ns.store(total_ns, Ordering::Relaxed);
-            shown.show_end(engine, Phase::Aborted, outcome.clone());
-        }
-    }
-}
-
 impl Engine {
     /// A place for the executions of a registration. They are listed as long as it lives.
     pub fn swift(&self, registration: Arc<str>, plan: Arc<Plan>) -> Arc<Swift> {
@@ -398,6 +402,21 @@ impl Engine {
     /// Queues a task for the threads of executions.
     pub fn submit(&self, task: impl FnOnce() + Send + 'static) {
         self.pool.submit(task);
+    }
+
+    /// Queues a task of several that come at once; `wake` is to follow soon.
+    pub fn submit_soon(&self, task: impl FnOnce() + Send + 'static) {
+        self.pool.submit_soon(task);
+    }
+
+    /// Wakes a thread of executions for tasks that wait, if one is needed.
+    pub fn wake(&self) {
+        self.pool.wake();
+    }
+
+    /// A thread of executions begins something at this time of the engine's clock.
+    pub fn gets_on(&self, now_ns: u64) {
+        self.got_on_ms.store(now_ns / 1_000_000, Ordering::Relaxed);
     }
 
     /// Tasks that wait for them.
@@ -438,7 +457,7 @@ impl Engine {
             return Abort::Unknown;
         };
         let all = self.swifts.all();
-        let running = || all.iter().find(|swift| swift.runs(number));
+        let running = || all.iter().find(|swift| swift.must_stop(number));
         let stopped = |swift: &Arc<Swift>| Abort::Stops(swift.clone(), number);
         if let Some(swift) = running() {
             return stopped(swift);
@@ -451,6 +470,11 @@ impl Engine {
     }
 
     pub(super) fn count_swifts(&self) -> usize {
-        usize::try_from(self.swifts.kept.load(Ordering::Relaxed)).unwrap_or(0)
+        let under_way = |swift: &Arc<Swift>| {
+            let waiting = swift.waiting().map_or(0, |waiting| waiting.count());
+            waiting + swift.inner.lock().running.len()
+        };
+        let kept = usize::try_from(self.swifts.kept.load(Ordering::Relaxed)).unwrap_or(0);
+        kept + self.swifts.all().iter().map(under_way).sum::<usize>()
     }
 }

@@ -273,6 +273,27 @@ impl Continuation {
     }
 }
 
+impl Continuation {
+    /// It does not go on: what the call has given so far.
+    pub fn given_up(&self) -> Outcome {
+        let Some(mut rest) = self.rest.lock().take() else {
+            return Outcome::default();
+        };
+        let mut outcome = Outcome {
+            errors: std::mem::take(&mut rest.errors),
+            ..Outcome::default()
+        };
+        if rest.records > 0 {
+            outcome.results.push(RecordBatch {
+                bytes: std::mem::take(&mut rest.bytes).into(),
+                records: rest.records,
+            });
+        }
+        reaper::free(rest);
+        outcome
+    }
+}
+
 impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(rest) = self.rest.get_mut().take() {

@@ -27,6 +27,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{
     active::{Active, Loaded},
+    calls,
     change::{self, Done, Failure},
     intercept, keys, limits, prepared, registrations, streams,
     table::{Changes, Table},
@@ -380,6 +381,7 @@ impl Activation {
             module().engine.forget_fired(&active.registration.id);
         }
         keys::activated(guard, &patterns, has);
+        calls::activated(guard, &changes.added);
         intercept::changed(guard, self, difference);
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {

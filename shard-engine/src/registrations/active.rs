@@ -14,7 +14,7 @@ use oxigears_coordinator::{
 use oxigears_python_api::{self as python, Functions, Invoker};
 use parking_lot::{Mutex, RwLock};
 
-use super::{keys::queue::Queue, remembered::Remembered, stats::Stats, turns::Turns};
+use super::{calls::Calls, keys::queue::Queue, remembered::Remembered, stats::Stats, turns::Turns};
 use crate::{identity, module::module};
 
 /// A registration that is active on this shard. Every event reads it, so it shares no cache line with what others write.
@@ -40,6 +40,8 @@ pub struct Core {
     pub turns: Turns,
     /// Its events that wait for a worker thread.
     pub events: Queue,
+    /// Its calls that wait for a worker thread.
+    pub calls: Calls,
     /// Its executions that run in one go.
     pub swift: Arc<Swift>,
     /// Its executions on all shards that events of keys have fired.
@@ -130,6 +132,7 @@ impl Active {
             swift,
             remembered: Mutex::default(),
             events: Queue::default(),
+            calls: Calls::default(),
             loaded,
             stats: Stats::default(),
             idle_limit_ms: module().config.execution_max_idle_ms(),

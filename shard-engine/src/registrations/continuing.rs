@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
-    engine::{Execution, Fired, Looked, Order},
+    engine::{Execution, Fired, Order},
     execution::{Outcome, Phase},
 };
 use oxigears_python_api::Continuation;
@@ -32,11 +32,7 @@ pub struct Over {
 impl Over {
     /// For the statistics.
     pub fn end(&self) -> End<'_> {
-        match self.outcome.errors.first() {
-            Some(text) => End::Failure(text),
-            None if self.aborted => End::Aborted,
-            None => End::Success,
-        }
+        End::of(&self.outcome, self.aborted)
     }
 
     /// Counts it; it was counted as triggered when it began.
@@ -45,14 +41,14 @@ impl Over {
     }
 }
 
-/// Goes on with the rest of a run of this registration, at a depth of events, as an execution with this number or a new
-/// one; what was shown of it before ends with it. `then` is called once when it is over, or when it can not go on; on any
-/// thread, perhaps before this returns: it must not wait.
+/// Goes on with the rest of a run of this registration, at a depth of events, as an execution with the number under which it
+/// has begun, or a new one. `then` is called once when it is over, or when it can not go on; on any thread, perhaps before this
+/// returns: it must not wait.
 pub fn go_on(
     registration: &Arc<str>,
     core: &Core,
     rest: Box<Continuation>,
-    (number, looked): (Option<u64>, Looked),
+    number: Option<u64>,
     depth: u32,
     then: impl FnOnce(Over) + Send + 'static,
 ) {
@@ -91,7 +87,9 @@ pub fn go_on(
     let engine = &module().engine;
     match engine.create_as(order, number, Some(waiter)) {
         Ok(execution) => {
-            looked.ends_with(engine, &execution);
+            if let Some(number) = number {
+                core.swift.goes_on(engine, number, &execution);
+            }
             engine.release(&execution);
         }
         Err(e) => {
@@ -100,7 +98,9 @@ pub fn go_on(
                 errors: vec![text],
                 ..Outcome::default()
             };
-            looked.ends(engine, &outcome, spent_ns);
+            if let Some(number) = number {
+                core.swift.over(engine, number, &outcome, spent_ns, true);
+            }
             if let Some(then) = then.lock().take() {
                 then(Over {
                     outcome,

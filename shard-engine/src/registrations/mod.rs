@@ -6,7 +6,7 @@
 //! * `activation`: the thread that brings this shard to the newest state; `table`: what is active
 //! * `active`: one registration with its functions; `stats`: what it counts; `turns`: executions in order
 //! * `intercept`: commands that are taken over
-//! * `trigger`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
+//! * `trigger`, `calls`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
 //!   `prepared`: functions that wait for it
@@ -15,6 +15,7 @@
 
 pub mod activation;
 mod active;
+mod calls;
 pub mod change;
 pub mod continuing;
 pub mod depth;
@@ -115,6 +116,10 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
     let all = registrations();
     due::start();
     keys::start();
+    event_loop::at_end(|guard| {
+        calls::turn_ends();
+        keys::turn_ends(guard);
+    });
     intercept::facts::refresh(guard);
     key::role_is(is_master());
     all.activation.start().map_err(|e| format!("no threads: {e}"))?;

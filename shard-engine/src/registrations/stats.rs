@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use oxigears_coordinator::execution::Outcome;
 use parking_lot::Mutex;
 
 use super::padded::Padded;
@@ -19,6 +20,17 @@ pub enum End<'a> {
     Refused(&'a str),
     /// It did not run, or was stopped before it had results or errors.
     Aborted,
+}
+
+impl End<'_> {
+    /// How one ended that began and gave this. `aborted`: it was ended before it was complete; an error counts all the same.
+    pub fn of(outcome: &Outcome, aborted: bool) -> End<'_> {
+        match outcome.errors.first() {
+            Some(text) => End::Failure(text),
+            None if aborted => End::Aborted,
+            None => End::Success,
+        }
+    }
 }
 
 /// The numbers at one moment; they fit together.

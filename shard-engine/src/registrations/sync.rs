@@ -84,11 +84,7 @@ fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Invoked
     let (stats, ns) = (&active.core.stats, start.elapsed().as_nanos() as u64);
     match &mut ran {
         Invoked::Done(outcome) => {
-            let end = match outcome.errors.first() {
-                None => End::Success,
-                Some(text) => End::Failure(text),
-            };
-            stats.ran(&end, ns);
+            stats.ran(&End::of(outcome, false), ns);
         }
         Invoked::Continues(rest) => {
             rest.spent_ns = ns;
@@ -118,7 +114,7 @@ pub fn answer_client_by(answer: Answer, active: &Arc<Active>, ran: Invoked, clie
         Invoked::Continues(rest) => {
             let its = active.clone();
             let (id, depth) = (&active.registration.id, depth::current());
-            continuing::go_on(id, &active.core, rest, Default::default(), depth, move |over| {
+            continuing::go_on(id, &active.core, rest, None, depth, move |over| {
                 over.count(&its.core.stats);
                 client.reply(|reply| match over.end() {
                     End::Aborted => reply.error(ABORTED),

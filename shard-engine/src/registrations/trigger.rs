@@ -1,9 +1,6 @@
 //! Firing registrations with a trigger: RG.TRIGGER in all modes.
 
-use std::{
-    any::Any,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use oxigears_coordinator::{
     codec::RecordBatch,
@@ -11,12 +8,15 @@ use oxigears_coordinator::{
     execution::Phase,
     registry::RegisterMode,
 };
-use oxigears_python_api::{self as python, Invoked};
+use oxigears_python_api::{self as python, Invoked, Origin};
 
 use super::{
     active::{Active, Code},
+    calls,
     change::READONLY,
-    is_master, limits, registrations,
+    is_master, limits,
+    occasion::Occasion,
+    registrations,
     stats::End,
     sync,
 };
@@ -159,18 +159,22 @@ fn run_later(shot: Shot, args: Vec<Vec<u8>>, client: BlockedClient) {
     fire(shot, input, None, client, sync::answer);
 }
 
-/// Starts an execution, which answers the client.
+/// Starts an execution, which answers the client. `origin`: what the code may ask of its cause.
 pub fn fire(
     shot: Shot,
     input: RecordBatch,
-    here: Option<Arc<dyn Any + Send + Sync>>,
+    origin: Option<Arc<dyn Origin>>,
     client: BlockedClient,
     answer: sync::Answer,
 ) {
     let Shot { active, code, index } = shot;
-    let engine = &module().engine;
     active.core.stats.triggered();
     let inorder = active.is_inorder();
+    let is_spread = active.registration.mode == RegisterMode::Async && module().is_cluster;
+    if !inorder && !is_spread {
+        return calls::push(active, input, origin, client, answer);
+    }
+    let engine = &module().engine;
     if inorder && active.core.turns.is_full() {
         active.core.stats.ended(&End::Aborted, 0);
         return client.reply(|reply| reply.error(&sync::too_many()));
@@ -184,7 +188,7 @@ pub fn fire(
             registration: active.registration.id.clone(),
             index,
             input,
-            here,
+            here: origin.and_then(|origin| Occasion::of_cause(origin).carried()),
             idle_limit_ms: active.core.idle_limit_ms,
             spent_ns: None,
         }),
@@ -199,10 +203,10 @@ pub fn fire(
     match engine.create(order, Some(waiter)) {
         Ok(execution) if inorder => active.core.turns.join(&execution),
         Ok(_) => {}
-        Err(e) => {
+        Err(error) => {
             active.core.stats.ended(&End::Aborted, 0);
             if let Some(client) = client.lock().take() {
-                client.reply(|reply| reply.error(&format!("ERR Could not trigger execution, {e}")));
+                calls::refuse(client, &error);
             }
         }
     }
@@ -212,11 +216,7 @@ pub fn fire(
 fn over(active: &Active, execution: &Arc<Execution>, client: Option<BlockedClient>, answer: sync::Answer) {
     let outcome = execution.take_outcome();
     let aborted = execution.phase() == Phase::Aborted;
-    let end = match outcome.errors.first() {
-        Some(text) => End::Failure(text),
-        None if aborted => End::Aborted,
-        None => End::Success,
-    };
+    let end = End::of(&outcome, aborted);
     active
         .core
         .stats

@@ -286,17 +286,10 @@ impl Turn {
             if let Invoked::Continues(rest) = sync::run_batch(&active, &code, input, None) {
                 // Counted as triggered already; its turn lasts until it is over.
                 let core = active.core.clone();
-                continuing::go_on(
-                    &active.registration.id,
-                    &active.core,
-                    rest,
-                    Default::default(),
-                    0,
-                    move |over| {
-                        let _turn = self;
-                        over.count(&core.stats);
-                    },
-                );
+                continuing::go_on(&active.registration.id, &active.core, rest, None, 0, move |over| {
+                    let _turn = self;
+                    over.count(&core.stats);
+                });
             }
             return;
         }

@@ -23,9 +23,7 @@ use super::{
         Active,
         activation::Activation,
         active::Code,
-        depth, due, limits,
-        occasion::Occasion,
-        registrations,
+        depth, due, limits, registrations,
         stats::End,
         sync,
         trigger::{self, Shot},
@@ -423,10 +421,9 @@ fn begin(call: &mut Wrapped, original: &Arc<Original>, at: usize) {
         return call.reply().error(trigger::NO_BLOCKING);
     }
     let input = python::encode_arguments(&original.typed.args);
-    let here = Occasion::of_cause(origin).carried();
     let index = index_of(&registrations().activation);
     let client = BlockedClient::block(call, None);
-    trigger::fire(Shot { active, code, index }, input, here, client, answer);
+    trigger::fire(Shot { active, code, index }, input, Some(origin), client, answer);
 }
 
 fn index_of(activation: &Activation) -> u64 {

@@ -6,7 +6,6 @@ use std::sync::{
 };
 
 use oxigears_coordinator::{
-    engine::Looked,
     execution::Outcome,
     registry::{RegisterMode, RegistrationId},
 };
@@ -156,38 +155,28 @@ fn refuse_depth(active: &Active, name: &str) {
 }
 
 /// What was postponed goes on; its client, if any, waits.
-pub fn go_on(entry: &Arc<Entry>, event: Event, (number, looked): (u64, Looked), rest: Box<Continuation>) {
-    let (its, depth) = (entry.clone(), event.depth);
+pub fn go_on(entry: &Arc<Entry>, event: Event, rest: Box<Continuation>) {
+    let its = entry.clone();
+    let Event { number, depth, .. } = event;
     let Active { registration, core, .. } = &*entry.active;
-    continuing::go_on(
-        &registration.id,
-        core,
-        rest,
-        (Some(number), looked),
-        depth,
-        move |over| {
-            let active = &its.active;
-            over.count(&active.core.stats);
-            let keep = module().config.max_executions_per_registration();
-            let Over {
-                outcome,
-                aborted,
-                total_ns,
-            } = over;
-            let engine = &module().engine;
-            active.core.swift.keep(engine, number, outcome, total_ns, aborted, keep);
-            drop(event);
-        },
-    );
+    continuing::go_on(&registration.id, core, rest, Some(number), depth, move |over| {
+        let active = &its.active;
+        over.count(&active.core.stats);
+        let keep = module().config.max_executions_per_registration();
+        let Over {
+            outcome,
+            aborted,
+            total_ns,
+        } = over;
+        let engine = &module().engine;
+        active.core.swift.keep(engine, number, outcome, total_ns, aborted, keep);
+        drop(event);
+    });
 }
 
 /// An event that ran in one go is over.
 pub fn ended(active: &Active, number: u64, outcome: Outcome, total_ns: u64) {
-    let end = match outcome.errors.first() {
-        None => End::Success,
-        Some(text) => End::Failure(text),
-    };
-    active.core.stats.ended(&end, total_ns);
+    active.core.stats.ended(&End::of(&outcome, false), total_ns);
     let keep = module().config.max_executions_per_registration();
     let engine = &module().engine;
     active.core.swift.keep(engine, number, outcome, total_ns, false, keep);

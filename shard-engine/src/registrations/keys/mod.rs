@@ -57,7 +57,11 @@ thread_local! {
 /// At load.
 pub fn start() {
     notify::listen(told);
-    reading::start();
+}
+
+/// A turn of the event loop ends.
+pub fn turn_ends(guard: &ServerLock) {
+    reading::read_ahead(guard);
 }
 
 /// Called now and then.

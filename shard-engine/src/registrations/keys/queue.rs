@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use oxigears_coordinator::{codec::RecordBatch, engine::Waiting};
+use oxigears_coordinator::{codec::RecordBatch, engine::Waiting, execution::Outcome};
 use parking_lot::{Condvar, Mutex};
 
 use super::{fire::Event, index::Entry, reading, spread};
@@ -85,7 +85,8 @@ impl ReadyLine {
     }
 
     fn find(&self, number: u64) -> Option<usize> {
-        self.events.iter().position(|ready| ready.event.number == number)
+        let at = self.events.binary_search_by_key(&number, |ready| ready.event.number);
+        at.ok()
     }
 
     fn remove(&mut self, at: usize) -> Option<Event> {
@@ -127,6 +128,12 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// Where the event with this number waits. They are in the order of their numbers.
+    fn find(&self, number: u64) -> Option<usize> {
+        let at = self.waiting.binary_search_by_key(&number, |event| event.number);
+        at.ok()
+    }
+
     /// A task should look after the line, and none does: counts it.
     pub fn takes_spare(&mut self) -> bool {
         let takes = !self.spare && self.workers < module().config.execution_threads() as u32;
@@ -273,6 +280,7 @@ fn refuse(active: &Active) {
 impl Core {
     /// What waits does not run; it counts as aborted.
     pub fn abort_waiting(&self) {
+        self.abort_calls();
         // Else some may be out of the lines, because their records are being read.
         let _guard = lock::lock_within(limits::WITHDRAW_WAIT);
         self.give_up(&End::Aborted);
@@ -307,30 +315,44 @@ impl Core {
 
     fn is_in(&self, line: &Line, number: u64) -> bool {
         let ready = self.events.ready.0.lock();
-        ready.find(number).is_some() || line.waiting.iter().any(|event| event.number == number)
+        ready.find(number).is_some() || line.find(number).is_some()
     }
 
     /// An event does not run.
     fn gone(&self, number: u64, end: &End<'_>) {
         self.stats.ended(end, 0);
-        let keep = module().config.max_executions_per_registration();
-        self.swift.withdrawn(&module().engine, number, keep);
+        let (engine, keep) = (&module().engine, module().config.max_executions_per_registration());
+        self.swift.withdrawn(engine, number);
+        self.swift.keep(engine, number, Outcome::default(), 0, true, keep);
     }
 }
 
+/// Events of keys wait here, calls in their own line; a registration has one or the other.
 impl Waiting for Core {
     fn numbers(&self) -> Vec<u64> {
+        let calls = self.calls.numbers();
+        if !calls.is_empty() {
+            return calls;
+        }
         let line = self.events.line.0.lock();
         let ready = self.events.ready.0.lock();
         let waiting = line.waiting.iter().map(|event| event.number);
         ready.numbers().chain(waiting).collect()
     }
 
+    fn count(&self) -> usize {
+        let line = self.events.line.0.lock();
+        self.calls.count() + line.waiting.len() + self.events.ready.0.lock().len()
+    }
+
     fn waits(&self, number: u64) -> bool {
-        self.is_in(&self.events.line.0.lock(), number)
+        self.calls.waits(number) || self.is_in(&self.events.line.0.lock(), number)
     }
 
     fn withdraw(&self, number: u64) -> bool {
+        if self.withdraw_call(number) {
+            return true;
+        }
         if !self.may_wait(number) {
             return false;
         }
@@ -342,10 +364,7 @@ impl Waiting for Core {
             let mut ready = self.events.ready.0.lock();
             match ready.find(number).and_then(|at| ready.remove(at)) {
                 Some(event) => Some(event),
-                None => {
-                    let at = line.waiting.iter().position(|event| event.number == number);
-                    at.and_then(|at| line.waiting.remove(at))
-                }
+                None => line.find(number).and_then(|at| line.waiting.remove(at)),
             }
         };
         // Dropped without the locks: a client may wait for its end.

@@ -40,11 +40,6 @@ struct Came {
 
 static CAME: Guarded<Vec<Came>> = Guarded::new(Vec::new());
 
-/// At load.
-pub fn start() {
-    event_loop::at_end(read_ahead);
-}
-
 /// An event has come; `idle`: and no task handles the line, but one is counted.
 pub fn came(guard: &ServerLock, entry: &Arc<Entry>, idle: bool) {
     let queue = &entry.active.core.events;
@@ -65,7 +60,7 @@ pub fn came(guard: &ServerLock, entry: &Arc<Entry>, idle: bool) {
 }
 
 /// Reads the records of events that have come, where few are ready. On the main thread, at the end of a turn.
-fn read_ahead(guard: &ServerLock) {
+pub fn read_ahead(guard: &ServerLock) {
     let came = std::mem::take(&mut *CAME.borrow_mut(guard));
     let end = Instant::now() + limits::EVENTS_SLICE;
     for Came { entry, .. } in &came {

@@ -63,13 +63,13 @@ impl SyncShot {
         let start = Instant::now();
         let ran = self.run(guard);
         let ns = start.elapsed().as_nanos() as u64;
-        let number = module().engine.next_number();
-        let SyncShot { entry, event } = self;
+        let SyncShot { entry, mut event } = self;
+        event.number = module().engine.next_number();
         match ran {
-            Invoked::Done(outcome) => fire::ended(&entry.active, number, outcome, ns),
+            Invoked::Done(outcome) => fire::ended(&entry.active, event.number, outcome, ns),
             Invoked::Continues(mut rest) => {
                 rest.spent_ns = ns;
-                fire::go_on(&entry, event, (number, Default::default()), rest);
+                fire::go_on(&entry, event, rest);
             }
         }
     }

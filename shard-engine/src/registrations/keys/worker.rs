@@ -26,7 +26,6 @@ use crate::{
         active::{Active, Core},
         depth, is_master, limits,
         stats::End,
-        sync::ABORTED,
     },
 };
 
@@ -100,6 +99,7 @@ fn run_ready(entry: &Arc<Entry>) {
     let mut interrupt = PythonInterrupt::new();
     // One look at the clock for each event: where one ends the next one begins.
     let mut now_ns = engine.now_ns();
+    engine.gets_on(now_ns);
     let turn_ends = now_ns + limits::EVENTS_TURN.as_nanos() as u64;
     while let Some(Ready { event, record }) = next_ready(active, &interrupt) {
         let start_ns = now_ns;
@@ -115,35 +115,28 @@ fn run_ready(entry: &Arc<Entry>) {
                 }),
             }
         };
-        let outcome = match ran {
-            Invoked::Done(outcome) => outcome,
-            Invoked::Continues(mut rest) => match active.core.swift.handed_over(number) {
-                Some(looked) => {
-                    now_ns = engine.now_ns();
-                    rest.spent_ns = now_ns - start_ns;
-                    fire::go_on(entry, event, (number, looked), rest);
-                    if now_ns >= turn_ends {
-                        return;
-                    }
-                    continue;
+        let (outcome, aborted) = match ran {
+            Invoked::Done(outcome) => (outcome, false),
+            // It is to stop, and what it has postponed with it.
+            Invoked::Continues(rest) if active.core.swift.is_to_stop(number) => (rest.given_up(), true),
+            Invoked::Continues(mut rest) => {
+                now_ns = engine.now_ns();
+                rest.spent_ns = now_ns - start_ns;
+                fire::go_on(entry, event, rest);
+                if now_ns >= turn_ends {
+                    return;
                 }
-                // It is to stop, and what it has postponed with it.
-                None => Outcome {
-                    errors: vec![ABORTED.to_owned()],
-                    ..Outcome::default()
-                },
-            },
+                continue;
+            }
         };
         now_ns = engine.now_ns();
         let total_ns = now_ns - start_ns;
-        let first_error = outcome.errors.first().cloned();
-        let aborted = active.core.swift.ended(engine, number, outcome, total_ns, keep);
-        let end = match &first_error {
-            _ if aborted => End::Aborted,
-            None => End::Success,
-            Some(text) => End::Failure(text),
-        };
-        active.core.stats.ended(&end, total_ns);
+        // Counted first: who sees that it has ended may look at the counters.
+        active.core.stats.ended(&End::of(&outcome, aborted), total_ns);
+        active
+            .core
+            .swift
+            .ended(engine, number, outcome, total_ns, aborted, keep);
         drop(event);
         if Arc::strong_count(&interrupt) > 1 {
             // Somebody may still use it, to stop what is over.

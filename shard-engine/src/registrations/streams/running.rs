@@ -380,26 +380,19 @@ pub fn go_on_later(
     let (consumer, key, depth) = (consumer.clone(), key.clone(), batch.depth.max(1));
     let settle = move |verdict: Verdict, ns: u64| again(&consumer, &key, Over { batch, verdict, ns });
     let its = core.clone();
-    continuing::go_on(
-        &id,
-        &core,
-        rest,
-        (Some(number), Default::default()),
-        depth,
-        move |over| {
-            let verdict = match over.outcome.errors.first() {
-                _ if over.aborted => Verdict::Aborted,
-                Some(text) => Verdict::Failure(text.clone()),
-                None => Verdict::Success,
-            };
-            settle(verdict, over.total_ns);
-            // Clients may look at it later.
-            let most = module().config.max_executions_per_registration();
-            let engine = &module().engine;
-            its.swift
-                .keep(engine, number, over.outcome, over.total_ns, over.aborted, most);
-        },
-    );
+    continuing::go_on(&id, &core, rest, Some(number), depth, move |over| {
+        let verdict = match over.outcome.errors.first() {
+            _ if over.aborted => Verdict::Aborted,
+            Some(text) => Verdict::Failure(text.clone()),
+            None => Verdict::Success,
+        };
+        settle(verdict, over.total_ns);
+        // Clients may look at it later.
+        let most = module().config.max_executions_per_registration();
+        let engine = &module().engine;
+        its.swift
+            .keep(engine, number, over.outcome, over.total_ns, over.aborted, most);
+    });
 }
 
 /// Many streams may be concerned, again and again: says it for one of them, every now and then.
