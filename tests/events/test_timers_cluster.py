@@ -137,6 +137,21 @@ def test_the_owner_changes_with_slots_and_fail_over(own_cluster):
     assert len({moment for moment, _ in moments}) == len(moments)
 
 
+def test_replicas_know_of_a_failure_though_the_slot_begins_to_move(own_cluster):
+    """Within the function: nothing else can come between it and what the replica is told."""
+    master, other = own_cluster.masters()[:2]
+    key = "te{%s}" % own_tag(master)
+    replica = next(s for s in own_cluster.replicas() if master_of(s) == master.port)
+    with Wire(master.port) as wire, Wire(replica.port) as copy:
+        move = ["cluster", "setslot", str(wire.ok("CLUSTER", "KEYSLOT", key)), "migrating", other.node_id]
+        program = f"def f():\n    execute(*{move!r})\n    raise ValueError('no more')\nregisterTE(0, f, {key!r})"
+        assert wire.call("RG.PYEXECUTE", program) == Simple("OK")
+        wait_until(lambda: "stopped for good" in master.log(), "the failure")
+        assert wire.ok("WAIT", 1, 10000, timeout=30) == 1
+        copy.ok("READONLY")
+        assert copy.ok("DUMP", key) == wire.ok("DUMP", key)
+
+
 @pytest.mark.matrix
 def test_a_cluster_that_is_down_stops_no_timer():
     aof = ("--appendonly", "yes", "--appendfsync", "always")

@@ -50,7 +50,9 @@ pub enum Ticker {
         cron: Cron,
         /// The next moment; `None`: there is none any more.
         next_ms: Option<i64>,
-        /// The latest time of day that was seen.
+        /// Moments up to this time of day have come.
+        over_ms: Option<i64>,
+        /// The time of day that was seen last.
         seen_ms: i64,
     },
 }
@@ -67,8 +69,12 @@ impl Ticker {
             Schedule::Cron { expression } => {
                 let cron = Cron::parse(expression).map_err(|e| e.to_string())?;
                 let next_ms = cron.next_after(now.wall_ms);
-                let seen_ms = now.wall_ms;
-                Ticker::Cron { cron, next_ms, seen_ms }
+                Ticker::Cron {
+                    cron,
+                    next_ms,
+                    over_ms: None,
+                    seen_ms: now.wall_ms,
+                }
             }
         })
     }
@@ -89,16 +95,23 @@ impl Ticker {
                 let late_ms = late_ms - i64::try_from((*period * missed).as_millis()).unwrap_or(0);
                 Tick::Fire(now.wall_ms.saturating_sub(late_ms))
             }
-            Ticker::Cron { cron, next_ms, seen_ms } => {
-                // Set back: what lies between has been, unless it was set back far.
-                if seen_ms.saturating_sub(now.wall_ms) > BACK_MOST_MS {
-                    (*next_ms, *seen_ms) = (cron.next_after(now.wall_ms), now.wall_ms);
+            Ticker::Cron {
+                cron,
+                next_ms,
+                over_ms,
+                seen_ms,
+            } => {
+                if now.wall_ms < *seen_ms {
+                    // Set back: what has come does not come again, unless it was set back far; what has not come does.
+                    *over_ms = over_ms.filter(|over| over.saturating_sub(now.wall_ms) <= BACK_MOST_MS);
+                    *next_ms = cron.next_after(over_ms.unwrap_or(now.wall_ms).max(now.wall_ms));
                 }
-                *seen_ms = now.wall_ms.max(*seen_ms);
+                *seen_ms = now.wall_ms;
                 let Some(moment) = *next_ms else { return Tick::Nothing };
                 let late = now.wall_ms.saturating_sub(moment);
                 if late >= 0 {
                     *next_ms = cron.next_after(now.wall_ms);
+                    *over_ms = Some(now.wall_ms);
                     return if late > LATE_MOST_MS {
                         Tick::Missed(moment)
                     } else {
@@ -192,6 +205,19 @@ mod tests {
         let back = NOON - 86_400_000;
         assert_eq!(ticker.tick(at(15, back)), Tick::Nothing);
         assert_eq!(ticker.tick(at(16, back + 60_000)), Tick::Fire(back + 60_000));
+    }
+
+    #[test]
+    fn what_has_not_come_comes_after_the_clock_was_set_right() {
+        let hour = 3_600_000;
+        // It was two hours fast when the registration became active.
+        let mut ticker = cron("* * * * *", at(0, NOON + 2 * hour));
+        assert_eq!(ticker.tick(at(1, NOON + 1000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(2, NOON + 60_000)), Tick::Fire(NOON + 60_000));
+        // The same after it has fired: not before the last moment that has.
+        assert_eq!(ticker.tick(at(3, NOON + 30_000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(4, NOON + 60_500)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(5, NOON + 120_000)), Tick::Fire(NOON + 120_000));
     }
 
     #[test]

@@ -187,12 +187,16 @@ impl Timer {
         let _identity = identity::enter(self.user.clone());
         let outcome = match self.loaded() {
             Ok(functions) => python::with_server_locked(|| self.call(&lock::lock(), &functions)),
-            Err(why) => Turn::Failed(format!("its function can not be loaded: {why}")),
+            Err(why) => {
+                let why = format!("its function can not be loaded: {why}");
+                python::with_server_locked(|| self.stop(&lock::lock(), &why));
+                Turn::Stopped
+            }
         };
         match outcome {
             Turn::Done => self.arm(),
             Turn::NotNow => self.rest(),
-            Turn::Failed(why) => self.stop(&why),
+            Turn::Stopped => {}
         }
     }
 
@@ -227,20 +231,27 @@ impl Timer {
         }
         match python::call_function(functions, 0, functions.session()) {
             Ok(()) => Turn::Done,
-            Err(why) => Turn::Failed(why),
+            Err(why) => {
+                // In the same hold of the lock: a fail-over may be next, and its replica is to know.
+                self.stop(guard, &why);
+                Turn::Stopped
+            }
         }
     }
 
     /// Its key holds it, and is this shard's: while a slot moves, commands on other keys of it fail.
     fn is_in_place(&self, guard: &ServerLock) -> bool {
         let key = self.key.lock().clone();
-        let Some(key) = key else { return true };
-        let there = data_type::get(guard, &key).and_then(|held| held.as_any().downcast::<Timer>().ok());
-        there.is_some_and(|there| there.number == self.number) && place(guard, &key) == Place::Here
+        key.is_none_or(|key| self.is_held_by(guard, &key) && place(guard, &key) == Place::Here)
+    }
+
+    fn is_held_by(&self, guard: &ServerLock, key: &[u8]) -> bool {
+        let there = data_type::get(guard, key).and_then(|held| held.as_any().downcast::<Timer>().ok());
+        there.is_some_and(|there| there.number == self.number)
     }
 
     /// It has failed: it does not run any more, and its replicas and log know it.
-    fn stop(&self, why: &str) {
+    fn stop(&self, guard: &ServerLock, why: &str) {
         log::warning(&format!(
             "{} failed and is stopped for good{}: {why}",
             self.name(),
@@ -254,13 +265,12 @@ impl Timer {
         let loose = with_all(|all| all.loose.remove(&self.number));
         drop(loose);
         let key = self.key.lock().clone();
-        if let Some(key) = key {
-            python::with_server_locked(|| {
-                let guard = lock::lock();
-                if self.is_in_place(&guard) && is_master() {
-                    inner_command::send_stop(&guard, &key);
-                }
-            });
+        if let Some(key) = key
+            && self.is_held_by(guard, &key)
+            && place(guard, &key) != Place::Elsewhere
+            && is_master()
+        {
+            inner_command::send_stop(guard, &key);
         }
     }
 
@@ -275,7 +285,8 @@ enum Turn {
     Done,
     /// The server is a replica or loads.
     NotNow,
-    Failed(String),
+    /// It has failed.
+    Stopped,
 }
 
 impl Alarm for Timer {
