@@ -184,6 +184,20 @@ def test_a_script_that_is_too_large(cluster, wires):
         assert trigger(wire, "u") == [b"1"]
 
 
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [
+        ("GB().register('*', eventTypes=['e%d' % i for i in range(10_001)])", 10_000),
+        ("for i in range(20_001): GB('CommandReader').register(trigger='y%d' % i)", 20_000),
+    ],
+)
+def test_lists_that_are_too_long(cluster, wires, script, most):
+    """Refused here, before others are asked, who could not read it."""
+    (text,) = refusals_of(wires[0].call("RG.PYEXECUTE", script, timeout=120))
+    assert f"{most + 1} are asked for, at most {most} are allowed" in text
+    assert all(wire.ok("RG.DUMPREGISTRATIONS") == [] for wire in wires)
+
+
 def test_a_script_does_not_hold_up_others_while_it_is_agreed_on(cluster, wires):
     """A trigger answers on every shard while registrations go on."""
     register(wires[0], simple_trigger("t"))

@@ -182,6 +182,11 @@ impl Command {
 }
 
 impl SessionChange {
+    /// Refuses what is too large or malformed, whatever state it would meet.
+    pub fn check(&self) -> Result<(), Refusal> {
+        super::rules::whole_change(self)
+    }
+
     /// The bytes for other nodes; refused if they are too many.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
         to_bytes(self)

@@ -80,6 +80,15 @@ pub(super) fn session_change(change: &SessionChange) -> Result<(), Refusal> {
     at_most_bytes(words::CHANGE, session + all, limits::PROPOSAL_BYTES)
 }
 
+/// All that can be said of a change without the state that it meets.
+pub(super) fn whole_change(change: &SessionChange) -> Result<(), Refusal> {
+    session_change(change)?;
+    change
+        .registrations
+        .iter()
+        .try_for_each(|new| new_registration(new).map(drop))
+}
+
 /// Sizes of a session that is held.
 pub(super) fn session(session: &Session) -> Result<(), Refusal> {
     name(session.name.len())?;

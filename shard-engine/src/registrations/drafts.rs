@@ -262,6 +262,10 @@ pub fn register_script(
         loaded,
         unloadable,
     } = ready;
+    // What the others would not even read.
+    if let Err(refusal) = change.check() {
+        return then(Failure::Refused(refusal).into());
+    }
     let encoded = match change.encode() {
         Ok(bytes) => Bytes::from(bytes),
         Err(refusal) => return then(Failure::Refused(refusal).into()),
