@@ -4,7 +4,12 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use oxigears_coordinator::{codec::RecordBatch, engine::CreateError, execution::Outcome, registry::EventSource};
+use oxigears_coordinator::{
+    codec::RecordBatch,
+    engine::CreateError,
+    execution::Outcome,
+    registry::{EventSource, RegisterMode},
+};
 use oxigears_python_api::{self as python, Continuation, Invoked, Origin};
 use parking_lot::Mutex;
 
@@ -86,8 +91,12 @@ pub fn push(
 /// What is active has changed.
 pub fn activated(guard: &ServerLock, added: &[Arc<Active>]) {
     let is_called = |active: &Arc<Active>| {
-        let source = &active.registration.source;
-        matches!(source, EventSource::Command { .. } | EventSource::Hook { .. })
+        let registration = &active.registration;
+        let by_commands = matches!(
+            registration.source,
+            EventSource::Command { .. } | EventSource::Hook { .. }
+        );
+        by_commands && registration.mode != RegisterMode::Sync
     };
     if added.iter().any(is_called) {
         // Where the server can not tell of its turns each call wakes a thread.
