@@ -192,6 +192,43 @@ def test_clients_that_die_hold_up_nobody(wire, held):
     wait_until(lambda: counted(wire) == (CALLS, CALLS, 0, 0), "the calls of those that died")
 
 
+LONG = "GB('CommandReader').flatmap(lambda x: list(range(int(x[1])))){}.register(trigger={!r}, mode={!r})"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ".count()",
+        ".distinct().count()",
+        ".limit(400_000).count()",
+        ".flatmap(lambda x: [x] * (x % 3)).filter(lambda x: x > 9).map(lambda x: -x).aggregate(0, lambda a, x: a + x, "
+        "lambda a, x: a + x)",
+        ".groupby(lambda x: x % 5, lambda k, a, x: (a or 0) + x).map(lambda x: (x['key'], x['value'])).sort()",
+        ".map(lambda x: 1 // (x % 250_000)).count()",
+        ".filter(lambda x: x % 1000 == 0)",
+    ],
+)
+def test_long_calls_give_what_they_give_in_one_go(wire, steps):
+    for mode in ("sync", "async_local"):
+        register(wire, LONG.format(steps, mode, mode))
+    for n in (3, 500_000):
+        assert wire.call("RG.TRIGGER", "async_local", n) == wire.call("RG.TRIGGER", "sync", n)
+    modes = [by_trigger(wire, mode).counters for mode in ("sync", "async_local")]
+    assert modes[0] == modes[1] and modes[0][0] == 2
+    assert executions_of(wire) == {}
+
+
+def test_a_long_call_without_functions_can_be_aborted(server, wire):
+    register(wire, LONG.format(".distinct().count()", "t", "async_local"))
+    with calling(server, wire, ("RG.TRIGGER", "t", 8_000_000)) as (client,):
+        (execution,) = wait_until(lambda: under_way(wire, "running"), "the call")
+        assert wire.ok("RG.ABORTEXECUTION", execution) == OK
+        assert isinstance(client.read(), Error)
+    # The list may not have been complete: then its function was stopped.
+    triggered, success, failures, aborted = counted(wire)
+    assert (triggered, success, failures + aborted) == (1, 0, 1)
+
+
 def test_pipelines_of_many_clients(server, wire):
     """All answers, and in the order of each connection."""
     register(wire, "GB('CommandReader').map(lambda x: x[1]).register(trigger='t', mode='async_local')")

@@ -29,6 +29,10 @@ pub(super) trait Exit {
     fn error(&mut self, text: String);
     /// The chain should pause; asked once per record or emission, answered from what is known at every `every`th.
     fn is_over(&mut self, every: u32) -> bool;
+    /// It has paused: what is under way goes on elsewhere.
+    fn has_paused(&self) -> bool {
+        false
+    }
 }
 
 /// A list whose elements go on one by one.
@@ -276,20 +280,20 @@ impl Chain {
         }
     }
 
-    /// Emits what is kept and forgets everything; does nothing, or stops, where a record was postponed.
+    /// Emits what is kept and forgets everything; does nothing, or stops, where a record was postponed or the chain pauses.
     #[inline]
     pub(super) fn end(&mut self, py: Python<'_>, exit: &mut impl Exit) {
-        if self.is_waiting() {
+        if self.is_waiting() || exit.has_paused() {
             return;
         }
         if !self.keeps {
             return self.stack.clear();
         }
         self.begin_closing();
-        while !self.is_waiting() && self.emit_next(py, exit) {
+        while !(self.is_waiting() || exit.is_over(8)) && self.emit_next(py, exit) {
             self.advance(py, exit);
         }
-        if !self.is_waiting() {
+        if !(self.is_waiting() || exit.has_paused()) {
             self.reset();
         }
     }

@@ -18,7 +18,7 @@ use super::{
     input::{Batch, Pulled, pull_one},
     item::{Item, Raised},
     runner::Runner,
-    state::{Rest, State},
+    state::{Rest, Slice, State},
     text,
 };
 use crate::{
@@ -133,7 +133,7 @@ impl Invoker {
     /// What comes after a record that was postponed is left: it is not of this call any more.
     fn feed(&self, py: Python<'_>, chain: &mut Chain, batch: RecordBatch, exit: &mut ToOutcome<'_>) -> Batch {
         let mut batch = Batch::new(batch);
-        while !chain.is_waiting() {
+        while !(chain.is_waiting() || exit.paused) {
             // SAFETY: the GIL is held.
             match unsafe { batch.pull(py, &self.decoder, false) } {
                 Pulled::Record(item) => {
@@ -156,6 +156,16 @@ impl Invoker {
         })
     }
 
+    /// The same for what needs no order: where lists keep it busy for long, between calls of functions, the rest goes on
+    /// elsewhere, so that others have the GIL meanwhile.
+    pub fn call_slice(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>, interrupt: &Interrupt) -> Invoked {
+        self.run(origin, |py, chain, exit| {
+            let _running = interrupt.enter(py);
+            exit.slice = Some(Slice::new());
+            self.feed(py, chain, batch, exit)
+        })
+    }
+
     fn run(
         &self,
         origin: Option<Arc<dyn Origin>>,
@@ -167,6 +177,8 @@ impl Invoker {
             records: 0,
             errors: Vec::new(),
             expected: None,
+            slice: None,
+            paused: false,
         };
         gil::attach(|py| {
             let idle = self.idle.with(py, Vec::pop);
@@ -182,7 +194,7 @@ impl Invoker {
             let session = self.functions.session();
             let visit = context::visit_steps(chain.context.take(), session, origin.clone(), &chain.moment);
             let batch = work(py, &mut chain, &mut exit);
-            if chain.is_waiting() {
+            if chain.is_waiting() || exit.paused {
                 return Invoked::Continues(self.rest(chain, batch, exit, origin));
             }
             chain.context = visit.leave(session);
@@ -235,7 +247,7 @@ impl Invoker {
 pub enum Invoked {
     /// It is done.
     Done(Outcome),
-    /// A record was postponed: the rest goes on elsewhere, and the results come then.
+    /// A record was postponed, or its time is over: the rest goes on elsewhere, and the results come then.
     Continues(Box<Continuation>),
 }
 
@@ -328,6 +340,10 @@ struct ToOutcome<'a> {
     /// The version of an event's record whose text will be the first result, most likely. What stands for the text is all that
     /// `bytes` holds then.
     expected: Option<u64>,
+    /// The time that it may take.
+    slice: Option<Slice>,
+    /// It has taken that.
+    paused: bool,
 }
 
 impl ToOutcome<'_> {
@@ -385,8 +401,16 @@ impl Exit for ToOutcome<'_> {
     }
 
     #[inline]
-    fn is_over(&mut self, _every: u32) -> bool {
-        false
+    fn is_over(&mut self, every: u32) -> bool {
+        if let Some(slice) = &mut self.slice {
+            self.paused |= slice.has_ended(every);
+        }
+        self.paused
+    }
+
+    #[inline]
+    fn has_paused(&self) -> bool {
+        self.paused
     }
 }
 

@@ -50,9 +50,19 @@ impl Slice {
     /// Called once per record or emission.
     #[inline]
     pub(super) fn is_over(&mut self, sink: &dyn StageSink, every: u32) -> bool {
+        self.looks(every) && (sink.full() || sink.aborted() || Instant::now() >= self.end)
+    }
+
+    /// The same where nothing but the time counts.
+    #[inline]
+    pub(super) fn has_ended(&mut self, every: u32) -> bool {
+        self.looks(every) && Instant::now() >= self.end
+    }
+
+    #[inline]
+    fn looks(&mut self, every: u32) -> bool {
         self.count = self.count.wrapping_add(1);
-        let looks = self.count.is_multiple_of(every) || self.count < every && self.count.is_power_of_two();
-        looks && (sink.full() || sink.aborted() || Instant::now() >= self.end)
+        self.count.is_multiple_of(every) || self.count < every && self.count.is_power_of_two()
     }
 }
 
@@ -89,7 +99,7 @@ impl Exit for ToSink<'_> {
     }
 }
 
-/// What a call leaves that can not go on before records come back.
+/// What a call leaves that can not go on before records come back, or that has taken its time.
 pub(super) struct Rest {
     pub(super) chain: Box<Chain>,
     /// Records that it has not taken.

@@ -162,7 +162,7 @@ fn run_one(active: &Active) -> Option<Ran> {
         let _identity = identity::enter(loaded.user.clone());
         let _depth = depth::enter(call.depth);
         match active.code().map(|code| code.invoker.as_ref()) {
-            Ok(Some(invoker)) => invoker.call_event(std::mem::take(&mut call.input), call.origin.clone(), &interrupt.0),
+            Ok(Some(invoker)) => invoker.call_slice(std::mem::take(&mut call.input), call.origin.clone(), &interrupt.0),
             // It was there when the call was taken; it does not go.
             Ok(None) => failed("ERR internal error: the registration is not compiled".into()),
             Err(text) => failed(text),
