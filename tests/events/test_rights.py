@@ -1,6 +1,7 @@
 """Rights that change while functions run."""
 
 import threading
+import time
 
 import pytest
 from registrations import COUNTERS
@@ -305,6 +306,43 @@ def test_a_password_counts_at_once_for_commands_that_are_taken_over(fresh, hook,
             stranger.ok("ACL", "SETUSER", "default", "nopass")
         with Wire(server.port) as stranger:
             assert stranger.ok("GET", "private") == b"1"
+
+
+@pytest.mark.parametrize("hook", PASSWORDS)
+@pytest.mark.parametrize("how", ("alone", "transaction", "again"))
+def test_a_password_that_a_pause_holds_up_counts(fresh, hook, how):
+    """Newer servers do not show what they held up to the filter again. `again`: another pause follows at once."""
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as admin, Wire(server.port) as other:
+        wire.ok("SET", "private", "1")
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
+        assert wire.ok("GET", "private") == b"1"
+        if how == "transaction":
+            admin.ok("MULTI")
+            admin.ok("SET", "k", "1")
+            admin.ok(*PASSWORDS[hook])
+            wire.ok("CLIENT", "PAUSE", 400, "WRITE")
+            admin.send("EXEC")
+        else:
+            wire.ok("CLIENT", "PAUSE", 400)
+            admin.send(*PASSWORDS[hook])
+        # They wait as well, or look at the users meanwhile.
+        for client in (other, wire):
+            client.send("GET", "private")
+        if how == "again":
+            wire.send("CLIENT", "PAUSE", 100)
+            wire.send("GET", "private")
+        assert admin.read()[-1:] == [OK] if how == "transaction" else admin.read() == OK
+        assert other.read() == wire.read() == b"1"
+        if how == "again":
+            assert (wire.read(), wire.read()) == (OK, b"1")
+        for _ in range(3):
+            with Wire(server.port) as stranger:
+                for _ in range(3):
+                    assert "NOAUTH" in stranger.error("GET", "private")
+                stranger.ok("AUTH", "secret")
+                assert stranger.ok("GET", "private") == b"1"
+            time.sleep(0.6)
 
 
 def test_values_that_the_user_may_not_read_by_commands(fresh):

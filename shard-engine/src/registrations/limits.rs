@@ -86,6 +86,8 @@ pub const GROUP_RETRY: Duration = Duration::from_secs(5);
 pub const TIMERS: usize = 10_000;
 /// Hooks that may run inside of commands of each other.
 pub const HOOK_DEPTH: usize = 32;
+/// So long after the end of a pause no command is held up by it any more.
+pub const PAUSE_IS_OVER: Duration = Duration::from_secs(1);
 /// Users that are looked at, whether all of them may run the internal commands; if there are more, it counts as no.
 pub const USERS_LOOKED_AT: usize = 100;
 /// A batch of a stream registration is run when it has this size, or so many entries, though more were asked for.

@@ -7,16 +7,22 @@
 //! Otherwise the form is used for which it asks. What must not fail for that (sync handlers, links) is not taken over
 //! then, unless all users may run the internal commands.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    time::Instant,
+};
+
+use parking_lot::Mutex;
 
 use super::super::limits;
 use crate::identity;
 use crate::redis::{
     call::{self, Flags, Reply, call},
     context::server_flags,
-    filter,
+    event_loop, filter,
     front::CHECKED,
     lock::ServerLock,
+    replicate,
 };
 
 /// What is known of the users.
@@ -36,31 +42,76 @@ static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
 /// A command that changes rights, or a transaction that may have one, is under way, or was until the next command of a
 /// client: what is seen meanwhile does not hold for longer.
 static IN_DOUBT: AtomicBool = AtomicBool::new(false);
+/// Commands that change rights came while writes were paused.
+static HELD_UP: Mutex<Option<HeldUp>> = Mutex::new(None);
+
+/// How long they are held up.
+#[derive(Clone, Copy)]
+enum HeldUp {
+    /// The pause was not over at the last look.
+    Paused,
+    /// It was, for the first time, at this moment and in this turn of the event loop.
+    Since(Instant, u64),
+}
+
 /// Commands that change rights may have been queued in a transaction.
 static MAY_BE_QUEUED: AtomicBool = AtomicBool::new(false);
 
-/// A command passes, or is over, that changes who may do what: at once, or in a transaction.
+/// A command that changes who may do what is over, or has been queued in a transaction.
 pub fn rights_change() {
     KNOWN.store(UNKNOWN, Ordering::Release);
     IN_DOUBT.store(true, Ordering::Release);
     MAY_BE_QUEUED.store(true, Ordering::Release);
 }
 
+/// A command passes that changes who may do what.
+#[cold]
+pub fn rights_will_change(guard: &ServerLock) {
+    rights_change();
+    mind_pause(guard);
+}
+
 /// A transaction is run.
-pub fn transaction_runs() {
+pub fn transaction_runs(guard: &ServerLock) {
     if MAY_BE_QUEUED.load(Ordering::Acquire) {
         KNOWN.store(UNKNOWN, Ordering::Release);
         IN_DOUBT.store(true, Ordering::Release);
+        mind_pause(guard);
     }
 }
 
-/// A command passes: if no code and no script runs it, then all those before it are over.
+/// What passes may be held up until the end of a pause, and newer servers do not show it to the filter again then.
+fn mind_pause(guard: &ServerLock) {
+    if replicate::was_ever_paused(guard) {
+        *HELD_UP.lock() = Some(HeldUp::Paused);
+    }
+}
+
+/// A command passes: if no code and no script runs it, then all those before it are over, but for those that are held up.
 #[inline]
 pub fn settle(guard: &ServerLock) {
     if IN_DOUBT.load(Ordering::Acquire) && !call::in_nested_call() && !server_flags(guard).lua {
         KNOWN.store(UNKNOWN, Ordering::Release);
-        IN_DOUBT.store(false, Ordering::Release);
+        IN_DOUBT.store(is_held_up(guard), Ordering::Release);
     }
+}
+
+/// Commands that change rights may still be held up by a pause.
+#[cold]
+fn is_held_up(guard: &ServerLock) -> bool {
+    let mut held_up = HELD_UP.lock();
+    if held_up.is_none() {
+        return false;
+    }
+    let turn = event_loop::turn_number(guard);
+    *held_up = match *held_up {
+        _ if replicate::is_paused(guard) => Some(HeldUp::Paused),
+        // They run at the end of the turn in which the server sees that the pause is over.
+        Some(HeldUp::Since(start, first)) if turn > first + 1 && start.elapsed() >= limits::PAUSE_IS_OVER => None,
+        Some(HeldUp::Paused) => Some(HeldUp::Since(Instant::now(), turn)),
+        since => since,
+    };
+    held_up.is_some()
 }
 
 /// What holds now. In the command filter, where the lock is held.

@@ -38,7 +38,7 @@ pub fn see_to_filter(guard: &ServerLock) {
         return filter::uninstall(guard);
     }
     // While there was no filter nobody saw changes of rights.
-    access::rights_change();
+    access::rights_will_change(guard);
     filter::install::<Look>(guard);
 }
 
@@ -89,9 +89,9 @@ fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> 
     let entry = entry?;
     access::settle(command.guard());
     if entry.of_rights && access::changes_rights(command.len(), command.arg(1)) {
-        access::rights_change();
+        access::rights_will_change(command.guard());
     } else if entry.is_exec {
-        access::transaction_runs();
+        access::transaction_runs(command.guard());
     }
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));
