@@ -30,6 +30,12 @@ impl Passing<'_> {
         self.guard
     }
 
+    /// Number of the client; `None` if the server does not tell (before 7.2).
+    pub fn client(&self) -> Option<u64> {
+        // SAFETY: the server's context is alive while the filter runs.
+        unsafe { raw::RedisModule_CommandFilterGetClientId.map(|id| id(self.filter)) }
+    }
+
     /// Number of arguments, the name included.
     pub fn len(&self) -> usize {
         // SAFETY: the server's context is alive while the filter runs.

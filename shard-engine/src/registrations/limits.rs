@@ -86,6 +86,12 @@ pub const GROUP_RETRY: Duration = Duration::from_secs(5);
 pub const TIMERS: usize = 10_000;
 /// Hooks that may run inside of commands of each other.
 pub const HOOK_DEPTH: usize = 32;
+/// Clients of which it is known that they may have queued changes of rights.
+pub const QUEUERS: usize = 1000;
+/// So often they are listed at most.
+pub const CLIENTS_EVERY: Duration = Duration::from_secs(1);
+/// If there are more clients they are not listed to see who is in a transaction.
+pub const CLIENTS_LISTED: u64 = 500;
 /// So long after the end of a pause no command is held up by it any more.
 pub const PAUSE_IS_OVER: Duration = Duration::from_secs(1);
 /// Users that are looked at, whether all of them may run the internal commands; if there are more, it counts as no.

@@ -129,6 +129,7 @@ pub fn start(guard: &ServerLock) -> Result<(), String> {
         let now_ms = module().now_ms();
         all.activation.look(now_ms);
         keys::look(guard);
+        intercept::look(guard);
         all.spread.look(now_ms);
         prepared::tidy();
         limits::LOOK_EVERY

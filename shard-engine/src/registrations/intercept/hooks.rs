@@ -277,7 +277,7 @@ impl Original {
             }
         };
         if self.entry.of_rights {
-            access::rights_change();
+            access::rights_changed();
         }
         if live.is_some() && !call::in_nested_call() {
             due::run_after_call(&lock::lock(), link.is_some());

@@ -37,9 +37,10 @@ pub fn see_to_filter(guard: &ServerLock) {
     if !table.as_ref().is_some_and(Table::is_wanted) {
         return filter::uninstall(guard);
     }
-    // While there was no filter nobody saw changes of rights.
-    access::rights_will_change(guard);
-    filter::install::<Look>(guard);
+    if !filter::is_installed() {
+        access::begin(guard);
+        filter::install::<Look>(guard);
+    }
 }
 
 /// The entry of a command.
@@ -88,10 +89,10 @@ fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> 
     tell_if_needed(table, entry, command);
     let entry = entry?;
     access::settle(command.guard());
-    if entry.of_rights && access::changes_rights(command.len(), command.arg(1)) {
-        access::rights_will_change(command.guard());
+    if entry.of_rights && access::changes_rights(command.len(), |at| command.arg(at)) {
+        access::rights_will_change(command.guard(), command.client());
     } else if entry.is_exec {
-        access::transaction_runs(command.guard());
+        access::transaction_runs(command.guard(), command.client());
     }
     let taken = entry.taken.as_ref()?;
     let found = taken.judge(command.len(), |at| command.arg(at));

@@ -38,6 +38,11 @@ pub fn register(guard: &ServerLock) -> Result<(), String> {
     wrapper::register(guard, wrap::handle)
 }
 
+/// Called now and then.
+pub fn look(guard: &ServerLock) {
+    access::look_at_clients(guard);
+}
+
 /// Another module has come or gone, and its commands with it.
 pub fn commands_changed(guard: &ServerLock, activation: &Activation) {
     facts::refresh(guard);

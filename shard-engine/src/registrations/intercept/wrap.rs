@@ -45,7 +45,7 @@ pub fn handle(call: &mut Wrapped) {
     }
     // The filter did not see it run. What a hook runs later tells of that itself.
     if known.is_some_and(|entry| entry.of_rights) {
-        access::rights_change();
+        access::rights_changed();
     }
 }
 
