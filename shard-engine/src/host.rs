@@ -21,7 +21,7 @@ use crate::{
     mesh,
     module::module,
     readers,
-    redis::log,
+    redis::{key::Kind, log},
     registrations::{
         depth::{self, AtDepth},
         intercept,
@@ -70,6 +70,47 @@ impl Source for FailedSource {
         self.0.take().map_or(SourceState::End, SourceState::Error)
     }
 }
+
+/// A native reader of a user, whose rights may change while it reads.
+struct Permitted {
+    source: Box<dyn Source>,
+    reader: Reader,
+    user: String,
+    /// Types of which it gave no values from the beginning.
+    denied: Vec<Kind>,
+    /// When the rights were looked at last.
+    looked: Instant,
+    over: bool,
+}
+
+impl Permitted {
+    /// Refuses what the user may not do any more.
+    fn check(&self) -> Result<(), String> {
+        identity::check_reader(&self.user, &self.reader)?;
+        let now = identity::denied_values(&self.user, &self.reader);
+        let new = now.into_iter().find(|(kind, _)| !self.denied.contains(kind));
+        new.map_or(Ok(()), |(_, why)| Err(why))
+    }
+}
+
+impl Source for Permitted {
+    fn next_batch(&mut self) -> SourceState {
+        if self.over {
+            return SourceState::End;
+        }
+        if self.looked.elapsed() >= RIGHTS_EVERY {
+            self.looked = Instant::now();
+            if let Err(why) = self.check() {
+                self.over = true;
+                return SourceState::Error(why);
+            }
+        }
+        self.source.next_batch()
+    }
+}
+
+/// The rights of who reads for long are looked at so often.
+const RIGHTS_EVERY: Duration = Duration::from_millis(100);
 
 impl Host for EngineHost {
     fn new_interrupt(&self) -> Arc<dyn Interrupt> {
@@ -247,11 +288,20 @@ fn open_input(request: &JobRequest<'_>, functions: &Functions) -> Input {
     };
     let resolved = interrupt(request).and_then(|i| i.during(|| python::resolve_reader(request.plan, functions)));
     let opened = resolved.and_then(|reader| {
-        if let Some(user) = request.plan.user.as_deref() {
-            identity::check_reader(user, &reader)?;
-            env.denied = identity::denied_values(user, &reader);
-        }
-        readers::open(&reader, &env)
+        let Some(user) = request.plan.user.as_deref() else {
+            return readers::open(&reader, &env);
+        };
+        identity::check_reader(user, &reader)?;
+        env.denied = identity::denied_values(user, &reader);
+        let source = readers::open(&reader, &env)?;
+        Ok(Box::new(Permitted {
+            source,
+            reader,
+            user: user.into(),
+            denied: env.denied.iter().map(|(kind, _)| *kind).collect(),
+            looked: Instant::now(),
+            over: false,
+        }) as Box<dyn Source>)
     });
     Input::Source(opened.unwrap_or_else(|text| Box::new(FailedSource(Some(text)))))
 }

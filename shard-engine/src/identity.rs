@@ -131,10 +131,13 @@ impl Rules {
     }
 }
 
-/// Whatever keys the user's selectors give, they give all commands with them.
+/// The user has no selectors, or all commands with whatever keys the selectors and the rules beside them give.
 pub fn selectors_allow_all(guard: &ServerLock, name: &str) -> bool {
     let allows_all = |commands: &String| commands == "+@all";
-    Rules::of(guard, name).is_some_and(|rules| rules.of_selectors("commands").iter().all(allows_all))
+    Rules::of(guard, name).is_some_and(|rules| {
+        let of_selectors = rules.of_selectors("commands");
+        of_selectors.is_empty() || rules.get("commands").iter().chain(&of_selectors).all(allows_all)
+    })
 }
 
 /// The user may do everything.
@@ -176,8 +179,11 @@ fn refused(user: &str, why: &str) -> String {
 pub fn denied_values(user: &str, reader: &Reader) -> Vec<(Kind, String)> {
     let Reader::Keys(args) = reader else { return Vec::new() };
     let guard = lock::lock();
-    let key = if args.no_scan { &args.pattern[..] } else { NO_KEY };
-    let denied = |kind: &Kind| dry_run(&guard, user, &reading(*kind, key)).err();
+    let keys: &[&[u8]] = if args.no_scan { &[&args.pattern] } else { &ANY_KEY };
+    let denied = |kind: &Kind| {
+        let mut refusals = keys.iter().map(|key| dry_run(&guard, user, &reading(*kind, key)).err());
+        refusals.find_map(|refusal| refusal)
+    };
     let values = VALUES
         .iter()
         .filter(|kind| args.read_value && has_value(**kind, args.all_types));
@@ -195,8 +201,8 @@ const VALUES: [Kind; 6] = [
     Kind::SortedSet,
     Kind::Stream,
 ];
-/// Only rules for all keys are for this one.
-const NO_KEY: &[u8] = b"\x01oxigears: any key\x02";
+/// Only patterns that all keys fit are for the first one, but for the one that only it fits.
+const ANY_KEY: [&[u8]; 2] = [b"", b"\x01oxigears: any key\x02"];
 
 /// A command that reads what a KeysReader reads of a key of this type.
 fn reading(kind: Kind, key: &[u8]) -> Vec<&[u8]> {
@@ -266,15 +272,15 @@ pub fn check_dead_letters(guard: &ServerLock, user: &str, stream: &[u8]) -> Resu
         .map_err(|why| format!("NOPERM user '{user}' may not write the stream that deadLetter names: {why}"))
 }
 
-/// Refuses a command that the user could not run.
-pub fn check_command<A: AsRef<[u8]>>(guard: &ServerLock, user: &str, args: &[A]) -> Result<(), String> {
+/// Refuses a command that the user could not run in a database.
+pub fn check_command<A: AsRef<[u8]>>(guard: &ServerLock, user: &str, args: &[A], database: i32) -> Result<(), String> {
     let args: Vec<&[u8]> = args.iter().map(AsRef::as_ref).collect();
     let refused = |reason| CallError::NotAllowed {
         user: user.to_owned(),
         command: String::from_utf8_lossy(args[0]).into_owned(),
         reason,
     };
-    dry_run(guard, user, &args).map_err(|reason| refused(reason).to_string())
+    dry_run_in(guard, user, &args, database).map_err(|reason| refused(reason).to_string())
 }
 
 /// Most arguments that a command needs before the server says whether a user may run it.
@@ -288,6 +294,8 @@ pub fn check_permission(guard: &ServerLock, user: &str, words: &[&str]) -> Resul
             Err(why) if why.contains("wrong number of arguments") && args.len() < words.len() + ARGUMENTS_TRIED => {
                 args.push(b"1");
             }
+            // The command is allowed, but not with this key or channel.
+            Err(why) if why.contains(" permissions to access ") => return Ok(()),
             outcome => return outcome,
         }
     }
@@ -295,9 +303,18 @@ pub fn check_permission(guard: &ServerLock, user: &str, words: &[&str]) -> Resul
 
 /// Whether the user may run a command.
 fn dry_run(guard: &ServerLock, user: &str, command: &[&[u8]]) -> Result<(), String> {
+    dry_run_in(guard, user, command, 0)
+}
+
+/// The same in a database, where users may have rules for them.
+fn dry_run_in(guard: &ServerLock, user: &str, command: &[&[u8]], database: i32) -> Result<(), String> {
     let mut args: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
     args.extend(command);
-    match call(guard, &args, Flags::default()) {
+    let flags = Flags {
+        database,
+        ..Flags::default()
+    };
+    match call(guard, &args, flags) {
         Ok(Reply::Simple(text)) if text == b"OK" => Ok(()),
         Ok(reply) => Err(reply.text().unwrap_or("no permission").to_owned()),
         Err(e) => Err(e.to_string()),

@@ -166,3 +166,16 @@ def test_a_permission_that_is_required_beside_the_command(fresh):
         wire.ok("ACL", "SETUSER", "low", "+config|set")
         assert low.ok("RG.PYEXECUTE", "1") == Simple("OK")
         assert low.ok("RG.PYEXECUTE", f"GB('ShardsIDReader').map(lambda x: {nested}).run()")[1] == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("command", ["set", "publish", "zunion", "georadius"])
+def test_a_required_permission_is_for_the_command_alone(fresh, command):
+    """Whatever keys and channels its user may name."""
+    server = fresh("RequiredPermission", command)
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~app:*", "+rg.pyexecute")
+        low.ok("AUTH", "low", "x")
+        assert "RequiredPermission" in low.error("RG.PYEXECUTE", "1")
+        wire.ok("ACL", "SETUSER", "low", f"+{command}")
+        assert low.ok("RG.PYEXECUTE", "1") == Simple("OK")

@@ -368,6 +368,11 @@ def test_values_that_the_user_may_not_read_by_commands(fresh):
         rules = ("~only", "-get", "-scan", "(~* +scan)", "(~o* +get +scan)")
         wire.ok("ACL", "SETUSER", "low", "resetkeys", *rules)
         assert b"NOPERM" in run(f"{values}.run('t*')")
+        # What most keys fit is not for all.
+        for pattern in ("~*:*", "~[^t]*", "~?*", "~*any*", "%R~*x*"):
+            wire.ok("ACL", "SETUSER", "low", "clearselectors", "resetkeys", "-get", "(~* +scan)", f"({pattern} +get)")
+            assert b"NOPERM" in run(f"{values}.run('t*')")
+        wire.ok("ACL", "SETUSER", "low", "clearselectors", "resetkeys", *rules)
         wire.ok("ACL", "SETUSER", "low", "(~* +get +scan)")
         assert run(f"{values}.run('t*')") == [b"1"]
         wire.ok("ACL", "SETUSER", "low", "clearselectors", "~*", "+get")
@@ -378,6 +383,47 @@ def test_values_that_the_user_may_not_read_by_commands(fresh):
         fields = row(wire)
         assert (fields[b"numSuccess"], fields[b"numFailures"]) == (1, 1) and b"hgetall" in fields[b"lastError"]
         assert wire.ok("LRANGE", "seen", 0, -1) == [b"2"]
+
+
+@pytest.mark.parametrize("rights", ["resetkeys", "-get", None])
+def test_a_walk_ends_with_the_rights_of_its_user(fresh, rights):
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("EVAL", "for i = 1, 5000 do redis.call('SET', 'k' .. i, i) end", 0)
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", "~*", "+rg.pyexecute", "+scan", "+get", "+set")
+        low.ok("AUTH", "low", "x")
+        step = "lambda x: __import__('time').sleep(0.001) or x['value']"
+        execution = low.ok("RG.PYEXECUTE", f"GB().map({step}).run()", "UNBLOCKING")
+        wire.ok(*(("ACL", "SETUSER", "low", rights) if rights else ("ACL", "DELUSER", "low")))
+        results, (error,) = wire.ok("RG.GETRESULTSBLOCKING", execution)
+        assert b"NOPERM" in error and len(results) < 5000
+
+
+@pytest.mark.parametrize("rules", [("%R~a", "+@read", "(~l +@all)"), ("~a", "+@read", "+@write", "(~l +@all)")])
+def test_users_with_selectors_keep_their_own_rules(fresh, rules):
+    """Command and key must come from the same rules, also of what is put in front."""
+    server = fresh()
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", "low", "reset", "on", "nopass", *rules)
+        low.ok("AUTH", "low", "x")
+        wire.ok("CONFIG", "SET", "requirepass", "secret")
+        wire.ok("AUTH", "secret")
+        assert wire.ok("RG.PYEXECUTE", "GB().foreach(lambda x: None).register('*', mode='sync')") == OK
+        for command in (("TYPE", "a"), ("TTL", "a"), ("GET", "a"), ("LCS", "a", "a"), ("SET", "l", "1")):
+            low.ok(*command)
+        assert "NOPERM" in low.error("GET", "other")
+
+
+def test_users_whose_names_are_no_text_keep_their_rights(fresh):
+    server = fresh()
+    name = b"\xff\xfe"
+    with Wire(server.port) as wire, Wire(server.port) as low:
+        wire.ok("ACL", "SETUSER", name, "reset", "on", ">x", "~*", "+get", "+set")
+        low.ok("AUTH", name, "x")
+        wire.ok("CONFIG", "SET", "requirepass", "secret")
+        wire.ok("AUTH", "secret")
+        assert wire.ok("RG.PYEXECUTE", "GB().foreach(lambda x: None).register('*', mode='sync')") == OK
+        assert (low.ok("SET", "k", "1"), low.ok("GET", "k")) == (OK, b"1")
 
 
 def test_what_a_hook_hands_to_an_older_one_is_checked_with_its_own_rights(fresh):
@@ -442,7 +488,16 @@ def test_rules_for_databases(fresh):
         assert low.ok("RG.PYEXECUTE", run) == [[b"('OK', '3')"], []]
         if not has_rules:
             return
-        wire.ok("ACL", "SETUSER", "low", "resetdbs", "db=1")
+        # What its hook hands on counts in the database of the client.
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("hset", "sync")) == OK
+        own = "GB('CommandReader').map(lambda x: call_next('own', 'f', '1')).register(hook='hset', mode='sync')"
+        assert low.ok("RG.PYEXECUTE", own) == OK
+        assert wire.ok("HSET", "h", "f", "1") == b"1"
+        with Wire(server.port) as other:
+            other.ok("SELECT", 1)
+            assert "NOPERM" in other.error("HSET", "h", "f", "1") and other.ok("EXISTS", "own") == 0
+            wire.ok("ACL", "SETUSER", "low", "resetdbs", "db=1")
+            assert other.ok("HSET", "h", "f", "1") == b"1"
         assert "NOPERM" in low.error("GET", "k") and "NOPERM" in low.error("SET", "k", "4")
         assert b"NOPERM" in low.ok("RG.PYEXECUTE", run)[1][0]
 

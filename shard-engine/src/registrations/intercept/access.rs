@@ -247,8 +247,10 @@ fn all_may(guard: &ServerLock) -> bool {
     let Ok(reply) = call(guard, &["ACL", "LIST"], Flags::default()) else {
         return false;
     };
-    let users: Vec<&str> = reply.array().into_iter().flatten().filter_map(Reply::text).collect();
-    if users.len() > limits::USERS_LOOKED_AT {
+    let lines = reply.array().unwrap_or_default();
+    let users: Vec<&str> = lines.iter().filter_map(Reply::text).collect();
+    // Some may have names that are no UTF-8.
+    if users.len() < lines.len() || users.len() > limits::USERS_LOOKED_AT {
         return false;
     }
     // Not locked while the server is asked.

@@ -233,7 +233,7 @@ impl Original {
         if args != self.typed.args
             && let Some(user) = identity::current()
         {
-            identity::check_command(&lock::lock(), &user, &args)?;
+            identity::check_command(&lock::lock(), &user, &args, self.typed.database)?;
         }
         let active = &self.chain[at].active;
         // Only the newest one of a chain may run elsewhere, and that is not reached from here.

@@ -161,7 +161,7 @@ pub fn execute(args: &[Vec<u8>]) -> Option<Result<Reply, String>> {
 fn queue(guard: &ServerLock, args: &[Vec<u8>]) -> Result<Reply, String> {
     let user = CURRENT.with_borrow(|current| current.as_ref().and_then(|t| t.user.clone()));
     if let Some(user) = user {
-        identity::check_command(guard, &user, args)?;
+        identity::check_command(guard, &user, args, 0)?;
     }
     CURRENT.with_borrow_mut(|current| {
         let Some(transaction) = current else {
