@@ -283,6 +283,13 @@ pub fn check_command<A: AsRef<[u8]>>(guard: &ServerLock, user: &str, args: &[A],
     dry_run_in(guard, user, &args, database).map_err(|reason| refused(reason).to_string())
 }
 
+/// The command consists of subcommands.
+pub fn has_subcommands(guard: &ServerLock, command: &str) -> bool {
+    let told = call(guard, &["COMMAND", "INFO", command], Flags::default());
+    let subcommands = |command: &Reply| command.array()?.get(9)?.array().map(|list| !list.is_empty());
+    told.is_ok_and(|told| told.array().and_then(|list| subcommands(list.first()?)) == Some(true))
+}
+
 /// Most arguments that a command needs before the server says whether a user may run it.
 const ARGUMENTS_TRIED: usize = 8;
 

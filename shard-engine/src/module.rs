@@ -108,7 +108,7 @@ pub fn load(guard: &ServerLock, args: &[Vec<u8>]) -> Result<(), String> {
     }
     let scripts = ScriptThread::start().map_err(|e| format!("no threads: {e}"))?;
     registrations::create(guard)?;
-    commands::register(guard)?;
+    commands::register(guard, &config)?;
     persistence::register(guard)?;
     timers::register(guard)?;
     info::register(guard)?;

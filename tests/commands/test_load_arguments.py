@@ -97,6 +97,11 @@ def test_bad_python_values_refuse_to_load(refused, args, sentence):
     assert sentence in refused(args)
 
 
+@pytest.mark.parametrize("command", ["config", "ACL"])
+def test_a_permission_that_would_refuse_everybody_refuses_to_load(refused, command):
+    assert f"RequiredPermission {command}: this command has subcommands" in refused(["RequiredPermission", command])
+
+
 def test_a_refused_load_leaves_a_running_server_alone():
     server = localcluster.start_server(server_args=("--enable-module-command", "yes"))
     try:

@@ -9,10 +9,18 @@ use crate::redis::{
     lock::ServerLock,
     register::{self, Argument, Call, CommandSpec, Purpose, create, create_with},
 };
-use crate::{identity, module::module};
+use crate::{config::ConfigStore, identity, module::module};
 
 /// Registers every command.
-pub fn register(guard: &ServerLock) -> Result<(), String> {
+pub fn register(guard: &ServerLock, config: &ConfigStore) -> Result<(), String> {
+    if let Some(command) = config.required_permission()
+        && identity::has_subcommands(guard, &command)
+    {
+        return Err(format!(
+            "RequiredPermission {command}: this command has subcommands, name the one that users must be allowed to run, as \
+             in config|set"
+        ));
+    }
     register::set_gate(has_permission);
     COMMANDS.iter().try_for_each(|command| create(guard, command))?;
     create_with(guard, &TRIGGER, FIRING, (0, 0, 0))?;

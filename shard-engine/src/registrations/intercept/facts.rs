@@ -120,6 +120,9 @@ pub fn refresh(guard: &ServerLock) -> Arc<Commands> {
         ));
         Commands::new()
     }));
+    if !(commands.is_empty() || commands.contains_key("acl")) {
+        log::warning("the server does not know the command ACL by this name: what needs rights of users is refused");
+    }
     *COMMANDS.write() = Some(commands.clone());
     commands
 }
