@@ -27,6 +27,8 @@ ORDER = (
 def test_a_long_stream_in_order(wire, mode):
     """Half of it is there before, the other half is added while it is consumed."""
     half = ENTRIES // 2
+    # A busy machine may take the interpreter's thread away for as long as scripts wait for it.
+    wire.ok("RG.CONFIGSET", "InterpreterMaxWaitTime", 5000)
     fill(wire, "s1", 1, half)
     register(wire, ORDER + script("foreach(check).count().foreach(note)", "s*", mode=mode, batch=100, duration=100))
     fill(wire, "s1", half + 1, ENTRIES)
