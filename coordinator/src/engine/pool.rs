@@ -54,7 +54,8 @@ impl Queue {
 
     /// Somebody has to be woken: for a task, or to watch.
     fn needs_wake(&self) -> bool {
-        !self.tasks.is_empty() && !self.asleep.is_empty() && !(self.has_watch && self.is_served())
+        let is_looked_after = self.has_watch && self.is_served();
+        !(self.tasks.is_empty() || self.asleep.is_empty() || is_looked_after)
     }
 }
 
