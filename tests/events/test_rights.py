@@ -309,6 +309,41 @@ def test_a_password_counts_at_once_for_commands_that_are_taken_over(fresh, hook,
 
 
 @pytest.mark.parametrize("hook", PASSWORDS)
+def test_a_password_of_a_transaction_that_begins_to_be_looked_at_within(fresh, hook):
+    """The first hook is registered in the middle of it."""
+    server = fresh()
+    with Wire(server.port) as wire:
+        wire.ok("SET", "private", "1")
+        late = f"GB('CommandReader').foreach(lambda x: {NEXT.format('get', 'sync')}).register(trigger='t', mode='sync')"
+        assert wire.ok("RG.PYEXECUTE", late) == OK
+        wire.ok("MULTI")
+        for command in (("RG.TRIGGER", "t"), ("EVAL", "return redis.call('GET', KEYS[1])", 1, "private")):
+            wire.ok(*command)
+        wire.ok(*PASSWORDS[hook])
+        assert wire.ok("EXEC")[1:] == [b"1", OK]
+        with Wire(server.port) as stranger:
+            assert "NOAUTH" in stranger.error("GET", "private")
+
+
+@pytest.mark.parametrize("hook", PASSWORDS)
+@pytest.mark.parametrize("renamed", ("EXEC", "ACL", "CONFIG"))
+def test_a_password_counts_where_commands_have_other_names(fresh, hook, renamed):
+    server = fresh(server_args=("--rename-command", renamed, "other"))
+    name = {renamed: "other"}
+    with Wire(server.port) as wire:
+        wire.ok("SET", "private", "1")
+        assert wire.ok("RG.PYEXECUTE", NEXT.format("get", "sync")) == OK
+        wire.ok("MULTI")
+        password = PASSWORDS[hook]
+        for command in (password, ("GET", "private")):
+            wire.ok(name.get(command[0], command[0]), *command[1:])
+        assert wire.ok(name.get("EXEC", "EXEC")) == [OK, b"1"]
+        for _ in range(2):
+            with Wire(server.port) as stranger:
+                assert "NOAUTH" in stranger.error("GET", "private")
+
+
+@pytest.mark.parametrize("hook", PASSWORDS)
 @pytest.mark.parametrize("how", ("alone", "transaction", "again"))
 def test_a_password_that_a_pause_holds_up_counts(fresh, hook, how):
     """Newer servers do not show what they held up to the filter again. `again`: another pause follows at once."""

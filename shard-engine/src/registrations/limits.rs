@@ -86,6 +86,8 @@ pub const GROUP_RETRY: Duration = Duration::from_secs(5);
 pub const TIMERS: usize = 10_000;
 /// Hooks that may run inside of commands of each other.
 pub const HOOK_DEPTH: usize = 32;
+/// A pause may have come and gone since somebody looked if that was so long ago.
+pub const PAUSE_MISSED: Duration = Duration::from_millis(100);
 /// Clients of which it is known that they may have queued changes of rights.
 pub const QUEUERS: usize = 1000;
 /// So often they are listed at most.

@@ -50,7 +50,7 @@ pub enum Ticker {
         cron: Cron,
         /// The next moment; `None`: there is none any more.
         next_ms: Option<i64>,
-        /// Moments up to this time of day have come.
+        /// The last moment that has come.
         over_ms: Option<i64>,
         /// The time of day that was seen last.
         seen_ms: i64,
@@ -111,12 +111,11 @@ impl Ticker {
                 let late = now.wall_ms.saturating_sub(moment);
                 if late >= 0 {
                     *next_ms = cron.next_after(now.wall_ms);
-                    *over_ms = Some(now.wall_ms);
-                    return if late > LATE_MOST_MS {
-                        Tick::Missed(moment)
-                    } else {
-                        Tick::Fire(moment)
-                    };
+                    if late > LATE_MOST_MS {
+                        return Tick::Missed(moment);
+                    }
+                    *over_ms = Some(moment);
+                    return Tick::Fire(moment);
                 }
                 Tick::Nothing
             }
@@ -218,6 +217,21 @@ mod tests {
         assert_eq!(ticker.tick(at(3, NOON + 30_000)), Tick::Nothing);
         assert_eq!(ticker.tick(at(4, NOON + 60_500)), Tick::Nothing);
         assert_eq!(ticker.tick(at(5, NOON + 120_000)), Tick::Fire(NOON + 120_000));
+    }
+
+    #[test]
+    fn a_clock_that_is_fast_for_a_moment_changes_nothing() {
+        let hour = 3_600_000;
+        let mut ticker = cron("* * * * *", at(0, NOON));
+        assert_eq!(ticker.tick(at(1, NOON + 60_000)), Tick::Fire(NOON + 60_000));
+        assert_eq!(ticker.tick(at(2, NOON + 2 * hour)), Tick::Missed(NOON + 120_000));
+        assert_eq!(ticker.tick(at(3, NOON + 70_000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(4, NOON + 120_000)), Tick::Fire(NOON + 120_000));
+        // No moment comes twice, if it was late, too.
+        assert_eq!(ticker.tick(at(5, NOON + 189_000)), Tick::Fire(NOON + 180_000));
+        assert_eq!(ticker.tick(at(6, NOON + 170_000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(7, NOON + 185_000)), Tick::Nothing);
+        assert_eq!(ticker.tick(at(8, NOON + 240_000)), Tick::Fire(NOON + 240_000));
     }
 
     #[test]

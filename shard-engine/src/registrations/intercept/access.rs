@@ -60,8 +60,15 @@ static QUEUED: Mutex<Queued> = Mutex::new(Queued {
 enum HeldUp {
     /// The pause was not over at the last look.
     Paused,
-    /// It was, for the first time, at this moment and in this turn of the event loop.
-    Since(Instant, u64),
+    /// It was.
+    Over {
+        /// When that was seen first.
+        since: Instant,
+        /// When that was seen last.
+        last: Instant,
+        /// In which turn of the event loop.
+        turn: u64,
+    },
 }
 
 /// Clients that may have queued commands.
@@ -107,6 +114,8 @@ pub fn rights_will_change(guard: &ServerLock, client: Option<u64>) {
 /// Commands were not seen until now.
 pub fn begin(guard: &ServerLock) {
     KNOWN.store(UNKNOWN, Ordering::Release);
+    // Nor transactions, of which one may run now.
+    IN_DOUBT.store(true, Ordering::Release);
     QUEUED.lock().anybody = true;
     mind_pause(guard);
 }
@@ -173,13 +182,20 @@ fn is_held_up(guard: &ServerLock) -> bool {
     if held_up.is_none() {
         return false;
     }
-    let turn = event_loop::turn_number(guard);
+    let (now, turn) = (Instant::now(), event_loop::turn_number(guard));
     *held_up = match *held_up {
         _ if replicate::is_paused(guard) => Some(HeldUp::Paused),
-        // They run at the end of the turn in which the server sees that the pause is over.
-        Some(HeldUp::Since(start, first)) if turn > first + 1 && start.elapsed() >= limits::PAUSE_IS_OVER => None,
-        Some(HeldUp::Paused) => Some(HeldUp::Since(Instant::now(), turn)),
-        since => since,
+        // They run at the end of the turn in which the server sees that the pause is over. There may have been another one
+        // since the last look, if that was long ago.
+        Some(HeldUp::Over { since, last, turn: at }) if now - last < limits::PAUSE_MISSED => {
+            let is_over = now - since >= limits::PAUSE_IS_OVER && turn > at;
+            (!is_over).then_some(HeldUp::Over { since, last: now, turn })
+        }
+        _ => Some(HeldUp::Over {
+            since: now,
+            last: now,
+            turn,
+        }),
     };
     held_up.is_some()
 }
@@ -206,7 +222,7 @@ fn look(guard: &ServerLock) -> Access {
     access
 }
 
-/// The server knows the commands that change rights by these names: under others they would not be recognised.
+/// The server knows the commands that change rights, or may do so, by these names: under others they would not be recognised.
 fn are_changes_seen(guard: &ServerLock) -> bool {
     static SEEN: OnceLock<bool> = OnceLock::new();
     let known = |name: &str| {
@@ -217,7 +233,7 @@ fn are_changes_seen(guard: &ServerLock) -> bool {
                 .is_some_and(|list| list.iter().any(|one| one.array().is_some()))
         })
     };
-    *SEEN.get_or_init(|| known("acl") && known("config"))
+    *SEEN.get_or_init(|| ["acl", "config", "exec"].into_iter().all(known))
 }
 
 /// The default user is on and needs no password, and no change of that can go unseen.
