@@ -13,6 +13,19 @@ use pyo3::{ffi, prelude::*};
 
 use crate::{precedence::Outermost, server};
 
+/// Who waits for the GIL asks for it after so long. That has to be less than the slices in which our threads work: CPython
+/// begins that time anew whenever the GIL is given away, and who takes it back at once, slice after slice, would never be
+/// asked.
+const SWITCH_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Sets when the GIL is asked for. At the start.
+pub(crate) fn set_up(py: Python<'_>) -> PyResult<()> {
+    let interval = SWITCH_INTERVAL.as_secs_f64();
+    py.import("sys")?
+        .call_method1("setswitchinterval", (interval,))
+        .map(drop)
+}
+
 /// A thread's state, until the thread ends.
 struct Kept {
     before: ffi::PyGILState_STATE,

@@ -9,7 +9,7 @@ use std::{
 
 use pyo3::{ffi, prelude::*};
 
-use crate::{bootstrap, memory, reaper, runtime, server};
+use crate::{bootstrap, gil, memory, reaper, runtime, server};
 
 /// Stack of threads that run Python; enough for the highest recursion limit that scripts may set.
 pub(crate) const PYTHON_STACK_BYTES: usize = 64 * 1024 * 1024;
@@ -39,6 +39,7 @@ pub fn initialize(options: InitOptions, server: Arc<dyn server::Server>) -> Resu
     // Installs no signal handlers (Py_InitializeEx(0)) and gives the GIL back.
     Python::initialize();
     Python::attach(|py| -> PyResult<()> {
+        gil::set_up(py)?;
         bootstrap::run(py, &options.site_dirs, deepest)?;
         runtime::set(py)
     })

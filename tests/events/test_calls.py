@@ -229,6 +229,27 @@ def test_a_long_call_without_functions_can_be_aborted(server, wire):
     assert (triggered, success, failures + aborted) == (1, 0, 1)
 
 
+@pytest.mark.parametrize("run", ["call", "execution"])
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_others_have_the_interpreter_beside_long_lists(server, wire, mode, run):
+    """What works in slices and takes it back after each must be asked for it within."""
+    register(wire, LONG.format(".map(lambda x: x + 1).count()", "long", "async_local"))
+    register(wire, f"GB('CommandReader').map(lambda x: x[1]).register(trigger='t', mode={mode!r})")
+    with Wire(server.port) as client:
+        if run == "call":
+            client.send("RG.TRIGGER", "long", 10_000_000)
+        else:
+            steps = "flatmap(lambda x: [x] * 10_000_000).map(lambda x: x + 1).count()"
+            client.send("RG.PYEXECUTE", f"GB('PythonReader').{steps}.run(lambda: iter([1]))")
+        wait_until(
+            lambda: [one for one, (status, _) in executions_of(wire).items() if status == b"running"], "the long one"
+        )
+        for n in range(20):
+            assert wire.call("RG.TRIGGER", "t", n) == [b"%d" % n]
+        assert not client.has_reply()
+        client.read()
+
+
 def test_pipelines_of_many_clients(server, wire):
     """All answers, and in the order of each connection."""
     register(wire, "GB('CommandReader').map(lambda x: x[1]).register(trigger='t', mode='async_local')")

@@ -288,7 +288,7 @@ GB('CommandReader').flatmap(lambda x: log).register(trigger='log')
     done += 2_000
     settled(wire)
     assert counters(wire) == (done, done, 0, 0)
-    assert wire.ok("RG.PYEXECUTE", "import sys\nsys.setswitchinterval(0.005)") == Simple("OK")
+    assert wire.ok("RG.PYEXECUTE", "import sys\nsys.setswitchinterval(0.002)") == Simple("OK")
     assert wire.ok("RG.TRIGGER", "log") == [f"k{i}=v{i}".encode() for i in range(done)]
 
 
