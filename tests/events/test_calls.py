@@ -156,17 +156,17 @@ def test_stops_and_postponed_records_do_not_miss_each_other(server, wire):
         "GB('CommandReader').map(f).register(trigger='t', mode='async_local')",
     )
     with Wire(server.port) as client:
-        for _ in range(300):
+        for _ in range(1000):
             client.send("RG.TRIGGER", "t")
             (execution,) = wait_until(lambda: list(executions_of(wire)), "the call")
             # Each of its states finds it, also between two of them.
             (shard,) = wire.ok("RG.GETEXECUTION", execution)
             assert wire.ok("RG.ABORTEXECUTION", execution) == OK
-            assert all(status == b"aborted" for status, _ in executions_of(wire).values())
+            assert {status for status, _ in executions_of(wire).values()} <= {b"aborted"}
             assert isinstance(client.read(), Error)
             assert executions_of(wire) == {}
     triggered, success, failures, aborted = counted(wire)
-    assert (triggered, success, failures + aborted) == (300, 0, 300)
+    assert (triggered, success, failures + aborted) == (1000, 0, 1000)
 
 
 def test_waiting_calls_go_with_their_registration(wire, held):

@@ -361,7 +361,9 @@ impl Engine {
                 return self.stopper.interrupt(Target::Event(swift, number), left);
             }
         }
-        let Some(execution) = asked.or_else(|| self.find(id)) else {
+        // What was found may only have shown one that has gone on as the one in the lists.
+        let listed = self.lists.lock().get(id);
+        let Some(execution) = listed.or(asked).or_else(|| self.find(id)) else {
             return then(Err(question::UNKNOWN.into()));
         };
         let (engine, its) = (self.clone(), execution.clone());
