@@ -92,8 +92,9 @@ async def work():
     while True:
         await queue.get()
         queue.task_done()
-runCoroutine(work())
 async def begin(x):
+    # Not in the script: a queue for which somebody waits can not be pickled with the function.
+    runCoroutine(work())
     queue.put_nowait(1)
     await queue.join()""",
     "waiting coroutine": """
