@@ -267,7 +267,11 @@ def clear(servers):
             wait_until(emptied, f"the registrations of {server} going away")
     for server in servers:
         with Wire(server.port) as wire:
-            wait_until(lambda wire=wire: wire.ok("RG.DUMPREGISTRATIONS") == [], f"{server} having no registration")
+            try:
+                wait_until(lambda wire=wire: wire.ok("RG.DUMPREGISTRATIONS") == [], f"{server} having no registration")
+            except TimeoutError as error:
+                state = wire.call("RG.DUMPREGISTRATIONS"), wire.call("RG.REGISTRY"), wire.call("ROLE")
+                raise AssertionError(f"{server} still has registrations: {state}") from error
             try:
                 wait_until(lambda wire=wire: not fired(wire), f"the triggered executions of {server} ending")
             except TimeoutError:
