@@ -195,6 +195,17 @@ pub enum Item<'a> {
     },
 }
 
+/// The record of an event of a key whose value is a text, or none, or was not read: most are such ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TextEvent<'a> {
+    /// Its name.
+    pub event: &'a [u8],
+    /// The key.
+    pub key: &'a [u8],
+    /// Number of the type and the value, where they were read.
+    pub read: Option<(u8, Option<&'a [u8]>)>,
+}
+
 impl<'a> Cursor<'a> {
     /// Reads from the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Cursor<'a> {
@@ -219,6 +230,7 @@ impl<'a> Cursor<'a> {
         self.at >= self.bytes.len()
     }
 
+    #[inline]
     fn byte(&mut self) -> Result<u8, CodecError> {
         let b = *self.bytes.get(self.at).ok_or(CodecError::Truncated)?;
         self.at += 1;
@@ -249,6 +261,7 @@ impl<'a> Cursor<'a> {
         Err(CodecError::BadNumber)
     }
 
+    #[inline]
     fn take(&mut self, n: usize) -> Result<&'a [u8], CodecError> {
         let end = self.at.checked_add(n).ok_or(CodecError::Truncated)?;
         let slice = self.bytes.get(self.at..end).ok_or(CodecError::Truncated)?;
@@ -256,6 +269,7 @@ impl<'a> Cursor<'a> {
         Ok(slice)
     }
 
+    #[inline]
     fn sized(&mut self) -> Result<&'a [u8], CodecError> {
         let n = usize::try_from(self.varint()?).map_err(|_| CodecError::Truncated)?;
         self.take(n)
@@ -322,23 +336,46 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// The next item, if it is such a record: at once what takes several items else. If it is not, nothing is read.
+    #[inline]
+    pub fn text_event(&mut self) -> Option<TextEvent<'a>> {
+        if *self.bytes.get(self.at)? != tag::KEY_EVENT {
+            return None;
+        }
+        let mut next = Cursor::at(self.bytes, self.at + 1);
+        let event = next.sized().ok()?;
+        let head = next.byte().ok()?;
+        let key = next.sized().ok()?;
+        let read = match head {
+            tag::KEY_NAME_RECORD => None,
+            tag::KEY_RECORD => {
+                let type_code = next.byte().ok()?;
+                if usize::from(type_code) >= TYPE_WORDS.len() {
+                    return None;
+                }
+                let value = match next.byte().ok()? {
+                    tag::NONE => None,
+                    tag::TEXT => Some(next.sized().ok()?),
+                    _ => return None,
+                };
+                Some((type_code, value))
+            }
+            _ => return None,
+        };
+        *self = next;
+        Some(TextEvent { event, key, read })
+    }
+
     /// The text that an `EventText` stands for; the cursor is behind its head.
     pub fn event_text(&mut self) -> Result<Vec<u8>, CodecError> {
-        let Item::KeyEvent { event } = self.next_item()? else {
-            return Err(CodecError::UnknownTag(tag::EVENT_TEXT));
-        };
-        let (key, rest) = match self.next_item()? {
-            Item::KeyNameRecord { key } => (key, Vec::new()),
-            Item::KeyRecord { key, type_code } => {
+        let TextEvent { event, key, read } = self.text_event().ok_or(CodecError::UnknownTag(tag::EVENT_TEXT))?;
+        let rest = match read {
+            None => Vec::new(),
+            Some((type_code, value)) => {
                 let kind = TYPE_WORDS[usize::from(type_code)].as_bytes();
-                let value = match self.next_item()? {
-                    Item::None => b"None".to_vec(),
-                    Item::Text(text) => [b"'", text, b"'"].concat(),
-                    _ => return Err(CodecError::UnknownTag(tag::EVENT_TEXT)),
-                };
-                (key, [b", 'type': '", kind, b"', 'value': ", &value].concat())
+                let value = value.map_or(b"None".to_vec(), |text| [b"'", text, b"'"].concat());
+                [b", 'type': '", kind, b"', 'value': ", &value].concat()
             }
-            _ => return Err(CodecError::UnknownTag(tag::EVENT_TEXT)),
         };
         Ok([b"{'event': '", event, b"', 'key': '", key, b"'", &rest, b"}"].concat())
     }
@@ -404,6 +441,51 @@ mod tests {
             put_int(&mut out, n);
             assert_eq!(Cursor::new(&out).next_item(), Ok(Item::Int(n)));
         }
+    }
+
+    #[test]
+    fn events_of_texts_are_read_at_once_or_not_at_all() {
+        let event = |tail: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            put_tagged(&mut out, tag::KEY_EVENT, b"set");
+            tail(&mut out);
+            out
+        };
+        let valued = |value: &'static [u8]| {
+            event(&move |out| {
+                put_tagged(out, tag::KEY_RECORD, &[b'k'; 200]);
+                out.push(1);
+                out.extend_from_slice(value);
+            })
+        };
+        let wanted = [
+            (valued(&[tag::TEXT, 1, b'v']), Some(Some((1, Some(&b"v"[..]))))),
+            (valued(&[tag::NONE]), Some(Some((1, None)))),
+            (
+                event(&|out| put_tagged(out, tag::KEY_NAME_RECORD, &[b'k'; 200])),
+                Some(None),
+            ),
+            (valued(&[tag::LIST, 0]), None),
+            (event(&|out| put_tagged(out, tag::TEXT, b"k")), None),
+            (vec![tag::TEXT, 1, b'v'], None),
+        ];
+        for (bytes, wanted) in wanted {
+            let mut cursor = Cursor::new(&bytes);
+            let found = cursor.text_event();
+            assert_eq!(found.map(|found| found.read), wanted);
+            assert_eq!(cursor.position(), if found.is_some() { bytes.len() } else { 0 });
+            if let Some(found) = found {
+                assert_eq!((found.event, found.key), (&b"set"[..], &[b'k'; 200][..]));
+            }
+            for end in 0..bytes.len() {
+                let mut cursor = Cursor::new(&bytes[..end]);
+                assert_eq!((cursor.text_event(), cursor.position()), (None, 0));
+            }
+        }
+        let mut unknown = valued(&[tag::NONE]);
+        let type_code = unknown.len() - 2;
+        unknown[type_code] = TYPE_WORDS.len() as u8;
+        assert_eq!(Cursor::new(&unknown).text_event(), None);
     }
 
     #[test]

@@ -128,12 +128,54 @@ pub(super) unsafe fn put(dict: &Obj, key: *mut ffi::PyObject, value: *mut ffi::P
     }
 }
 
+/// The record of a key.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn key_record(event: Option<&[u8]>, type_code: u8, key: &Obj, value: &Obj) -> Decoded {
+    let words = &runtime().words;
+    // SAFETY: the GIL is held; the words live as long as the process.
+    unsafe {
+        let dict = templates::key_record(event, type_code)?;
+        put(&dict, words.key.as_ptr(), key.as_ptr())?;
+        put(&dict, words.value.as_ptr(), value.as_ptr())?;
+        Ok(dict)
+    }
+}
+
+/// That of an event whose value is a text, or none.
+///
+/// # Safety
+/// The GIL is held.
+#[inline]
+unsafe fn text_event(event: &[u8], key: &[u8], (type_code, value): (u8, Option<&[u8]>)) -> Decoded {
+    // SAFETY: as for this function.
+    unsafe {
+        let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
+        let value = match value {
+            Some(text) => keyspace_text(text, ffi::PyByteArray_FromStringAndSize)?,
+            None => Obj::none(),
+        };
+        key_record(Some(event), type_code, &key, &value)
+    }
+}
+
 impl Decoder {
     /// Decodes the next item.
     ///
     /// # Safety
     /// The GIL is held and `globals` is alive.
     pub(crate) unsafe fn next(&self, cursor: &mut Cursor<'_>) -> Decoded {
+        // Events of strings are the most frequent records of all.
+        let mut behind = cursor.clone();
+        if let Some(event) = behind.text_event()
+            && let Some(read) = event.read
+        {
+            *cursor = behind;
+            // SAFETY: the GIL is held.
+            return unsafe { text_event(event.event, event.key, read) };
+        }
         let item = cursor.next_item()?;
         // SAFETY: as for this function.
         unsafe { self.item(item, cursor, 0) }
@@ -222,15 +264,11 @@ impl Decoder {
         cursor: &mut Cursor<'_>,
         depth: usize,
     ) -> Decoded {
-        let words = &runtime().words;
-        // SAFETY: the GIL is held; the words live as long as the process.
+        // SAFETY: the GIL is held.
         unsafe {
             let key = keyspace_text(key, ffi::PyByteArray_FromStringAndSize)?;
             let value = self.nested(cursor, depth)?;
-            let dict = templates::key_record(event, type_code)?;
-            put(&dict, words.key.as_ptr(), key.as_ptr())?;
-            put(&dict, words.value.as_ptr(), value.as_ptr())?;
-            Ok(dict)
+            key_record(event, type_code, &key, &value)
         }
     }
 

@@ -115,7 +115,8 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
     active.core.stats.triggered();
     let event = Event {
         name: name.clone(),
-        key: told.key.into(),
+        // In one copy, not byte by byte.
+        key: Key::from_slice(told.key),
         number: 0,
         depth,
         string_at: told.is_of_string().then(|| GONE.load(Ordering::Relaxed)),

@@ -161,9 +161,6 @@ fn list() -> Vec<Arc<Entry>> {
     Vec::with_capacity(2 * size_of::<Padded<u8>>() / size_of::<Arc<Entry>>())
 }
 
-/// Entries that an event concerns; mostly one, and that takes no memory.
-pub type Found<'a> = SmallVec<[&'a Arc<Entry>; 4]>;
-
 /// What has to be subscribed to.
 pub struct Wanted {
     /// There are registrations.
@@ -201,24 +198,24 @@ impl Index {
         names.into_iter().any(|name| notify::BESIDE.contains(&&**name))
     }
 
-    /// Registrations that want this event of this key, in order; `None` if there are none. The command at hand and the
-    /// type of the key are not looked at.
-    pub fn find(&self, event: &[u8], key: &[u8], beside: bool) -> Option<Found<'_>> {
-        let mut found = Found::new();
-        let mut lists = 0;
-        for list in self.lists(key) {
-            let before = found.len();
-            for entry in list {
-                if entry.is_for(key) && entry.wants(event, beside) {
-                    found.push(entry);
-                }
+    /// Calls `f` for each registration that wants this event of this key, in order. The command at hand and the type of the
+    /// key are not looked at.
+    #[inline]
+    pub fn each<'a>(&'a self, event: &[u8], key: &[u8], beside: bool, mut f: impl FnMut(&'a Arc<Entry>)) {
+        let concerns = |entry: &&'a Arc<Entry>| entry.is_for(key) && entry.wants(event, beside);
+        let [exact, prefixes, all] = self.lists(key);
+        // Mostly there is one list, and nothing to be sorted.
+        match (exact.is_empty(), prefixes.is_empty(), all.is_empty()) {
+            (true, true, _) => all.iter().filter(concerns).for_each(f),
+            (true, _, true) => prefixes.iter().filter(concerns).for_each(f),
+            (_, true, true) => exact.iter().filter(concerns).for_each(f),
+            _ => {
+                let mut found: SmallVec<[_; 4]> =
+                    [exact, prefixes, all].into_iter().flatten().filter(concerns).collect();
+                found.sort_by_key(|entry| entry.sequence);
+                found.into_iter().for_each(&mut f);
             }
-            lists += usize::from(found.len() > before);
         }
-        if lists > 1 {
-            found.sort_by_key(|entry| entry.sequence);
-        }
-        (!found.is_empty()).then_some(found)
     }
 
     fn remove(&mut self, active: &Active) {

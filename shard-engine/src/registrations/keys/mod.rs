@@ -160,20 +160,19 @@ fn told(guard: &ServerLock, told: &Told<'_>) {
     if QUIET.get() && told.event != b"expired" {
         return;
     }
-    let index = index::look(guard);
-    let Some(entries) = index.find(told.event, told.key, told.is_beside()) else {
-        return;
-    };
-    // After the look-up: most events concern nobody.
-    if !is_master() || registrations().activation.is_loading() {
-        return;
-    }
-    let event = names::of(guard, told.event);
-    let mut kind = None;
-    for entry in entries {
-        let fits = entry.fits(|| *kind.get_or_insert_with(|| told.kind(guard)));
-        if fits {
-            fire::fire(guard, entry, &event, told);
+    let (mut event, mut kind) = (None, None);
+    index::look(guard).each(told.event, told.key, told.is_beside(), |entry| {
+        // Here, and not for each event: most concern nobody.
+        let event = event.get_or_insert_with(|| is_heard().then(|| names::of(guard, told.event)));
+        if let Some(event) = event
+            && entry.fits(|| *kind.get_or_insert_with(|| told.kind(guard)))
+        {
+            fire::fire(guard, entry, event, told);
         }
-    }
+    });
+}
+
+/// Events fire something: not those that a master or a file tells of.
+fn is_heard() -> bool {
+    is_master() && !registrations().activation.is_loading()
 }
