@@ -5,7 +5,7 @@ import time
 import localcluster
 import pytest
 from breaking import no_crash
-from registrations import clear, register, wait_group
+from registrations import clear, named, register, wait_group
 from replies import is_error, results_of, wait_until
 from wire import Simple, Wire
 
@@ -165,6 +165,8 @@ registerTE(0, lambda: execute('incr', {keyed!r}), 'te{{{tag}}}')
 registerTE(0, lambda: execute('incr', {loose!r}))
 """
             assert wire.call("RG.PYEXECUTE", program) == Simple("OK")
+            # What fires everywhere asks for no slot, but is skipped, too.
+            register(wire, registered(interval=0.02, everywhere=True, mode="async_local"))
             expect_counting(server, keyed)
             expect_counting(server, loose)
             other.kill()
@@ -175,12 +177,22 @@ registerTE(0, lambda: execute('incr', {loose!r}))
             own.wait_cluster_ok()
             expect_counting(server, keyed)
             expect_counting(server, loose)
+            expect_skips(server)
         # Its own restart: the server is up before its cluster is.
         server.restart()
         own.wait_cluster_ok()
         expect_counting(server, keyed)
+        expect_skips(server)
         assert "stopped for good" not in server.log()
         no_crash(own.servers)
+
+
+def expect_skips(server):
+    """Of the only registration: some moments were skipped, none has failed."""
+    with Wire(server.port) as wire:
+        (row,) = wait_until(lambda: wire.ok("RG.DUMPREGISTRATIONS"), "the registration")
+        data = named(named(row)["RegistrationData"])
+        assert (data["numFailures"], data["lastError"], data["numAborted"] > 0) == (0, None, True), data
 
 
 def expect_counting(server, counter):

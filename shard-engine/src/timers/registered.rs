@@ -220,9 +220,9 @@ impl Watch {
             return Claim::NotOurs;
         }
         // Two masters may call a slot theirs for a moment at the end of its move.
-        let contested = || !cluster::is_ok(guard) || cluster::is_migrating(guard, self.slot());
+        let contested = || !self.everywhere && cluster::is_migrating(guard, self.slot());
         let may_be_old = !pulse::is_steady(guard) || registrations().activation.is_behind();
-        match may_be_old || (!self.everywhere && contested()) {
+        match may_be_old || !cluster::is_ok(guard) || contested() {
             true => Claim::Unsure,
             false => Claim::Ours,
         }
