@@ -3,9 +3,11 @@
 import contextlib
 import threading
 
+import localcluster
 import pytest
+from breaking import no_crash
 from firing import counters, large_results, settled, wait_list
-from registrations import register, status_of, wait_applied
+from registrations import register, status_of, wait_applied, wait_group
 from replies import executions_of, own_tag, start, wait_done, wait_until
 from wire import Error, Simple, Wire, encode
 
@@ -319,3 +321,82 @@ def test_channels_of_shards_are_no_keys(cluster, wires):
     assert "shard of a channel" in wires[0].error("RG.PYEXECUTE", hook)
     link = "GB().foreach(lambda x: None).register('*', mode='sync', commands=['spublish'])"
     assert "none positive first key" in wires[0].error("RG.PYEXECUTE", link)
+
+
+# --- a cluster that is down -----------------------------------------------------------------------------------------
+
+KEYS = 60
+MODES = ("sync", "async_local", "async")
+
+
+@pytest.fixture
+def fading():
+    """Three shards, of which the first one notes in lists, one for each mode, which keys expire; and its hash tag."""
+    options = ("--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes")
+    with localcluster.LocalCluster(masters=3, server_args=options) as own:
+        own.wait_mesh()
+        wait_group(own.servers)
+        first = own.servers[0]
+        tag = own_tag(first)
+        with Wire(first.port) as wire:
+            for mode in MODES:
+                note = f"lambda x: execute('rpush', '{mode}{{{tag}}}', x['key'])"
+                options = f"mode={mode!r}, eventTypes=['expired'], readValue=False"
+                register(wire, f"GB().foreach({note}).register('k*', {options})")
+            # Their time is over at once, but none is deleted before the server is told to.
+            wire.ok("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+            for i in range(KEYS):
+                wire.ok("SET", f"k{i}{{{tag}}}", "v", "PX", 1)
+        yield own, first, tag
+        no_crash(own.servers)
+
+
+def expire_while_down(own, wire):
+    """All keys go while another master is dead."""
+    own.servers[2].kill()
+    wait_until(lambda: b"cluster_state:fail" in wire.ok("CLUSTER", "INFO"), "the cluster being down")
+    wire.ok("DEBUG", "SET-ACTIVE-EXPIRE", 1)
+    wait_until(lambda: b"expired_keys:%d\r" % KEYS in wire.ok("INFO", "stats"), "the keys expiring")
+
+
+def all_noted(wire, tag):
+    wanted = sorted(f"k{i}{{{tag}}}".encode() for i in range(KEYS))
+    for mode in MODES:
+        wait_until(lambda mode=mode: wire.ok("LLEN", f"{mode}{{{tag}}}") == KEYS, f"{mode} noting all keys")
+        assert sorted(wire.ok("LRANGE", f"{mode}{{{tag}}}", 0, -1)) == wanted
+    settled(wire)
+    assert [counters(wire, number) for number in range(len(MODES))] == [(KEYS, KEYS, 0, 0)] * len(MODES)
+
+
+@pytest.mark.matrix
+def test_keys_that_expire_while_the_cluster_is_down_are_handled_afterwards(fading):
+    own, first, tag = fading
+    with Wire(first.port) as wire:
+        expire_while_down(own, wire)
+        assert b"rg_events_waiting:%d\r" % (KEYS * len(MODES)) in wire.ok("INFO", "rg")
+        own.servers[2].start()
+        own.wait_cluster_ok()
+        all_noted(wire, tag)
+
+
+@pytest.mark.matrix
+def test_keys_that_expire_after_a_start_are_handled(fading):
+    """A node is up before its cluster is."""
+    own, first, tag = fading
+    first.restart()
+    own.wait_cluster_ok()
+    with Wire(first.port) as wire:
+        all_noted(wire, tag)
+
+
+def test_what_waits_for_the_cluster_goes_with_its_registration(fading):
+    own, first, tag = fading
+    with Wire(first.port) as wire, Wire(own.servers[1].port) as other:
+        expire_while_down(own, wire)
+        for row in other.ok("RG.DUMPREGISTRATIONS"):
+            assert other.call("RG.UNREGISTER", row[1], "ABORTPENDING") == Simple("OK")
+        wait_until(lambda: wire.ok("RG.DUMPREGISTRATIONS") == [], "the registrations going away")
+        wait_until(lambda: b"rg_events_waiting:0\r" in wire.ok("INFO", "rg"), "the events going away")
+        own.servers[2].start()
+        own.wait_cluster_ok()
+        assert [wire.ok("EXISTS", f"{mode}{{{tag}}}") for mode in MODES] == [0, 0, 0]

@@ -110,6 +110,12 @@ impl Told<'_> {
         }
     }
 
+    /// No command causes it, but the server: the key expires or is evicted, or fields of its hash expire.
+    pub fn is_of_server(&self) -> bool {
+        let mask = raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED;
+        self.class & mask as u32 != 0 || self.event == b"hexpired"
+    }
+
     /// What the key holds now, in the database of the event. Leaves no trace.
     pub fn kind(&self, _guard: &ServerLock) -> Kind {
         if self.is_miss() {

@@ -13,6 +13,7 @@ use oxigears_python_api::{Continuation, Origin};
 use smallvec::SmallVec;
 
 use super::{
+    held,
     index::Entry,
     link::{self, Tie},
     names::Name,
@@ -122,6 +123,15 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
         string_at: told.is_of_string().then(|| GONE.load(Ordering::Relaxed)),
         tied: tied(entry),
     };
+    // Who waits for one has read, and is answered even now.
+    match event.tied.is_none() && held::is_to_wait(guard, told) {
+        true => held::push(guard, entry, event),
+        false => dispatch(guard, entry, event),
+    }
+}
+
+/// The event, which is counted as triggered, goes to where it will be handled.
+pub(super) fn dispatch(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
     match entry.mode() {
         RegisterMode::Sync => due::push(guard, Due::Event(SyncShot::new(entry.clone(), event))),
         RegisterMode::Async if module().is_cluster => spread::push(guard, entry, event),

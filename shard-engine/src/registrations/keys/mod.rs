@@ -3,7 +3,7 @@
 //! * `index`: which registrations an event concerns
 //! * `fire`: one registration and one event; `sync`: handlers that run right after the command
 //! * `queue`, `reading`, `worker`: events that wait for a worker thread of this shard, their records, and what it does
-//! * `spread`: executions on all shards of a cluster
+//! * `spread`: executions on all shards of a cluster; `held`: what the server causes while the cluster is down
 //! * `record`: what scripts see of an event; `fresh`: a value that is at hand; `link`: the client's command that caused it
 //! * `names`: names of events, each kept once
 //!
@@ -11,6 +11,7 @@
 
 pub mod fire;
 pub mod fresh;
+mod held;
 pub mod index;
 pub mod link;
 mod names;

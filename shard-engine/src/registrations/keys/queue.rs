@@ -14,7 +14,7 @@ use std::{
 use oxigears_coordinator::{codec::RecordBatch, engine::Waiting, execution::Outcome};
 use parking_lot::{Condvar, Mutex};
 
-use super::{fire::Event, index::Entry, reading, spread};
+use super::{fire::Event, held, index::Entry, reading, spread};
 use crate::{
     module::module,
     readers::event::Huge,
@@ -299,7 +299,8 @@ impl Core {
         for event in ready.into_iter().map(|ready| ready.event).chain(waiting) {
             self.gone(event.number, end);
         }
-        let elsewhere = spread::withdraw(self);
+        let mut elsewhere = spread::withdraw(self);
+        elsewhere.append(&mut held::withdraw(self));
         elsewhere.iter().for_each(|_| self.stats.ended(end, 0));
         let count = count + elsewhere.len();
         if count + taken > 0 {

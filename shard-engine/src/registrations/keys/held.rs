@@ -1,0 +1,108 @@
+//! Events that the server causes by itself (keys expire, or are evicted) while its cluster is down: functions can use no keys
+//! then, and such an event comes only once. They wait until the cluster is up.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    fire::{Event, dispatch},
+    index::Entry,
+    queue,
+    worker::REPLICA,
+};
+use crate::{
+    module::module,
+    redis::{cluster, lock::ServerLock, notify::Told, timer},
+    registrations::{active::Core, is_master, stats::End},
+};
+
+/// How long what was seen of the cluster holds. Many keys expire at once.
+const SEEN_FOR: Duration = Duration::from_millis(10);
+/// Pause between two looks while events wait.
+const PAUSE: Duration = Duration::from_millis(50);
+
+type Waiting = VecDeque<(Arc<Entry>, Event)>;
+
+struct Line {
+    waiting: Waiting,
+    /// When the cluster was seen last, and whether it was down.
+    seen: Option<(Instant, bool)>,
+}
+
+static LINE: Mutex<Line> = Mutex::new(Line {
+    waiting: VecDeque::new(),
+    seen: None,
+});
+
+/// The event has to wait.
+#[inline]
+pub fn is_to_wait(guard: &ServerLock, told: &Told<'_>) -> bool {
+    module().is_cluster && told.is_of_server() && is_held_up(guard)
+}
+
+fn is_held_up(guard: &ServerLock) -> bool {
+    let seen = {
+        let line = LINE.lock();
+        if !line.waiting.is_empty() {
+            // It stands behind them.
+            return true;
+        }
+        line.seen
+    };
+    match seen {
+        Some((at, down)) if at.elapsed() < SEEN_FOR => down,
+        _ => is_down(guard),
+    }
+}
+
+fn is_down(guard: &ServerLock) -> bool {
+    let down = !cluster::is_ok(guard);
+    LINE.lock().seen = Some((Instant::now(), down));
+    down
+}
+
+/// The event waits; it is counted as triggered already.
+pub fn push(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
+    if !queue::joins(guard, &entry.active) {
+        return;
+    }
+    let mut line = LINE.lock();
+    line.waiting.push_back((entry.clone(), event));
+    let is_first = line.waiting.len() == 1;
+    drop(line);
+    if is_first {
+        timer::once(guard, PAUSE, go_on);
+    }
+}
+
+/// The events fire if the cluster is up.
+fn go_on(guard: &ServerLock) {
+    if is_master() && is_down(guard) {
+        return timer::once(guard, PAUSE, go_on);
+    }
+    let waiting = std::mem::take(&mut LINE.lock().waiting);
+    for (entry, event) in waiting {
+        queue::left(1);
+        match is_master() {
+            true => dispatch(guard, &entry, event),
+            false => entry.active.core.stats.ended(&End::Refused(REPLICA), 0),
+        }
+    }
+}
+
+/// Takes out what waits for this registration.
+pub(super) fn withdraw(core: &Core) -> Vec<Event> {
+    let mut line = LINE.lock();
+    let is_its = |(entry, _): &(Arc<Entry>, Event)| std::ptr::eq(&*entry.active.core, core);
+    if !line.waiting.iter().any(is_its) {
+        return Vec::new();
+    }
+    let (its, others): (Waiting, Waiting) = std::mem::take(&mut line.waiting).into_iter().partition(is_its);
+    line.waiting = others;
+    its.into_iter().map(|(_, event)| event).collect()
+}
