@@ -25,6 +25,9 @@ use crate::{
 const SEEN_FOR: Duration = Duration::from_millis(10);
 /// Pause between two looks while events wait.
 const PAUSE: Duration = Duration::from_millis(50);
+/// So many fire at once when the cluster is up, and others after this pause.
+const AT_ONCE: usize = 100;
+const SOON: Duration = Duration::from_millis(1);
 
 type Waiting = VecDeque<(Arc<Entry>, Event)>;
 
@@ -80,19 +83,21 @@ pub fn push(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
     }
 }
 
-/// The events fire if the cluster is up.
+/// Events fire if the cluster is up: some now, the others soon, so that clients are served in between.
 fn go_on(guard: &ServerLock) {
     if is_master() && is_down(guard) {
         return timer::once(guard, PAUSE, go_on);
     }
-    let waiting = std::mem::take(&mut LINE.lock().waiting);
-    for (entry, event) in waiting {
+    for _ in 0..AT_ONCE {
+        let first = LINE.lock().waiting.pop_front();
+        let Some((entry, event)) = first else { return };
         queue::left(1);
         match is_master() {
             true => dispatch(guard, &entry, event),
             false => entry.active.core.stats.ended(&End::Refused(REPLICA), 0),
         }
     }
+    timer::once(guard, SOON, go_on);
 }
 
 /// Takes out what waits for this registration.
