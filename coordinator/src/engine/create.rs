@@ -265,6 +265,14 @@ impl Engine {
         Engine::others(setup).all(is_up)
     }
 
+    /// The links to all other shards are up: an execution on all of them would not fail for want of one.
+    pub fn reaches_all(&self) -> bool {
+        let topology = self.topology();
+        let transport = self.transport.read();
+        let mut others = topology.shards.iter().filter(|shard| shard.id != topology.me);
+        others.all(|shard| transport.as_ref().is_some_and(|t| t.down_for(&shard.id).is_none()))
+    }
+
     /// Gives peers that were lost or are being connected a moment; one that has been away for longer gets a glance, as
     /// others wait behind. Waits until no link is crowded: a full one would end what is under way. `since_ms`: when it came
     /// here; what has waited behind others has had its time.

@@ -1,5 +1,6 @@
 //! Events that the server causes by itself (keys expire, or are evicted) while its cluster is down: functions can use no keys
-//! then, and such an event comes only once. They wait until the cluster is up.
+//! then, and such an event comes only once. They wait until the cluster is up, and those for all shards until these are
+//! reached.
 
 use std::{
     collections::VecDeque,
@@ -7,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oxigears_coordinator::registry::RegisterMode;
 use parking_lot::Mutex;
 
 use super::{
@@ -25,6 +27,8 @@ use crate::{
 const SEEN_FOR: Duration = Duration::from_millis(10);
 /// Pause between two looks while events wait.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long after the cluster has come up other shards are waited for: a shard that is back has to be found first.
+const SHARDS_WAIT: Duration = Duration::from_secs(10);
 /// So many fire at once when the cluster is up, and others after this pause.
 const AT_ONCE: usize = 100;
 const SOON: Duration = Duration::from_millis(1);
@@ -35,11 +39,24 @@ struct Line {
     waiting: Waiting,
     /// When the cluster was seen last, and whether it was down.
     seen: Option<(Instant, bool)>,
+    /// Since when it has been up while they waited.
+    up_since: Option<Instant>,
+}
+
+impl Line {
+    fn next(&mut self) -> Option<(Arc<Entry>, Event)> {
+        let first = self.waiting.pop_front();
+        if first.is_none() {
+            self.up_since = None;
+        }
+        first
+    }
 }
 
 static LINE: Mutex<Line> = Mutex::new(Line {
     waiting: VecDeque::new(),
     seen: None,
+    up_since: None,
 });
 
 /// The event has to wait.
@@ -83,13 +100,27 @@ pub fn push(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
     }
 }
 
-/// Events fire if the cluster is up: some now, the others soon, so that clients are served in between.
+/// The first ones can fire now.
+fn are_ready(guard: &ServerLock) -> bool {
+    let down = is_down(guard);
+    let mut line = LINE.lock();
+    if down {
+        line.up_since = None;
+        return false;
+    }
+    let since = *line.up_since.get_or_insert_with(Instant::now);
+    let mut first = line.waiting.iter().take(AT_ONCE);
+    let is_for_all = first.any(|(entry, _)| entry.mode() == RegisterMode::Async);
+    !is_for_all || module().engine.reaches_all() || since.elapsed() >= SHARDS_WAIT
+}
+
+/// Events fire if they can: some now, the others soon, so that clients are served in between.
 fn go_on(guard: &ServerLock) {
-    if is_master() && is_down(guard) {
+    if is_master() && !are_ready(guard) {
         return timer::once(guard, PAUSE, go_on);
     }
     for _ in 0..AT_ONCE {
-        let first = LINE.lock().waiting.pop_front();
+        let first = LINE.lock().next();
         let Some((entry, event)) = first else { return };
         queue::left(1);
         match is_master() {
