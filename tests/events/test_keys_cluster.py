@@ -379,16 +379,6 @@ def test_keys_that_expire_while_the_cluster_is_down_are_handled_afterwards(fadin
         all_noted(wire, tag)
 
 
-@pytest.mark.matrix
-def test_keys_that_expire_after_a_start_are_handled(fading):
-    """A node is up before its cluster is."""
-    own, first, tag = fading
-    first.restart()
-    own.wait_cluster_ok()
-    with Wire(first.port) as wire:
-        all_noted(wire, tag)
-
-
 def test_what_waits_for_the_cluster_goes_with_its_registration(fading):
     own, first, tag = fading
     with Wire(first.port) as wire, Wire(own.servers[1].port) as other:
