@@ -383,6 +383,7 @@ def test_what_waits_for_the_cluster_goes_with_its_registration(fading):
     own, first, tag = fading
     with Wire(first.port) as wire, Wire(own.servers[1].port) as other:
         expire_while_down(own, wire)
+        assert b"rg_events_waiting:%d\r" % (KEYS * len(MODES)) in wire.ok("INFO", "rg")
         for row in other.ok("RG.DUMPREGISTRATIONS"):
             assert other.call("RG.UNREGISTER", row[1], "ABORTPENDING") == Simple("OK")
         wait_until(lambda: wire.ok("RG.DUMPREGISTRATIONS") == [], "the registrations going away")
