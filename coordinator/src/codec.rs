@@ -362,7 +362,7 @@ impl<'a> Cursor<'a> {
             }
             _ => return None,
         };
-        *self = next;
+        self.at = next.at;
         Some(TextEvent { event, key, read })
     }
 

@@ -34,7 +34,7 @@ struct Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        if INSIDE.get() > 0 {
+        if HERE.with(|here| here.inside.get()) > 0 {
             // Code has ended the process (SHUTDOWN), and its thread is still in the interpreter: the state is in use, and
             // would be waited for without end.
             return;
@@ -48,46 +48,56 @@ impl Drop for Kept {
     }
 }
 
+/// What each visit of a thread looks at: in one place, because a shared library has to ask for each value of a thread.
+struct Here {
+    /// It has a state, or its own way.
+    known: Cell<bool>,
+    /// Visits that it has begun and not ended.
+    inside: Cell<u32>,
+    /// See `precedence`.
+    has_claim: Cell<bool>,
+}
+
 thread_local! {
-    static KNOWN: Cell<bool> = const { Cell::new(false) };
+    static HERE: Here = const { Here { known: Cell::new(false), inside: Cell::new(0), has_claim: Cell::new(false) } };
     static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
-    /// Visits that this thread has begun and not ended.
-    static INSIDE: Cell<u32> = const { Cell::new(0) };
 }
 
 /// A visit of this thread.
-struct Visit;
+struct Visit<'a>(&'a Here);
 
-impl Visit {
+impl Visit<'_> {
     #[inline]
-    fn begin() -> Visit {
-        INSIDE.set(INSIDE.get() + 1);
-        Visit
+    fn begin(here: &Here) -> Visit<'_> {
+        here.inside.set(here.inside.get() + 1);
+        Visit(here)
     }
 }
 
-impl Drop for Visit {
+impl Drop for Visit<'_> {
     #[inline]
     fn drop(&mut self) {
-        INSIDE.set(INSIDE.get() - 1);
+        self.0.inside.set(self.0.inside.get() - 1);
     }
 }
 
 /// Like `Python::attach`, for threads of ours that will do it again. Who has the server lock comes first.
 #[inline]
 pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
-    if !KNOWN.get() {
-        keep();
-    }
-    let _visit = Visit::begin();
-    let first = Outermost::claim(server::has_server_lock);
-    // One call of `f` only: with a second one its code is not part of this, and deep recursion takes more stack.
-    let waiting = (!first.is_inner).then(Waiting::begin);
-    Python::attach(|py| {
-        if let Some(waiting) = waiting {
-            waiting.end();
+    HERE.with(|here| {
+        if !here.known.get() {
+            keep(here);
         }
-        f(py)
+        let _visit = Visit::begin(here);
+        let first = Outermost::claim(&here.has_claim, server::has_server_lock);
+        // One call of `f` only: with a second one its code is not part of this, and deep recursion takes more stack.
+        let waiting = (!first.is_inner).then(Waiting::begin);
+        Python::attach(|py| {
+            if let Some(waiting) = waiting {
+                waiting.end();
+            }
+            f(py)
+        })
     })
 }
 
@@ -210,8 +220,8 @@ impl<T> WithGil<T> {
 }
 
 #[cold]
-fn keep() {
-    KNOWN.set(true);
+fn keep(here: &Here) {
+    here.known.set(true);
     // SAFETY: the interpreter is initialised; the thread has no state, so it does not hold the GIL. It gets a state
     // and gives the GIL back with it in place.
     unsafe {

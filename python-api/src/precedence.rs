@@ -39,36 +39,33 @@ impl Drop for Precedence {
     }
 }
 
-thread_local! {
-    static HAS_CLAIM: Cell<bool> = const { Cell::new(false) };
-}
-
 /// The claim of a thread that has the server lock and takes the GIL; its inner ones need none.
-pub(crate) struct Outermost {
-    is_claim: bool,
+pub(crate) struct Outermost<'a> {
+    /// Where the thread notes it, if this is one.
+    claim: Option<&'a Cell<bool>>,
     /// There is one already.
     pub(crate) is_inner: bool,
 }
 
-impl Outermost {
-    /// If this is the outermost one, and `has_lock` says so.
+impl Outermost<'_> {
+    /// If this is the outermost one of the thread, which notes that in `has_claim`, and `has_lock` says so.
     #[inline]
-    pub(crate) fn claim(has_lock: impl FnOnce() -> bool) -> Outermost {
-        let is_inner = HAS_CLAIM.get();
-        let is_claim = !is_inner && has_lock();
-        if is_claim {
-            HAS_CLAIM.set(true);
+    pub(crate) fn claim(has_claim: &Cell<bool>, has_lock: impl FnOnce() -> bool) -> Outermost<'_> {
+        let is_inner = has_claim.get();
+        let claim = (!is_inner && has_lock()).then_some(has_claim);
+        if claim.is_some() {
+            has_claim.set(true);
             begin();
         }
-        Outermost { is_claim, is_inner }
+        Outermost { claim, is_inner }
     }
 }
 
-impl Drop for Outermost {
+impl Drop for Outermost<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.is_claim {
-            HAS_CLAIM.set(false);
+        if let Some(claim) = self.claim {
+            claim.set(false);
             end();
         }
     }

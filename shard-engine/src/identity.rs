@@ -38,6 +38,7 @@ thread_local! {
 pub struct Identity(Option<Arc<str>>);
 
 /// Gives this thread an identity; `None`: all rights.
+#[inline]
 pub fn enter(user: Option<Arc<str>>) -> Identity {
     CURRENT.with_borrow_mut(|who| {
         who.nesting += 1;
@@ -46,6 +47,7 @@ pub fn enter(user: Option<Arc<str>>) -> Identity {
 }
 
 impl Drop for Identity {
+    #[inline]
     fn drop(&mut self) {
         CURRENT.with_borrow_mut(|who| {
             who.nesting -= 1;

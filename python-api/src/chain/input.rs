@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use oxigears_coordinator::codec::{Cursor, Item as Encoded, RecordBatch};
+use oxigears_coordinator::codec::{Cursor, Item as Encoded, RecordBatch, TextEvent};
 use pyo3::{ffi, prelude::*};
 
 use super::{
@@ -95,14 +95,25 @@ impl Batch {
     }
 }
 
-/// Reads the one record that is there; the error is a text.
+/// Reads the one record that is there, which may have been seen to be an `event`; the error is a text.
 ///
 /// # Safety
 /// The GIL is held.
 #[inline]
-pub(super) unsafe fn pull_one(py: Python<'_>, record: &[u8], decoder: &Decoder) -> Result<Item, String> {
+pub(super) unsafe fn pull_one(
+    py: Python<'_>,
+    record: &[u8],
+    event: Option<&TextEvent<'_>>,
+    decoder: &Decoder,
+) -> Result<Item, String> {
     // SAFETY: as for this function; the record has no key that would have to outlive it.
-    unsafe { read(&mut Cursor::at(record, 0), decoder, false) }.map_err(|error| match error {
+    let value = unsafe {
+        match event.and_then(|event| decoder.event(event)) {
+            Some(decoded) => decoded,
+            None => decoder.next(&mut Cursor::new(record)),
+        }
+    };
+    value.map(Item::plain).map_err(|error| match error {
         DecodeError::Python => take_error_text(py),
         DecodeError::Codec(e) => undecodable(&e.to_string(), 1),
     })

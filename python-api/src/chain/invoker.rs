@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oxigears_coordinator::{
-    codec::{RecordBatch, tag},
+    codec::{Cursor, RecordBatch, TextEvent, tag},
     execution::Outcome,
     plan::{Plan, Stage},
     stage::StageRunner,
@@ -117,10 +117,11 @@ impl Invoker {
     /// Runs the steps with one encoded record. Takes the GIL, unless this thread has it.
     pub fn call_record(&self, record: &[u8], origin: Option<Arc<dyn Origin>>) -> Invoked {
         self.run(origin, |py, chain, exit| {
+            let event = Cursor::new(record).text_event();
             // SAFETY: the GIL is held.
-            match unsafe { pull_one(py, record, &self.decoder) } {
+            match unsafe { pull_one(py, record, event.as_ref(), &self.decoder) } {
                 Ok(item) => {
-                    exit.expect_event(&item, record);
+                    exit.expect_event(&item, event.as_ref(), record);
                     chain.push_one(py, item, exit);
                 }
                 Err(text) => exit.error(text),
@@ -137,7 +138,8 @@ impl Invoker {
             // SAFETY: the GIL is held.
             match unsafe { batch.pull(py, &self.decoder, false) } {
                 Pulled::Record(item) => {
-                    exit.expect_event(&item, batch.last());
+                    let record = batch.last();
+                    exit.expect_event(&item, Cursor::new(record).text_event().as_ref(), record);
                     chain.push_one(py, item, exit);
                 }
                 Pulled::Error(text) => exit.error(text),
@@ -186,7 +188,7 @@ impl Invoker {
                 Ok(chain) => chain,
                 Err(text) => {
                     exit.error(text);
-                    return Invoked::Done(exit.into_outcome().0);
+                    return Invoked::Done(exit.outcome().0);
                 }
             };
             exit.bytes = std::mem::take(&mut chain.scratch);
@@ -198,7 +200,7 @@ impl Invoker {
                 return Invoked::Continues(self.rest(chain, batch, exit, origin));
             }
             chain.context = visit.leave(session);
-            let (mut outcome, scratch) = exit.into_outcome();
+            let (mut outcome, scratch) = exit.outcome();
             chain.scratch = scratch;
             if chain.profile {
                 outcome.steps_ns = vec![chain.take_durations_ns(self.stage.locals.len())];
@@ -350,8 +352,8 @@ impl ToOutcome<'_> {
     /// Most events go through their steps unchanged, and few of the texts that they end as are ever read: so the text is not
     /// made, as long as it can still be made from the encoded record.
     #[inline]
-    fn expect_event(&mut self, item: &Item, record: &[u8]) {
-        if self.bytes.is_empty() && record.len() <= SCRATCH && text::is_plain_event(record) {
+    fn expect_event(&mut self, item: &Item, event: Option<&TextEvent<'_>>, record: &[u8]) {
+        if self.bytes.is_empty() && record.len() <= SCRATCH && event.is_some_and(text::is_plain_event) {
             // SAFETY: the item is alive.
             self.expected = unsafe { text::version(item.value.as_ptr()) };
             if self.expected.is_some() {
@@ -415,10 +417,10 @@ impl Exit for ToOutcome<'_> {
 }
 
 impl ToOutcome<'_> {
-    /// And memory for the next call.
-    fn into_outcome(mut self) -> (Outcome, Vec<u8>) {
+    /// And memory for the next call. Nothing stays.
+    fn outcome(&mut self) -> (Outcome, Vec<u8>) {
         let mut outcome = Outcome {
-            errors: self.errors,
+            errors: std::mem::take(&mut self.errors),
             ..Outcome::default()
         };
         if self.records > 0 {
@@ -432,6 +434,6 @@ impl ToOutcome<'_> {
             });
         }
         self.bytes.clear();
-        (outcome, self.bytes)
+        (outcome, std::mem::take(&mut self.bytes))
     }
 }

@@ -3,7 +3,7 @@
 //! Most records end as text (`convertToStr`), and most are such containers. Whatever could look otherwise in Python is
 //! left to Python.
 
-use oxigears_coordinator::codec::{Cursor, TextEvent, put_varint, tag};
+use oxigears_coordinator::codec::{TextEvent, put_varint, tag};
 use pyo3::ffi;
 
 use crate::{codec::new_text, obj::Obj, runtime::runtime};
@@ -64,12 +64,9 @@ pub(super) unsafe fn put_item(out: &mut Vec<u8>, value: *mut ffi::PyObject) -> b
 
 /// The event's record has a text that Python prints as it is, and nothing in it but the record itself can change.
 #[inline]
-pub(super) fn is_plain_event(record: &[u8]) -> bool {
-    let Some(TextEvent { event, key, read }) = Cursor::new(record).text_event() else {
-        return false;
-    };
-    let value = read.and_then(|(_, value)| value);
-    is_plain(event) && is_plain(key) && value.is_none_or(is_plain)
+pub(super) fn is_plain_event(event: &TextEvent<'_>) -> bool {
+    let value = event.read.and_then(|(_, value)| value);
+    is_plain(event.event) && is_plain(event.key) && value.is_none_or(is_plain)
 }
 
 /// A number that no other dict has had, nor this one before it was changed last; `None` if it is no dict.

@@ -1,7 +1,7 @@
 //! Record bytes to Python objects. The bytes may come from the network: everything is checked.
 
 use oxigears_coordinator::{
-    codec::{CodecError, Cursor, Item},
+    codec::{CodecError, Cursor, Item, TextEvent},
     limits::CODEC_DEPTH,
 };
 use pyo3::ffi;
@@ -169,16 +169,26 @@ impl Decoder {
     pub(crate) unsafe fn next(&self, cursor: &mut Cursor<'_>) -> Decoded {
         // Events of strings are the most frequent records of all.
         let mut behind = cursor.clone();
-        if let Some(event) = behind.text_event()
-            && let Some(read) = event.read
-        {
+        let event = behind.text_event();
+        // SAFETY: the GIL is held.
+        if let Some(decoded) = event.and_then(|event| unsafe { self.event(&event) }) {
             *cursor = behind;
-            // SAFETY: the GIL is held.
-            return unsafe { text_event(event.event, event.key, read) };
+            return decoded;
         }
         let item = cursor.next_item()?;
         // SAFETY: as for this function.
         unsafe { self.item(item, cursor, 0) }
+    }
+
+    /// Decodes an event whose record has been read; `None` if it has no type and value.
+    ///
+    /// # Safety
+    /// The GIL is held.
+    #[inline]
+    pub(crate) unsafe fn event(&self, event: &TextEvent<'_>) -> Option<Decoded> {
+        let read = event.read?;
+        // SAFETY: the GIL is held.
+        Some(unsafe { text_event(event.event, event.key, read) })
     }
 
     /// Decodes an item whose head has been read.

@@ -128,7 +128,9 @@ pub(super) struct Unseen(bool);
 
 /// See `Unseen`.
 pub(super) fn unseen() -> Unseen {
-    Unseen(PASS.swap(true, Ordering::Relaxed))
+    let before = PASS.load(Ordering::Relaxed);
+    PASS.store(true, Ordering::Relaxed);
+    Unseen(before)
 }
 
 impl Drop for Unseen {

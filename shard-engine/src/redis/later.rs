@@ -27,9 +27,11 @@ pub fn when_over(work: Work) {
 
 /// The work is wanted when the command at hand is over. Called in a notification, under the lock.
 pub fn ask(guard: &ServerLock) {
-    if ASKED.swap(true, Ordering::AcqRel) {
+    // No exchange: who has the lock is alone here.
+    if is_asked() {
         return;
     }
+    ASKED.store(true, Ordering::Release);
     if !event_loop::listen(guard) {
         // A server before 7.0 does not tell: the next turn of the event loop.
         timer::once(guard, Duration::from_millis(1), work);

@@ -46,21 +46,30 @@ impl Drop for ServerLock {
     }
 }
 
-/// What this thread has of the lock.
-#[derive(Clone, Copy)]
+/// What this thread has of the lock. Read and written field by field: copies of the whole would wait for what has just been
+/// written to parts of it.
 struct State {
     /// Times that this thread took the lock and has not given it back.
-    depth: u32,
+    depth: Cell<u32>,
     /// How the lock was taken at depth 0, if it was: so it is given back there.
-    held: Option<Held>,
+    held: Cell<Option<Held>>,
     /// Callbacks of the server that this thread is in; the lock is held inside.
-    callbacks: u32,
+    callbacks: Cell<u32>,
     /// Depth at which the innermost callback began: it can give back only what it took itself.
-    floor: u32,
+    floor: Cell<u32>,
+}
+
+impl State {
+    /// The thread has nothing of it.
+    fn is_without(&self) -> bool {
+        self.depth.get() == 0 && self.callbacks.get() == 0
+    }
 }
 
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State { depth: 0, held: None, callbacks: 0, floor: 0 }) };
+    static STATE: State = const {
+        State { depth: Cell::new(0), held: Cell::new(None), callbacks: Cell::new(0), floor: Cell::new(0) }
+    };
 }
 
 /// The context that belongs to no client. One is enough: it is used under the lock only (logging needs just its name).
@@ -97,14 +106,13 @@ pub fn lock_to_write() -> ServerLock {
 
 /// Whoever holds the lock may write now. If not: give it back, and `lock_to_write`.
 pub fn is_fit_to_write(guard: &ServerLock) -> bool {
-    let state = STATE.get();
-    state.held.is_none() || is_fit(state.held, guard)
+    let held = STATE.with(|state| state.held.get());
+    held.is_none() || is_fit(held, guard)
 }
 
 /// This thread has not the lock, and whoever takes it in the ordinary way now may not write, as far as was seen last.
 pub(super) fn seems_unfit_to_write() -> bool {
-    let state = STATE.get();
-    state.depth == 0 && state.callbacks == 0 && before_serving::was_end_of_turn_needed()
+    STATE.with(State::is_without) && before_serving::was_end_of_turn_needed()
 }
 
 fn is_fit(held: Option<Held>, guard: &ServerLock) -> bool {
@@ -144,24 +152,22 @@ pub fn lock_within(wait: Duration) -> Option<ServerLock> {
 
 /// This thread holds the lock.
 pub fn is_held() -> bool {
-    let state = STATE.get();
-    state.depth > 0 || state.callbacks > 0
+    !STATE.with(State::is_without)
 }
 
 /// The server calls this thread, or a thread that it calls has lent the lock: a client's command may be under way.
 pub fn is_in_callback() -> bool {
-    STATE.get().callbacks > 0
+    STATE.with(|state| state.callbacks.get() > 0)
 }
 
 /// This thread took the lock once, itself: giving that back sets it free.
 pub fn is_outermost() -> bool {
-    let state = STATE.get();
-    state.depth == 1 && state.callbacks == 0 && state.held.is_some()
+    STATE.with(|state| state.depth.get() == 1 && state.callbacks.get() == 0 && state.held.get().is_some())
 }
 
 /// The same, and the server's mutex was free before: nothing that others did under it is still to be replicated.
 pub fn is_hold_of_its_own() -> bool {
-    is_outermost() && STATE.get().held == Some(Held::Mutex)
+    is_outermost() && STATE.with(|state| state.held.get()) == Some(Held::Mutex)
 }
 
 /// Takes the lock without a guard; `exit` gives it back, on the same thread.
@@ -175,20 +181,21 @@ fn try_enter() -> bool {
 }
 
 fn enter_by(take: impl FnOnce() -> Option<Held>) -> bool {
-    let mut state = STATE.get();
-    if state.depth == 0 && state.callbacks == 0 {
-        let Some(held) = take() else {
-            return false;
-        };
-        state.held = Some(held);
-    }
-    state.depth += 1;
-    STATE.set(state);
-    if sharing::wants_turns() {
+    let has = STATE.with(|state| {
+        if state.is_without() {
+            let Some(held) = take() else {
+                return false;
+            };
+            state.held.set(Some(held));
+        }
+        state.depth.set(state.depth.get() + 1);
+        true
+    });
+    if has && sharing::wants_turns() {
         let guard = ManuallyDrop::new(ServerLock { _not_send: PhantomData });
         event_loop::listen(&guard);
     }
-    true
+    has
 }
 
 /// Takes the lock without a guard, for work that may write and can not wait once it has begun: not if that takes longer
@@ -208,17 +215,19 @@ pub fn try_enter_unpaused(wait: Duration, go_on: &dyn Fn() -> bool) -> bool {
 
 /// Gives one hold back; false if this thread has none to give.
 pub fn exit() -> bool {
-    let mut state = STATE.get();
-    if state.depth <= state.floor {
-        return false;
-    }
-    state.depth -= 1;
-    let release = if state.depth == 0 { state.held.take() } else { None };
-    STATE.set(state);
-    if let Some(held) = release {
-        sharing::give_back(held);
-    }
-    true
+    STATE.with(|state| {
+        let depth = state.depth.get();
+        if depth <= state.floor.get() {
+            return false;
+        }
+        state.depth.set(depth - 1);
+        if depth == 1
+            && let Some(held) = state.held.take()
+        {
+            sharing::give_back(held);
+        }
+        true
+    })
 }
 
 /// The token for a callback that is called for every command and takes no holds itself: it costs nothing.
@@ -232,23 +241,32 @@ pub(super) unsafe fn in_quick_callback() -> ManuallyDrop<ServerLock> {
 
 /// Marks that this thread is inside a callback of the server. Holds that the callback forgot end with it.
 pub(super) fn enter_callback() -> Callback {
-    let before = STATE.get();
-    STATE.set(State {
-        callbacks: before.callbacks + 1,
-        floor: before.depth,
-        ..before
-    });
-    Callback { before }
+    STATE.with(|state| {
+        state.callbacks.set(state.callbacks.get() + 1);
+        let depth = state.depth.get();
+        Callback {
+            depth,
+            held: state.held.get(),
+            floor: state.floor.replace(depth),
+        }
+    })
 }
 
-/// See `enter_callback`.
+/// What was before the callback; see `enter_callback`.
 pub(super) struct Callback {
-    before: State,
+    depth: u32,
+    held: Option<Held>,
+    floor: u32,
 }
 
 impl Drop for Callback {
     fn drop(&mut self) {
-        STATE.set(self.before);
+        STATE.with(|state| {
+            state.callbacks.set(state.callbacks.get() - 1);
+            state.depth.set(self.depth);
+            state.held.set(self.held);
+            state.floor.set(self.floor);
+        });
     }
 }
 

@@ -61,7 +61,9 @@ pub fn enter(flags: context::Flags, key: Option<&[u8]>) -> Inside {
     };
     IN_ONE_GO.store(in_one_go, Ordering::Relaxed);
     PARKED.store(false, Ordering::Relaxed);
-    Inside(SLOT.swap(slot, Ordering::Relaxed))
+    let before = SLOT.load(Ordering::Relaxed);
+    SLOT.store(slot, Ordering::Relaxed);
+    Inside(before)
 }
 
 impl Drop for Inside {

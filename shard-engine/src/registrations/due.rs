@@ -46,7 +46,7 @@ pub enum Due {
 impl Due {
     /// Runs it, with server lock and GIL held. Counts how it ended. What it writes may push further shots, which are
     /// fired after it.
-    fn fire(self, guard: &ServerLock) {
+    fn fire(&mut self, guard: &ServerLock) {
         match self {
             Due::Event(shot) => shot.fire(guard),
             Due::Entries(shot) => shot.fire(guard),
@@ -98,6 +98,7 @@ impl Lines {
         self.tied.len() + self.others.len()
     }
 
+    #[inline]
     fn push(&mut self, shot: Due) {
         let line = match shot.is_tied() {
             true => &mut self.tied,
@@ -168,6 +169,7 @@ pub fn start() {
 }
 
 /// A handler is due as soon as the command at hand is over. Called in a notification of the server: runs nothing.
+#[inline]
 pub fn push(guard: &ServerLock, shot: Due) {
     let mut queue = QUEUE.borrow_mut(guard);
     if queue.len() >= limits::DUE_SHOTS {
@@ -309,7 +311,7 @@ fn fire(guard: &ServerLock, which: Which) {
         return;
     }
     python::with_interpreter(|| {
-        while let Some(shot) = pop(guard, which) {
+        while let Some(mut shot) = pop(guard, which) {
             let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
             fresh::forget();
             if let Err(panic) = caught {
@@ -326,6 +328,7 @@ fn is_due(guard: &ServerLock, which: Which) -> bool {
     !is_empty() && (which == Which::All || !QUEUE.borrow_mut(guard).tied.is_empty())
 }
 
+#[inline]
 fn pop(guard: &ServerLock, which: Which) -> Option<Due> {
     let mut queue = QUEUE.borrow_mut(guard);
     let shot = queue.pop(which);

@@ -82,6 +82,16 @@ impl Event {
 }
 
 impl Event {
+    /// The event itself; what stays has no client.
+    pub fn take(&mut self) -> Event {
+        Event {
+            name: self.name.clone(),
+            key: std::mem::take(&mut self.key),
+            tied: self.tied.take(),
+            ..*self
+        }
+    }
+
     /// The key holds a string most likely. Asking for one that has gone would count as a miss.
     pub fn is_likely_string(&self) -> bool {
         self.string_at.is_some_and(|gone| gone == GONE.load(Ordering::Relaxed))
@@ -131,6 +141,7 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
 }
 
 /// The event, which is counted as triggered, goes to where it will be handled.
+#[inline]
 pub(super) fn dispatch(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
     match entry.mode() {
         RegisterMode::Sync => due::push(guard, Due::Event(SyncShot::new(entry.clone(), event))),

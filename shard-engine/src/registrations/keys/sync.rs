@@ -27,6 +27,7 @@ pub struct SyncShot {
 
 impl SyncShot {
     /// It is counted as triggered already.
+    #[inline]
     pub fn new(entry: Arc<Entry>, event: Event) -> SyncShot {
         SyncShot { entry, event }
     }
@@ -58,18 +59,18 @@ impl SyncShot {
         invoked
     }
 
-    /// Runs it; see `due`.
-    pub fn fire(self, guard: &ServerLock) {
+    /// Runs it, once; see `due`.
+    pub fn fire(&mut self, guard: &ServerLock) {
         let start = Instant::now();
         let ran = self.run(guard);
         let ns = start.elapsed().as_nanos() as u64;
-        let SyncShot { entry, mut event } = self;
+        let SyncShot { entry, event } = self;
         event.number = module().engine.next_number();
         match ran {
             Invoked::Done(outcome) => fire::ended(&entry.active, event.number, outcome, ns),
             Invoked::Continues(mut rest) => {
                 rest.spent_ns = ns;
-                fire::go_on(&entry, event, rest);
+                fire::go_on(entry, event.take(), rest);
             }
         }
     }

@@ -40,7 +40,7 @@ impl Shot {
 
 impl Shot {
     /// Runs it; see `due`.
-    pub fn fire(self, guard: &ServerLock) {
+    pub fn fire(&self, guard: &ServerLock) {
         let (start, mut kept, mut flow) = (Instant::now(), None, self.flow);
         // All that one transaction or script added may be told by this shot alone, and is handled within it.
         let owed = flow.and_then(|flow| {
