@@ -379,6 +379,30 @@ def test_keys_that_expire_while_the_cluster_is_down_are_handled_afterwards(fadin
         all_noted(wire, tag)
 
 
+# Its function takes a while to be loaded.
+SLOW = """
+import time
+
+class Slow:
+    def __reduce__(self):
+        return time.sleep, (0.3,)
+
+GB().foreach(lambda x, slow=Slow(): None).register('other*')
+"""
+
+
+@pytest.mark.matrix
+def test_keys_that_expire_after_a_start_are_handled(fading):
+    """A node is up before its cluster is, and its handlers are there before the first key goes."""
+    own, first, tag = fading
+    with Wire(first.port) as wire:
+        register(wire, SLOW)
+    first.restart()
+    own.wait_cluster_ok()
+    with Wire(first.port) as wire:
+        all_noted(wire, tag)
+
+
 def test_what_waits_for_the_cluster_goes_with_its_registration(fading):
     own, first, tag = fading
     with Wire(first.port) as wire, Wire(own.servers[1].port) as other:

@@ -244,6 +244,11 @@ impl Activation {
         self.reloaded.load(Ordering::Acquire) && !(self.base().is_empty() && registrations().service.state().is_empty())
     }
 
+    /// The newest committed state is active.
+    pub fn is_current(&self) -> bool {
+        !self.reloaded.load(Ordering::Acquire) && Arc::ptr_eq(&self.base(), &registrations().service.state())
+    }
+
     fn work_once(&self) {
         let (change, farewells) = {
             let mut work = self.work.lock();

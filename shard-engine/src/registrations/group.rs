@@ -13,6 +13,7 @@ use crate::{
     module::module,
     redis::{
         cluster::{self, Member},
+        event_loop,
         lock::ServerLock,
         log,
     },
@@ -38,11 +39,13 @@ fn folder(guard: &ServerLock, me: &NodeId) -> PathBuf {
     PathBuf::from(dir).join(format!("oxigears-{me}"))
 }
 
-/// At load: a log from before decides from the start.
+/// At load: a log from before decides from the start, and what it holds is active before the first key can expire: events of
+/// that come only once.
 pub fn start_if_known(guard: &ServerLock) {
     let me = cluster::my_id(guard);
     if me != NodeId::single() && folder(guard, &me).is_dir() {
         start(guard, &me);
+        event_loop::await_at_end(guard, || registrations().activation.is_current(), limits::LOADED_WAIT);
     }
 }
 

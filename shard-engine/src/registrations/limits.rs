@@ -69,7 +69,8 @@ pub const PREPARED_LIFE: Duration = Duration::from_secs(30);
 pub const RETIRED_LIFE: Duration = Duration::from_secs(5);
 /// Removed registrations that are kept for that.
 pub const RETIRED: usize = 1000;
-/// So long a master waits after a load, before it takes commands, for what was loaded to become active.
+/// So long a master waits after a load, and a node of a cluster after its start, before it takes commands, for what is known
+/// to become active.
 pub const LOADED_WAIT: Duration = Duration::from_millis(1000);
 /// Rounds in which the activation loads functions outside the server lock before it loads the rest inside.
 pub const LOADING_ROUNDS: usize = 5;
