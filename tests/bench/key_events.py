@@ -23,7 +23,7 @@ CLIENTS, PIPELINE, KEYS = 50, 16, 100_000
 # Rounds, and SETs in each. Shares that differ by a hundredth take many rounds: each is a few hundredths off.
 ROUNDS, CALLS = 5, 500_000
 FINE_ROUNDS, FINE_CALLS = 41, 200_000
-FINE = "set_idle"
+FINE = ("set_idle", "set_sync")
 WARM_UP = 50_000
 DRAIN_S = 120.0
 POLL_S = 0.005
@@ -102,7 +102,7 @@ def one_round(way, fleet, script, calls):
 
 
 def measure(case, say, effort):
-    usual_rounds, usual_calls = (FINE_ROUNDS, FINE_CALLS) if case == FINE else (ROUNDS, CALLS)
+    usual_rounds, usual_calls = (FINE_ROUNDS, FINE_CALLS) if case in FINE else (ROUNDS, CALLS)
     calls = effort.count(usual_calls)
     scripts = {ALONE: None, **SCRIPTS[case]}
     rounds = {way: [] for way in scripts}
