@@ -210,9 +210,11 @@ fn tend_mesh(guard: &ServerLock) -> bool {
     if members.is_empty() {
         return true;
     }
-    let Some(mesh) = MESH.get() else {
-        return start_mesh(guard, &topology);
-    };
+    if MESH.get().is_none() {
+        start_mesh(guard, &topology);
+    }
+    // It could not start.
+    let Some(mesh) = MESH.get() else { return true };
     let peers = members.into_iter().map(|member| {
         // The address that the server gives to clients wins: it may be a host name.
         let shard = topology.shards.iter().find(|s| s.id == member.id);
@@ -249,9 +251,9 @@ fn on_announcement(guard: &ServerLock, from: &NodeId, bytes: &[u8]) {
     }
 }
 
-fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
+fn start_mesh(guard: &ServerLock, topology: &Topology) {
     if START_FAILED.load(Ordering::Relaxed) {
-        return true;
+        return;
     }
     let settings = match Settings::read(guard, &module().config) {
         Ok(settings) => settings,
@@ -260,7 +262,7 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
             log::warning(&format!(
                 "the mesh can not start, executions on several shards will fail: {reason}"
             ));
-            return false;
+            return;
         }
     };
     if !settings.may_leave_loopback() {
@@ -292,7 +294,6 @@ fn start_mesh(guard: &ServerLock, topology: &Topology) -> bool {
             ));
         }
     }
-    false
 }
 
 /// The server's own settings that the mesh follows.

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import localcluster
 import pytest
@@ -376,6 +377,21 @@ def test_keys_that_expire_while_the_cluster_is_down_are_handled_afterwards(fadin
         assert b"rg_events_waiting:%d\r" % (KEYS * len(MODES)) in wire.ok("INFO", "rg")
         own.servers[2].start()
         own.wait_cluster_ok()
+        all_noted(wire, tag)
+
+
+def test_they_wait_for_the_end_of_a_pause_of_writes_too(fading):
+    """As in a fail-over by hand: handlers could write nothing."""
+    own, first, tag = fading
+    with Wire(first.port) as wire:
+        expire_while_down(own, wire)
+        wire.ok("CLIENT", "PAUSE", "60000", "WRITE")
+        own.servers[2].start()
+        own.wait_cluster_ok()
+        # They are looked at every 50 ms.
+        time.sleep(0.3)
+        assert b"rg_events_waiting:%d\r" % (KEYS * len(MODES)) in wire.ok("INFO", "rg")
+        wire.ok("CLIENT", "UNPAUSE")
         all_noted(wire, tag)
 
 

@@ -1,6 +1,8 @@
 """Registering on three shards: on all or on none, seen by all when the client has its OK."""
 
+import localcluster
 import pytest
+from breaking import no_crash
 from registrations import (
     NOT_FOUND,
     dump,
@@ -285,3 +287,31 @@ def test_a_trigger_is_replaced_where_nobody_may_wait(wires, where):
             wait_until(lambda each=each: trigger(each, "t") == [b"new"], "the new one")
         for one in dump(wire):
             assert wire.call("RG.UNREGISTER", one) == Simple("OK")
+
+
+LOOKS = """
+seen = []
+async def look():
+    seen.append(await GB('ShardsIDReader').count().run())
+begin = lambda: runCoroutine(look())
+GB('CommandReader').map(lambda x: str(seen)).register(trigger='seen', mode='sync', onRegistered=begin)
+"""
+
+
+def test_on_registered_reaches_all_shards_after_a_restart():
+    """The links are not up yet when it is called: the execution waits for them."""
+    with localcluster.LocalCluster(masters=3) as own:
+        own.wait_mesh()
+        first = own.servers[0]
+        wanted = [b"[[['3'], []]]"]
+        with Wire(first.port) as wire:
+            register(wire, LOOKS)
+            wait_until(lambda: trigger(wire, "seen") == wanted, "the shards being counted")
+        first.restart()
+        own.wait_cluster_ok()
+        with Wire(first.port) as wire:
+            # First triggers are refused, and then it has not looked yet.
+            wait_until(lambda: isinstance(trigger(wire, "seen"), list), "the trigger")
+            wait_until(lambda: trigger(wire, "seen") != [b"[]"], "it having looked")
+            assert trigger(wire, "seen") == wanted
+        no_crash(own.servers)

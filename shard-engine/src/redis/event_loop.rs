@@ -18,7 +18,7 @@ use super::{
     ffi::{api, guarded},
     later,
     lock::{self, ServerLock},
-    replicate, sharing,
+    log, replicate, sharing,
 };
 
 /// Not tried yet.
@@ -40,6 +40,8 @@ static AT_END: OnceLock<Work> = OnceLock::new();
 struct Awaited {
     is_done: fn() -> bool,
     most: Duration,
+    /// For the log, if that takes longer.
+    late: &'static str,
 }
 
 static AWAITED: Mutex<Option<Awaited>> = Mutex::new(None);
@@ -110,10 +112,11 @@ pub fn listen(guard: &ServerLock) -> bool {
 }
 
 /// At the end of this turn, before answers go out and new commands come, the main thread lends the lock until `is_done`,
-/// but not for longer than `most`, nor while writes are paused. Does nothing if the server does not tell of its turns.
-pub fn await_at_end(guard: &ServerLock, is_done: fn() -> bool, most: Duration) {
+/// but not for longer than `most`, nor while writes are paused; `late` is logged then. Does nothing if the server does not tell
+/// of its turns.
+pub fn await_at_end(guard: &ServerLock, is_done: fn() -> bool, most: Duration, late: &'static str) {
     if listen(guard) {
-        *AWAITED.lock() = Some(Awaited { is_done, most });
+        *AWAITED.lock() = Some(Awaited { is_done, most, late });
     }
 }
 
@@ -121,6 +124,9 @@ fn lend_until_done(awaited: &Awaited) {
     let start = Instant::now();
     while !(awaited.is_done)() && start.elapsed() < awaited.most && !replicate::is_paused(&lock::lock()) {
         sharing::lend(true);
+    }
+    if !(awaited.is_done)() {
+        log::warning(awaited.late);
     }
 }
 

@@ -391,7 +391,8 @@ impl Activation {
         for active in &changes.added {
             if let Err(why) = &active.core.loaded.code {
                 log::warning(&format!(
-                    "the functions of registration {} can not be loaded on this shard, its triggers answer with an error: {why}",
+                    "the functions of registration {} can not be loaded on this shard: its triggers answer with an error, its \
+                     events fail, its streams wait: {why}",
                     active.registration.id
                 ));
             }

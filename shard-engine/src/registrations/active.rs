@@ -167,8 +167,13 @@ impl Active {
     /// Its functions, or the text for who wants to run it.
     pub fn code(&self) -> Result<&Arc<Code>, String> {
         let code = self.core.loaded.code.as_ref();
-        code.map_err(|why| format!("ERR the functions of the registration can not be loaded on this shard: {why}"))
+        code.map_err(|why| unloadable(why))
     }
+}
+
+/// The text for who wants to run functions that could not be loaded.
+pub fn unloadable(why: &str) -> String {
+    format!("ERR the functions of the registration can not be loaded on this shard: {why}")
 }
 
 /// A session on this shard. Whoever may run code of it holds a reference.

@@ -8,7 +8,7 @@ use oxigears_coordinator::{
 };
 use parking_lot::Mutex;
 
-use super::{limits, registrations};
+use super::{LATE, limits, registrations};
 use crate::{
     module::module,
     redis::{
@@ -45,7 +45,8 @@ pub fn start_if_known(guard: &ServerLock) {
     let me = cluster::my_id(guard);
     if me != NodeId::single() && folder(guard, &me).is_dir() {
         start(guard, &me);
-        event_loop::await_at_end(guard, || registrations().activation.is_current(), limits::LOADED_WAIT);
+        let is_done = || registrations().activation.is_current();
+        event_loop::await_at_end(guard, is_done, limits::LOADED_WAIT, LATE);
     }
 }
 

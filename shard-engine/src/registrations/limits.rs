@@ -72,6 +72,8 @@ pub const RETIRED: usize = 1000;
 /// So long a master waits after a load, and a node of a cluster after its start, before it takes commands, for what is known
 /// to become active.
 pub const LOADED_WAIT: Duration = Duration::from_millis(1000);
+/// So long a timer waits at least, whose function could not be loaded, before that is tried again.
+pub const LOADED_AGAIN: Duration = Duration::from_secs(5);
 /// Rounds in which the activation loads functions outside the server lock before it loads the rest inside.
 pub const LOADING_ROUNDS: usize = 5;
 /// Changes that may wait for the activation thread on a server that is alone.

@@ -88,6 +88,10 @@ pub struct Registrations {
 /// So long after its role has changed a server has the slots that belong to it.
 const SLOTS_FOLLOW: Duration = Duration::from_millis(1);
 
+/// The server goes on without what was loaded.
+const LATE: &str = "the functions of the registrations take long to load: the server goes on, and what happens until they are \
+                    loaded fires nothing";
+
 static REGISTRATIONS: OnceLock<Registrations> = OnceLock::new();
 
 /// All of it. Nothing of it is used before `start`.
@@ -218,7 +222,8 @@ pub fn load_ended() {
     activation.load_ended();
     streams::load_ended(&guard);
     if is_master() && activation.is_due() {
-        event_loop::await_at_end(&guard, || !registrations().activation.is_due(), limits::LOADED_WAIT);
+        let is_done = || !registrations().activation.is_due();
+        event_loop::await_at_end(&guard, is_done, limits::LOADED_WAIT, LATE);
     }
 }
 

@@ -140,6 +140,11 @@ impl Stats {
         counts.total_lag_ms = counts.total_lag_ms.saturating_add(lag_ms);
     }
 
+    /// None runs, for this reason.
+    pub fn can_not_run(&self, why: &str) {
+        self.over.0.lock().last_error = Some(Arc::from(why));
+    }
+
     /// One that was wanted and run in one go.
     pub fn ran(&self, end: &End<'_>, ns: u64) {
         let mut counts = self.over.0.lock();

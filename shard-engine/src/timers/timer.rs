@@ -51,6 +51,8 @@ pub struct Timer {
     key: Mutex<Option<Vec<u8>>>,
     /// Loaded when they are needed first.
     functions: Mutex<Option<Functions>>,
+    /// They could not be loaded, and the log says so.
+    is_unloadable: AtomicBool,
     /// Its callback has failed.
     stopped: AtomicBool,
     /// It rests: nobody will ring it until it is woken.
@@ -119,6 +121,7 @@ impl Timer {
             },
             key: Mutex::new(key),
             functions: Mutex::new(functions),
+            is_unloadable: AtomicBool::new(false),
             rests: AtomicBool::new(false),
         });
         with_all(|all| {
@@ -158,11 +161,14 @@ impl Timer {
 
     /// Rings after a period.
     fn arm(self: &Arc<Self>) {
+        // A period of 0 would keep the clock busy.
+        self.arm_after(Duration::from_millis(self.saved.period_ms.max(1)));
+    }
+
+    fn arm_after(self: &Arc<Self>, pause: Duration) {
         if self.stopped.load(Ordering::Acquire) {
             return;
         }
-        // A period of 0 would keep the clock busy.
-        let pause = Duration::from_millis(self.saved.period_ms.max(1));
         let alarm: Arc<dyn Alarm> = self.clone();
         if let Some(at) = Instant::now().checked_add(pause) {
             clock::set(at, Arc::downgrade(&alarm));
@@ -188,9 +194,14 @@ impl Timer {
         let outcome = match self.loaded() {
             Ok(functions) => python::with_server_locked(|| self.call(&lock::lock(), &functions)),
             Err(why) => {
-                let why = format!("its function can not be loaded: {why}");
-                python::with_server_locked(|| self.stop(&lock::lock(), &why));
-                Turn::Stopped
+                if !self.is_unloadable.swap(true, Ordering::AcqRel) {
+                    log::warning(&format!(
+                        "{} can not run, its function can not be loaded, which is tried again: {why}",
+                        self.name()
+                    ));
+                }
+                let pause = Duration::from_millis(self.saved.period_ms).max(limits::LOADED_AGAIN);
+                return self.arm_after(pause);
             }
         };
         match outcome {

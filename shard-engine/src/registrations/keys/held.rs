@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     module::module,
-    redis::{cluster, lock::ServerLock, notify::Told, timer},
+    redis::{cluster, lock::ServerLock, notify::Told, replicate, timer},
     registrations::{active::Core, is_master, stats::End},
 };
 
@@ -102,7 +102,8 @@ pub fn push(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
 
 /// The first ones can fire now.
 fn are_ready(guard: &ServerLock) -> bool {
-    let down = is_down(guard);
+    // Handlers could write nothing during a pause, and could not wait.
+    let down = is_down(guard) || replicate::is_paused(guard);
     let mut line = LINE.lock();
     if down {
         line.up_since = None;

@@ -55,7 +55,8 @@ pub enum Status {
     Ok,
     /// A batch failed, and the policy is to stop.
     Aborted,
-    /// By the user, or by an error that says so.
+    /// By the user, or by an error that says so, or because its functions can not be loaded here: its entries are to be
+    /// found when they can.
     Paused,
     /// The registration is gone.
     Gone,
@@ -148,10 +149,9 @@ impl Consumer {
             atomic: exactly_once,
             dead_letter,
             state: Mutex::new(State {
-                status: if registration.paused {
-                    Status::Paused
-                } else {
-                    Status::Ok
+                status: match registration.paused || core.loaded.code.is_err() {
+                    true => Status::Paused,
+                    false => Status::Ok,
                 },
                 flows: HashMap::new(),
                 made: 0,
@@ -249,6 +249,9 @@ impl Consumer {
 
     /// The user wants it to run now; false if it does. What waits for a retry is forgotten, to be found again at once.
     pub fn unpause(&self) -> bool {
+        if self.core.loaded.code.is_err() {
+            return false;
+        }
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.status, Status::Ok);
         let known = state.flows.len();

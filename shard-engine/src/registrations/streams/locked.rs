@@ -17,7 +17,7 @@ use crate::{
     identity,
     module::module,
     redis::{lock::ServerLock, log},
-    registrations::{depth, due, sync},
+    registrations::{active::unloadable, depth, due, sync},
 };
 
 /// Runs what is due on a stream, right after the command that added to it.
@@ -170,8 +170,6 @@ fn invoker(consumer: &Consumer) -> Result<&Invoker, String> {
     match code {
         Ok(Some(invoker)) => Ok(invoker),
         Ok(None) => Err("ERR internal error: the registration is not compiled".into()),
-        Err(why) => Err(format!(
-            "ERR the functions of the registration can not be loaded on this shard: {why}"
-        )),
+        Err(why) => Err(unloadable(why)),
     }
 }

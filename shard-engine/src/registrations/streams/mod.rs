@@ -34,7 +34,11 @@ use self::{
     consumer::{Consumer, Status},
     running::{Place, Threads},
 };
-use super::{active::Active, depth, is_master, keys, limits, registrations, table::Changes};
+use super::{
+    active::{Active, unloadable},
+    depth, is_master, keys, limits, registrations,
+    table::Changes,
+};
 use crate::{
     module::module,
     redis::{
@@ -146,6 +150,11 @@ pub fn changed(guard: &ServerLock, changes: &Changes) {
         .filter_map(|active| Consumer::new(&active.registration, &active.core))
         .map(Arc::new)
         .collect();
+    for consumer in &new {
+        if let Err(why) = &consumer.core.loaded.code {
+            consumer.core.stats.can_not_run(&unloadable(why));
+        }
+    }
     if !new.is_empty() {
         streams.change(|list| list.extend(new.iter().cloned()));
     }

@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 use super::{
     super::{
+        active::unloadable,
         continuing,
         due::{self, Due},
         limits,
@@ -320,8 +321,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
     let code = match &consumer.core.loaded.code {
         Ok(code) => code.clone(),
         Err(why) => {
-            let text = format!("ERR the functions of the registration can not be loaded on this shard: {why}");
-            let verdict = Verdict::Failure(text);
+            let verdict = Verdict::Failure(unloadable(why));
             return again(consumer, key, Over { batch, verdict, ns: 0 });
         }
     };

@@ -1,0 +1,84 @@
+"""Registrations and timers whose functions can not be loaded after a start: nothing of theirs is lost meanwhile."""
+
+import pytest
+from registrations import register
+from replies import wait_until
+from streams import NOTE, add, counters, data, only_id, seen, wait_length, wait_seen
+from wire import Simple, Wire
+
+pytestmark = pytest.mark.matrix
+
+AOF = ("--appendonly", "yes", "--appendfsync", "always")
+WHY = b"can not be loaded"
+# A function with it can be loaded only while there is a file of this name.
+NEEDS = """
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+class Needs:
+    def __reduce__(self):
+        return read, (%r,)
+"""
+
+
+@pytest.fixture
+def needed(tmp_path):
+    path = tmp_path / "needed"
+    path.write_text("here")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        "mode='sync'",
+        "mode='async_local'",
+        "mode='async_local', onFailedPolicy='abort'",
+        "mode='async_local', onFailedPolicy='retry'",
+        "mode='async_local', atomicBatch=True",
+    ),
+)
+def test_entries_wait_until_the_functions_can_be_loaded(fresh, needed, options):
+    server = fresh(server_args=AOF)
+    with Wire(server.port) as wire:
+        step = "foreach(lambda x, needs=Needs(): execute('rpush', 'seen', x['id']))"
+        register(wire, f"{NEEDS % str(needed)}GB('StreamReader').{step}.register('s', {options})")
+        add(wire, "s", "1-1")
+        wait_seen(wire, ["1-1"])
+        wait_length(wire, "s", 0)
+    needed.unlink()
+    server.restart()
+    with Wire(server.port) as wire:
+        add(wire, "s", "1-2", "1-3")
+        wait_until(lambda: WHY in (data(wire)["lastError"] or b""), "the reason")
+        assert data(wire)["status"] == b"PAUSED"
+        assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+        # Another one gets all of them, and they stay for the first one.
+        register(wire, f"GB('StreamReader').{NOTE.replace('seen', 'others')}.register('s', mode='sync')")
+        wait_seen(wire, ["1-2", "1-3"], "others")
+        add(wire, "s", "1-4")
+        wait_seen(wire, ["1-2", "1-3", "1-4"], "others")
+        assert (wire.ok("XLEN", "s"), seen(wire)) == (3, ["1-1"])
+        wire.ok("RG.UNREGISTER", wire.ok("RG.DUMPREGISTRATIONS")[1][1])
+        assert counters(wire) == (0, 0, 0, 0)
+    needed.write_text("here again")
+    server.restart()
+    with Wire(server.port) as wire:
+        wait_seen(wire, ["1-1", "1-2", "1-3", "1-4"])
+        wait_length(wire, "s", 0)
+
+
+def test_a_timer_goes_on_when_its_function_can_be_loaded(fresh, needed):
+    server = fresh(server_args=AOF)
+    with Wire(server.port) as wire:
+        call = "registerTE(0, lambda needs=Needs(): execute('incr', 'ticks'), 'timer')"
+        register(wire, NEEDS % str(needed) + call)
+        wait_until(lambda: int(wire.ok("GET", "ticks") or 0) > 1, "it ticking")
+    needed.unlink()
+    server.restart()
+    wait_until(lambda: "the timer of key `timer` can not run" in server.log(), "the reason in the log")
+    with Wire(server.port) as wire:
+        before = wire.ok("GET", "ticks")
+        needed.write_text("here again")
+        wait_until(lambda: int(wire.ok("GET", "ticks")) > int(before) + 1, "it ticking again")
