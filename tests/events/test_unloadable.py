@@ -1,14 +1,16 @@
 """Registrations and timers whose functions can not be loaded after a start: nothing of theirs is lost meanwhile."""
 
+from pathlib import Path
+
 import pytest
-from registrations import register
+from registrations import register, trigger
 from replies import wait_until
 from streams import NOTE, add, counters, data, only_id, seen, wait_length, wait_seen
 from wire import Simple, Wire
 
 pytestmark = pytest.mark.matrix
 
-AOF = ("--appendonly", "yes", "--appendfsync", "always")
+AOF = ("--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes")
 WHY = b"can not be loaded"
 # A function with it can be loaded only while there is a file of this name.
 NEEDS = """
@@ -82,3 +84,83 @@ def test_a_timer_goes_on_when_its_function_can_be_loaded(fresh, needed):
         before = wire.ok("GET", "ticks")
         needed.write_text("here again")
         wait_until(lambda: int(wire.ok("GET", "ticks")) > int(before) + 1, "it ticking again")
+
+
+# A function with it is loaded at once, or when the file is gone.
+LONG = """
+import os, time
+def wait(path):
+    while os.path.exists(path):
+        time.sleep(0.01)
+
+class Long:
+    def __reduce__(self):
+        return wait, (%r,)
+"""
+
+
+def is_loading(server):
+    """A thread of the server loads functions."""
+    tasks = Path(f"/proc/{server.pid}/task").iterdir()
+    return "oxi-load" in [(task / "comm").read_text().strip() for task in tasks]
+
+
+def registered_with_long(fresh, blocker):
+    """A server that was started anew, with a trigger, and a stream whose function waits for this file to be gone."""
+    server = fresh(server_args=AOF)
+    with Wire(server.port) as wire:
+        register(wire, "GB('CommandReader').map(lambda x: 'yes').register(trigger='well', mode='sync')")
+        step = "foreach(lambda x, long=Long(): execute('rpush', 'seen', x['id']))"
+        called = "onRegistered=lambda: execute('incr', 'called')"
+        register(wire, f"{LONG % str(blocker)}GB('StreamReader').{step}.register('s', mode='sync', {called})")
+        add(wire, "s", "1-1")
+        wait_seen(wire, ["1-1"])
+        wire.ok("SET", "called", "0")
+    blocker.write_text("")
+    server.restart()
+    return server
+
+
+def test_others_are_active_while_a_function_takes_long_to_load(fresh, tmp_path):
+    blocker = tmp_path / "blocker"
+    server = registered_with_long(fresh, blocker)
+    with Wire(server.port) as wire:
+        wait_until(lambda: trigger(wire, "well") == [b"yes"], "the trigger")
+        assert is_loading(server)
+        add(wire, "s", "1-2")
+        assert (data(wire)["status"], wire.ok("GET", "called")) == (b"PAUSED", b"0")
+        # A change of what is registered is made meanwhile.
+        register(wire, "GB('CommandReader').map(lambda x: 'yes').register(trigger='more', mode='sync')")
+        assert trigger(wire, "more") == [b"yes"]
+        blocker.unlink()
+        wait_seen(wire, ["1-1", "1-2"])
+        assert (data(wire)["status"], wire.ok("GET", "called")) == (b"OK", b"1")
+        wait_until(lambda: not is_loading(server), "the thread ending")
+        add(wire, "s", "1-3")
+        assert seen(wire) == ["1-1", "1-2", "1-3"]
+
+
+def test_loading_ends_with_its_registration(fresh, tmp_path):
+    blocker = tmp_path / "blocker"
+    server = registered_with_long(fresh, blocker)
+    with Wire(server.port) as wire:
+        wait_until(lambda: trigger(wire, "well") == [b"yes"], "the trigger")
+        assert is_loading(server)
+        assert wire.call("RG.UNREGISTER", only_id(wire)) == Simple("OK")
+        wait_until(lambda: not is_loading(server), "the thread ending")
+        assert trigger(wire, "well") == [b"yes"]
+
+
+def test_what_was_loaded_for_another_dataset_is_not_taken(fresh, tmp_path):
+    blocker = tmp_path / "blocker"
+    server = registered_with_long(fresh, blocker)
+    with Wire(server.port) as wire:
+        wait_until(lambda: trigger(wire, "well") == [b"yes"], "the trigger")
+        # Loads the dataset, and with it the registration, a second time.
+        wire.ok("DEBUG", "RELOAD")
+        wait_until(lambda: trigger(wire, "well") == [b"yes"], "the trigger")
+        add(wire, "s", "1-2")
+        blocker.unlink()
+        wait_seen(wire, ["1-1", "1-2"])
+        wait_until(lambda: not is_loading(server), "the threads ending")
+        assert (data(wire)["status"], wire.ok("GET", "called")) == (b"OK", b"1")

@@ -1,15 +1,16 @@
 //! The activation thread: brings what is active on this shard to the newest committed state.
 //!
-//! Functions are loaded first, without the server lock. Then one section under GIL and server lock changes the table
-//! and calls `onUnregistered` and `onRegistered`, so that no client sees anything in between. It always goes to the
-//! newest state: what came and went meanwhile never shows. On a server that is alone it also makes the changes.
+//! Functions are loaded first, without the server lock (`loading`); what takes long there comes later. Then one section
+//! under GIL and server lock changes the table and calls `onUnregistered` and `onRegistered`, so that no client sees anything
+//! in between. It always goes to the newest state: what came and went meanwhile never shows. On a server that is alone it also
+//! makes the changes.
 
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,13 +24,13 @@ use oxigears_coordinator::{
     registry::{Command, Difference, Registration, Registry},
 };
 use oxigears_python_api as python;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::{
     active::{Active, Loaded},
     calls,
     change::{self, Done, Failure},
-    intercept, keys, limits, prepared, registrations, streams,
+    intercept, keys, limits, loading, prepared, registrations, streams,
     table::{Changes, Table},
 };
 use crate::{
@@ -84,6 +85,10 @@ pub struct Activation {
     loading: AtomicBool,
     /// A dataset was loaded: everything in it counts as new.
     reloaded: AtomicBool,
+    /// Such datasets so far.
+    datasets: AtomicU64,
+    /// Functions whose loading took long: their registrations are active without them.
+    late: Mutex<loading::ById>,
 }
 
 /// How a round ended.
@@ -229,6 +234,11 @@ impl Activation {
         intercept::set_loading(true);
         if replaced {
             self.reloaded.store(true, Ordering::Release);
+            let mut late = self.late.lock();
+            self.datasets.fetch_add(1, Ordering::AcqRel);
+            let gone = std::mem::take(&mut *late);
+            drop(late);
+            drop(gone);
         }
     }
 
@@ -249,11 +259,16 @@ impl Activation {
         !self.reloaded.load(Ordering::Acquire) && Arc::ptr_eq(&self.base(), &registrations().service.state())
     }
 
-    fn work_once(&self) {
+    fn work_once(&'static self) {
         let (change, farewells) = {
             let mut work = self.work.lock();
             while !work.wanted && work.changes.is_empty() {
-                self.wake.wait(&mut work);
+                if loading::is_some_left() {
+                    self.wake.wait_for(&mut work, limits::LOOK_EVERY);
+                    MutexGuard::unlocked(&mut work, || loading::stop_unwanted(is_wanted));
+                } else {
+                    self.wake.wait(&mut work);
+                }
             }
             work.wanted = false;
             work.current = work.changes.pop_front();
@@ -270,11 +285,14 @@ impl Activation {
     }
 
     /// Makes the newest state the active one.
-    fn catch_up(&self) {
+    fn catch_up(&'static self) {
         let mut loaded = HashMap::new();
         for round in 0.. {
+            let gone: Vec<_> = self.late.lock().extract_if(|id, _| !is_wanted(id)).collect();
+            // Freed outside the lock.
+            drop(gone);
             let (base, newest) = (self.base(), registrations().service.state());
-            if Arc::ptr_eq(&base, &newest) && !self.reloaded.load(Ordering::Acquire) {
+            if self.is_current() && self.late.lock().is_empty() {
                 break;
             }
             if self.loading.load(Ordering::Acquire) {
@@ -287,9 +305,7 @@ impl Activation {
                 }
                 continue;
             }
-            for registration in &difference.added {
-                load_into(&mut loaded, registration);
-            }
+            self.load(&difference, &mut loaded);
             let may_load = round >= limits::LOADING_ROUNDS;
             let (ended, removed) = python::with_server_locked(|| {
                 let guard = lock::lock();
@@ -313,9 +329,36 @@ impl Activation {
         self.table.read().state().clone()
     }
 
+    fn add_what_came(&self, loaded: &mut loading::ById) {
+        let late = self.late.lock();
+        loaded.extend(late.iter().map(|(id, ready)| (id.clone(), ready.clone())));
+    }
+
+    /// Loads the functions that are missing, without locks.
+    fn load(&'static self, difference: &Difference, loaded: &mut loading::ById) {
+        self.add_what_came(loaded);
+        let missing = difference.added.iter().filter(|r| !loaded.contains_key(&r.id));
+        let dataset = self.datasets.load(Ordering::Acquire);
+        let came_late = move |registration: &Registration, ready| {
+            let mut late = self.late.lock();
+            // Functions of another dataset belong to sessions that are gone.
+            let is_of_now = self.datasets.load(Ordering::Acquire) == dataset;
+            let not_kept = match is_of_now {
+                true => late.insert(registration.id.clone(), ready),
+                false => Some(ready),
+            };
+            drop(late);
+            drop(not_kept);
+            self.wake();
+        };
+        loading::load_all(missing.cloned().collect(), loaded, Arc::new(came_late));
+    }
+
     fn difference(&self, base: &Registry, newest: &Registry) -> Difference {
         if !self.reloaded.load(Ordering::Acquire) {
-            return Difference::between(base, newest);
+            let mut difference = Difference::between(base, newest);
+            self.add_late(base, newest, &mut difference);
+            return difference;
         }
         let nothing = Registry::default();
         let (gone, new) = (
@@ -327,6 +370,20 @@ impl Activation {
             sessions_removed: gone.sessions_removed,
             clear_statistics: false,
             ..new
+        }
+    }
+
+    /// What is active without its functions is replaced by itself with them.
+    fn add_late(&self, base: &Registry, newest: &Registry, difference: &mut Difference) {
+        for id in self.late.lock().keys() {
+            let (Some(was), Some(is)) = (base.registration(id), newest.registration(id)) else {
+                continue;
+            };
+            if difference.added.iter().all(|r| r.id != *id) {
+                difference.changed.retain(|r| r.id != *id);
+                difference.removed.push((was, false));
+                difference.added.push(is);
+            }
         }
     }
 
@@ -348,6 +405,7 @@ impl Activation {
         }
         let newest = registrations().service.state();
         let difference = self.difference(&self.base(), &newest);
+        self.add_what_came(loaded);
         let missing = |r: &&Arc<Registration>| !loaded.contains_key(&r.id);
         if !may_load && difference.added.iter().any(|r| missing(&r)) {
             return (Round::Again, Vec::new());
@@ -385,6 +443,14 @@ impl Activation {
         for (active, _) in &changes.removed {
             module().engine.forget_fired(&active.registration.id);
         }
+        let mut late = self.late.lock();
+        for active in &changes.added {
+            let id = &active.registration.id;
+            if late.get(id).is_some_and(|ready| ready.is_same(&active.core.loaded)) {
+                late.remove(id);
+            }
+        }
+        drop(late);
         keys::activated(guard, &patterns, has);
         calls::activated(guard, &changes.added);
         intercept::changed(guard, self, difference);
@@ -554,6 +620,11 @@ fn abort_unstarted(removed: &[(Arc<Active>, bool)]) {
 
 fn say_farewell(active: &Active) {
     call(active, active.registration.on_unregistered, "onUnregistered");
+}
+
+/// A registration with this id is to be active.
+fn is_wanted(id: &str) -> bool {
+    registrations().service.state().registration(id).is_some()
 }
 
 /// Calls a callback of a registration with the rights of its user; an error is only logged.

@@ -80,6 +80,15 @@ impl Loaded {
         Loaded::read(bytes, python::load_functions)
     }
 
+    /// It has the same functions, or none for the same reason.
+    pub fn is_same(&self, other: &Loaded) -> bool {
+        match (&self.code, &other.code) {
+            (Ok(code), Ok(others)) => Arc::ptr_eq(code, others),
+            (Err(why), Err(others)) => why == others,
+            _ => false,
+        }
+    }
+
     /// Stands for a plan that can not be read.
     pub fn unreadable(why: String) -> Loaded {
         let plan = Plan {

@@ -74,6 +74,10 @@ pub const RETIRED: usize = 1000;
 pub const LOADED_WAIT: Duration = Duration::from_millis(1000);
 /// So long a timer waits at least, whose function could not be loaded, before that is tried again.
 pub const LOADED_AGAIN: Duration = Duration::from_secs(5);
+/// So long the activation waits for functions to be loaded, for all together, and so long for each at least. What is not ready
+/// then is taken when it is.
+pub const LOADING_WAIT: Duration = Duration::from_secs(3);
+pub const LOADING_WAIT_EACH: Duration = Duration::from_millis(100);
 /// Rounds in which the activation loads functions outside the server lock before it loads the rest inside.
 pub const LOADING_ROUNDS: usize = 5;
 /// Changes that may wait for the activation thread on a server that is alone.

@@ -9,7 +9,7 @@
 //! * `trigger`, `calls`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
-//!   `prepared`: functions that wait for it
+//!   `prepared`: functions that wait for it; `loading`: functions of what becomes active
 //! * `group`: taking part in the cluster's group
 //! * `describe`: what clients see
 
@@ -26,6 +26,7 @@ pub mod group;
 pub mod intercept;
 pub mod keys;
 pub mod limits;
+mod loading;
 pub mod occasion;
 mod padded;
 mod prepared;
