@@ -4,9 +4,15 @@
 //! for commands of functions and scripts on whichever thread runs those. Never runs user code, never blocks.
 
 use std::{
-    ptr::{NonNull, null_mut},
+    any::{Any, TypeId},
+    cell::Cell,
+    ffi::{c_char, c_int},
+    ptr::{NonNull, null, null_mut},
     slice,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, Ordering},
+    },
 };
 
 use redis_module::raw;
@@ -14,6 +20,7 @@ use redis_module::raw;
 use super::{
     ffi::{api, catch, missing},
     front::Front,
+    guarded::Guarded,
     lock::{self, ServerLock},
 };
 
@@ -67,11 +74,11 @@ impl Passing<'_> {
     fn text(&self, at: usize, len: *mut usize) -> Option<NonNull<u8>> {
         // SAFETY: as above; there is no filter without these functions (`install`).
         unsafe {
-            let string = raw::RedisModule_CommandFilterArgGet.unwrap_unchecked()(self.filter, at as i32);
+            let string = LINE.arg_get.get().unwrap_unchecked()(self.filter, at as c_int);
             if string.is_null() {
                 return None;
             }
-            let start = raw::RedisModule_StringPtrLen.unwrap_unchecked()(string, len);
+            let start = LINE.string_ptr_len.get().unwrap_unchecked()(string, len);
             NonNull::new(start.cast_mut().cast())
         }
     }
@@ -83,27 +90,80 @@ impl Passing<'_> {
 }
 
 /// Looks at commands. A type and no pointer: what each command costs is all in one function.
-pub trait Judge {
+pub trait Judge: 'static {
+    /// What it looks at first; see `show`.
+    type Sight: Send + Sync;
+
     /// Says what is put in front of a command, if anything. What may panic goes through `seldom`.
-    fn judge(command: &Passing<'_>) -> Option<Front>;
+    fn judge(sight: &[Self::Sight], command: &Passing<'_>) -> Option<Front>;
 }
 
 static FILTER: AtomicPtr<raw::RedisModuleCommandFilter> = AtomicPtr::new(null_mut());
 
-/// The next command that the holder of the server lock runs passes as it is. Only used under that lock.
-static PASS: AtomicBool = AtomicBool::new(false);
+type ArgGet = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx, c_int) -> *mut raw::RedisModuleString;
+type StringPtrLen = unsafe extern "C" fn(*const raw::RedisModuleString, *mut usize) -> *const c_char;
 
-/// Lets a judge, which is always the same, look at every command from now on.
+/// What each command reads, in one line of the processor's cache: with all of it where it belongs, a command of others
+/// waited for memory longer than for all the rest. Only used under the server lock.
+#[repr(align(64))]
+struct Line {
+    /// The next command that the holder of the server lock runs passes as it is.
+    pass: Cell<bool>,
+    /// Looks that are under way, one in the other.
+    looks: Cell<u32>,
+    arg_get: Cell<Option<ArgGet>>,
+    string_ptr_len: Cell<Option<StringPtrLen>>,
+    /// Where what `show` was given begins.
+    sight: Cell<*const ()>,
+    count: Cell<usize>,
+}
+
+// SAFETY: one thread at a time has the server lock; a loan of it orders what both threads do.
+unsafe impl Sync for Line {}
+
+static LINE: Line = Line {
+    pass: Cell::new(false),
+    looks: Cell::new(0),
+    arg_get: Cell::new(None),
+    string_ptr_len: Cell::new(None),
+    sight: Cell::new(null()),
+    count: Cell::new(0),
+};
+
+/// What `LINE.sight` points to, and whose it is.
+static SHOWN: Guarded<Option<(TypeId, Box<dyn Any + Send + Sync>)>> = Guarded::new(None);
+
+/// What the judge looks at first, from now on. Panics while a look is under way, and if there is another judge.
+pub fn show<J: Judge>(guard: &ServerLock, sight: Arc<[J::Sight]>) {
+    assert_eq!(LINE.looks.get(), 0, "a look is under way");
+    let is_same = |(judge, _): &(TypeId, _)| *judge == TypeId::of::<J>();
+    assert!(
+        SHOWN.borrow(guard).as_ref().is_none_or(is_same),
+        "there is another judge"
+    );
+    LINE.sight.set(sight.as_ptr().cast());
+    LINE.count.set(sight.len());
+    let before = SHOWN.borrow_mut(guard).replace((TypeId::of::<J>(), Box::new(sight)));
+    drop(before);
+}
+
+/// Lets a judge, to which something is shown, look at every command from now on.
 pub fn install<J: Judge>(guard: &ServerLock) {
     if !FILTER.load(Ordering::Acquire).is_null() {
         return;
     }
-    // Each command asks for these.
+    let is_shown = |(judge, _): &(TypeId, _)| *judge == TypeId::of::<J>();
+    assert!(
+        SHOWN.borrow(guard).as_ref().is_some_and(is_shown),
+        "nothing is shown to it"
+    );
     // SAFETY: written at load only.
     let fast = unsafe { (raw::RedisModule_CommandFilterArgGet, raw::RedisModule_StringPtrLen) };
     if !matches!(fast, (Some(_), Some(_))) {
         missing("functions for command filters");
     }
+    LINE.arg_get.set(fast.0);
+    LINE.string_ptr_len.set(fast.1);
     // SAFETY: the context names this module; the callback lives as long as the module.
     let filter = unsafe { api!(RedisModule_RegisterCommandFilter)(guard.ctx(), Some(passing::<J>), 0) };
     FILTER.store(filter, Ordering::Release);
@@ -128,14 +188,12 @@ pub(super) struct Unseen(bool);
 
 /// See `Unseen`.
 pub(super) fn unseen() -> Unseen {
-    let before = PASS.load(Ordering::Relaxed);
-    PASS.store(true, Ordering::Relaxed);
-    Unseen(before)
+    Unseen(LINE.pass.replace(true))
 }
 
 impl Drop for Unseen {
     fn drop(&mut self) {
-        PASS.store(self.0, Ordering::Relaxed);
+        LINE.pass.set(self.0);
     }
 }
 
@@ -153,13 +211,18 @@ pub fn seldom(look: impl FnOnce() -> Option<Front>) -> Option<Front> {
 
 extern "C" fn passing<J: Judge>(filter: *mut raw::RedisModuleCommandFilterCtx) {
     // Only the first command: those that it runs itself (a script) are looked at.
-    if PASS.load(Ordering::Relaxed) {
-        return PASS.store(false, Ordering::Relaxed);
+    if LINE.pass.get() {
+        return LINE.pass.set(false);
     }
+    // SAFETY: it is installed when `show` has put a slice of this judge's there, which stays while a look is under way.
+    let sight = unsafe { slice::from_raw_parts(LINE.sight.get().cast(), LINE.count.get()) };
     // SAFETY: the server calls; the judge takes no lock, but through `in_callback`.
     let guard = unsafe { lock::in_quick_callback() };
     let command = Passing { filter, guard: &guard };
-    if let Some(front) = J::judge(&command) {
+    LINE.looks.set(LINE.looks.get() + 1);
+    let front = J::judge(sight, &command);
+    LINE.looks.set(LINE.looks.get() - 1);
+    if let Some(front) = front {
         put_in_front(&command, front);
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! Must be fast: it costs every command. Allocates nothing unless the command is taken over.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use std::time::Duration;
 
 use super::{
     super::is_master,
     access::{self, Access},
-    table::{Entry, Place, Table},
+    table::{self, Entry, Place, Table},
 };
 use crate::redis::{
     filter::{self, Judge, Passing},
@@ -27,7 +30,10 @@ static LOADING: AtomicBool = AtomicBool::new(false);
 
 /// The table to go by from now on.
 pub fn publish(guard: &ServerLock, table: Table) {
-    *TABLE.borrow_mut(guard) = (!table.is_empty()).then_some(table);
+    let table = (!table.is_empty()).then_some(table);
+    filter::show::<Look>(guard, table.as_ref().map_or_else(Arc::default, Table::places));
+    // Goes when nobody looks at it any more.
+    let _before = mem::replace(&mut *TABLE.borrow_mut(guard), table);
     see_to_filter(guard);
 }
 
@@ -64,20 +70,22 @@ pub fn set_loading(loading: bool) {
 enum Look {}
 
 impl Judge for Look {
+    type Sight = Place;
+
     #[inline]
-    fn judge(command: &Passing<'_>) -> Option<Front> {
-        // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
-        let table = TABLE.try_borrow(command.guard())?;
-        let table = table.as_ref()?;
-        match table.find_at_once(command.arg(0)) {
+    fn judge(places: &[Place], command: &Passing<'_>) -> Option<Front> {
+        match table::find_at_once(places, command.arg(0)) {
             Some(place) if place.is_for_nobody(|| command.len(), |at| command.first_byte(at)) => None,
-            place => filter::seldom(|| look_further(table, place, command)),
+            place => filter::seldom(|| look_further(place, command)),
         }
     }
 }
 
 /// Most commands end before this. `place` is where the command was found, if that was easy.
-fn look_further(table: &Table, place: Option<&Place>, command: &Passing<'_>) -> Option<Front> {
+fn look_further(place: Option<&Place>, command: &Passing<'_>) -> Option<Front> {
+    // Looking at rights runs commands, which come here again: a second reader, and nobody changes it.
+    let table = TABLE.try_borrow(command.guard())?;
+    let table = table.as_ref()?;
     let entry = match place {
         Some(place) => place.entry(),
         None => table.find(command.arg(0)),

@@ -177,10 +177,9 @@ impl Table {
         }
     }
 
-    /// The command of this name, if that is as most are: short, and all in one case.
-    #[inline]
-    pub fn find_at_once(&self, name: &[u8]) -> Option<&Place> {
-        self.short.find(packed(name)?)
+    /// For `find_at_once`.
+    pub fn places(&self) -> Arc<[Place]> {
+        self.short.places.clone()
     }
 
     /// The command of this name, in any case.
@@ -188,7 +187,8 @@ impl Table {
         let Some(packed) = packed(name) else {
             return self.find_long(name);
         };
-        let place = self.short.find(packed).or_else(|| self.short.find(lower(packed)));
+        let find = |name| find(&self.short.places, name);
+        let place = find(packed).or_else(|| find(lower(packed)));
         place.and_then(|place| place.entry.as_ref())
     }
 
@@ -207,7 +207,7 @@ impl Table {
 #[derive(Default)]
 struct Short {
     /// Their number is a power of two.
-    places: Vec<Place>,
+    places: Arc<[Place]>,
 }
 
 /// Where an entry is found: one line of the processor's cache has all that the first look needs.
@@ -222,46 +222,50 @@ pub struct Place {
 
 impl Short {
     fn new(entries: Vec<(u64, Arc<Entry>)>) -> Short {
-        let mut short = Short::default();
-        short
-            .places
-            .resize_with((4 * entries.len()).next_power_of_two(), Place::default);
+        let mut places = Vec::new();
+        places.resize_with((4 * entries.len()).next_power_of_two(), Place::default);
         for (name, entry) in entries {
             for name in [name, upper(name)] {
-                let mut at = short.home(name);
-                while ![0, name].contains(&short.places[at].name) {
-                    at = (at + 1) % short.places.len();
+                let mut at = home(&places, name);
+                while ![0, name].contains(&places[at].name) {
+                    at = (at + 1) % places.len();
                 }
-                short.places[at] = Place {
+                places[at] = Place {
                     name,
                     first: entry.first,
                     entry: Some(entry.clone()),
                 };
             }
         }
-        short
+        Short { places: places.into() }
     }
+}
 
-    /// Where a name is looked for first: multiplicative hashing (Knuth, The Art of Computer Programming, 6.4).
-    #[inline]
-    fn home(&self, name: u64) -> usize {
-        (name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & self.places.len().wrapping_sub(1)
-    }
+/// Where a name is looked for first: multiplicative hashing (Knuth, The Art of Computer Programming, 6.4).
+#[inline]
+fn home(places: &[Place], name: u64) -> usize {
+    (name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & places.len().wrapping_sub(1)
+}
 
-    #[inline]
-    fn find(&self, name: u64) -> Option<&Place> {
-        let mut at = self.home(name);
-        loop {
-            let place = self.places.get(at)?;
-            if place.name == name {
-                return Some(place);
-            }
-            if place.name == 0 {
-                return None;
-            }
-            at = (at + 1) & (self.places.len() - 1);
+#[inline]
+fn find(places: &[Place], name: u64) -> Option<&Place> {
+    let mut at = home(places, name);
+    loop {
+        let place = places.get(at)?;
+        if place.name == name {
+            return Some(place);
         }
+        if place.name == 0 {
+            return None;
+        }
+        at = (at + 1) & (places.len() - 1);
     }
+}
+
+/// The command of this name among a table's places, if the name is as most are: short, and all in one case.
+#[inline]
+pub fn find_at_once<'a>(places: &'a [Place], name: &[u8]) -> Option<&'a Place> {
+    find(places, packed(name)?)
 }
 
 impl Place {
@@ -273,12 +277,12 @@ impl Place {
     /// As `Entry::is_for_nobody`.
     #[inline]
     pub fn is_for_nobody(&self, count: impl Fn() -> usize, first_byte: impl Fn(usize) -> u8) -> bool {
-        match self.first.keys {
-            Keys::First => self.first.is_out(first_byte(1)),
-            Keys::Never => true,
-            Keys::Any => false,
-            Keys::Some => (self.entry.as_ref()).is_some_and(|entry| entry.is_out_of_all(count(), first_byte)),
+        // Most commands, without a table to jump by, which would be one more look at memory.
+        if self.first.keys == Keys::First {
+            return self.first.is_out(first_byte(1));
         }
+        let of_entry = |entry: &Arc<Entry>| entry.is_for_nobody(count(), first_byte);
+        self.entry.as_ref().is_some_and(of_entry)
     }
 }
 
