@@ -100,14 +100,14 @@ class Long:
 """
 
 
-def is_loading(server):
-    """A thread of the server loads functions."""
+def loading(server):
+    """How many threads of the server load functions."""
     names = []
     for task in Path(f"/proc/{server.pid}/task").iterdir():
         # It may end meanwhile.
         with contextlib.suppress(OSError):
             names.append((task / "comm").read_text().strip())
-    return "oxi-load" in names
+    return names.count("oxi-load")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def long(fresh, tmp_path):
     server.restart()
     with Wire(server.port) as wire:
         wait_until(lambda: trigger(wire, "well") == [b"yes"], "the trigger")
-        assert is_loading(server)
+        assert loading(server)
         yield server, wire, blocker
 
 
@@ -141,7 +141,7 @@ def test_others_are_active_while_a_function_takes_long_to_load(long):
     blocker.unlink()
     wait_seen(wire, ["1-1", "1-2"])
     assert (data(wire)["status"], wire.ok("GET", "called")) == (b"OK", b"1")
-    wait_until(lambda: not is_loading(server), "the thread ending")
+    wait_until(lambda: not loading(server), "the thread ending")
     add(wire, "s", "1-3")
     assert seen(wire) == ["1-1", "1-2", "1-3"]
 
@@ -149,7 +149,7 @@ def test_others_are_active_while_a_function_takes_long_to_load(long):
 def test_loading_ends_with_its_registration(long):
     server, wire, _ = long
     assert wire.call("RG.UNREGISTER", only_id(wire)) == Simple("OK")
-    wait_until(lambda: not is_loading(server), "the thread ending")
+    wait_until(lambda: not loading(server), "the thread ending")
     assert trigger(wire, "well") == [b"yes"]
 
 
@@ -161,5 +161,37 @@ def test_what_was_loaded_for_another_dataset_is_not_taken(long):
     add(wire, "s", "1-2")
     blocker.unlink()
     wait_seen(wire, ["1-1", "1-2"])
-    wait_until(lambda: not is_loading(server), "the threads ending")
+    wait_until(lambda: not loading(server), "the threads ending")
     assert (data(wire)["status"], wire.ok("GET", "called")) == (b"OK", b"1")
+
+
+def test_timers_whose_functions_take_long_to_load_keep_no_other_waiting(fresh, tmp_path):
+    blocker = tmp_path / "blocker"
+    server = fresh(server_args=AOF)
+    with Wire(server.port) as wire:
+
+        def ticks(key):
+            return int(wire.ok("GET", f"ticks-{key}") or 0)
+
+        for key in ("a", "b", "c"):
+            callback = f"lambda long=Long(): execute('incr', 'ticks-{key}')"
+            register(wire, f"{LONG % str(blocker)}registerTE(0, {callback}, '{key}')")
+        register(wire, "registerTE(0, lambda: execute('incr', 'ticks-well'), 'well')")
+        for key in ("a", "b", "c", "well"):
+            wait_until(lambda key=key: ticks(key), f"{key} ticking")
+    blocker.write_text("")
+    server.restart()
+    with Wire(server.port) as wire:
+        before = {key: ticks(key) for key in ("a", "b", "c")}
+        wait_until(lambda: loading(server) == 3, "the threads")
+        well = ticks("well")
+        wait_until(lambda: ticks("well") > well + 1, "the other one ticking")
+        # With the timer goes what loads its function.
+        wire.ok("DEL", "a")
+        wait_until(lambda: loading(server) == 2, "one thread ending")
+        assert before == {key: ticks(key) for key in ("a", "b", "c")}
+        blocker.unlink()
+        for key in ("b", "c"):
+            wait_until(lambda key=key: ticks(key) > before[key] + 1, f"{key} ticking again")
+        wait_until(lambda: not loading(server), "the threads ending")
+        assert ticks("a") == before["a"]

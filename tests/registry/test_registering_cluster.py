@@ -31,6 +31,18 @@ class Odd:
 odd = Odd()
 GB('CommandReader').map(lambda x: odd).register(trigger=%r)
 """
+# A global that the shard with this tag loads when there is no file of this name.
+SLOW = """
+import os, time
+def load(tag, path):
+    while hashtag() == tag and os.path.exists(path):
+        time.sleep(0.01)
+class Slow:
+    def __reduce__(self):
+        return load, (%r, %r)
+slow = Slow()
+GB('CommandReader').map(lambda x: (slow, 'yes')[1]).register(trigger='slow', mode='sync')
+"""
 
 
 def test_ok_means_that_all_shards_have_it(cluster, wires):
@@ -112,6 +124,18 @@ def test_a_function_that_one_shard_cannot_load_is_refused_everywhere(cluster, wi
     for wire in wires:
         assert trigger(wire, "t") == [b"old"]
         assert trigger(wire, "fine") == trigger(wire, "new") == Error(NOT_FOUND)
+
+
+def test_functions_that_take_long_to_load_keep_no_others_from_being_refused(cluster, wires, tmp_path):
+    blocker = tmp_path / "blocker"
+    blocker.write_text("")
+    register(wires[0], SLOW % (own_tag(cluster.servers[1]), str(blocker)))
+    texts = refusals_of(wires[0].call("RG.PYEXECUTE", ODD % (own_tag(cluster.servers[0]), "odd")))
+    others = [server.node_id for server in cluster.servers[1:]]
+    assert sorted(text[len("ERR shard-") :][:40] for text in texts) == sorted(others)
+    blocker.unlink()
+    for wire in wires:
+        wait_until(lambda wire=wire: trigger(wire, "slow") == [b"yes"], "the function being loaded")
 
 
 def test_a_refusal_comes_as_a_list(wires):

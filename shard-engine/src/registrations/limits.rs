@@ -78,6 +78,12 @@ pub const LOADED_AGAIN: Duration = Duration::from_secs(5);
 /// then is taken when it is.
 pub const LOADING_WAIT: Duration = Duration::from_secs(3);
 pub const LOADING_WAIT_EACH: Duration = Duration::from_millis(100);
+/// Loading functions for a timer or a peer takes no longer, as a rule. What does is left to a thread of its own.
+pub const LOADERS_PATIENCE: Duration = Duration::from_millis(250);
+/// Such threads; when all are taken, the next errand waits.
+pub const LOADERS: usize = 64;
+/// Pause between two looks whether somebody still wants what they load.
+pub const LOADERS_LOOK: Duration = Duration::from_millis(200);
 /// Rounds in which the activation loads functions outside the server lock before it loads the rest inside.
 pub const LOADING_ROUNDS: usize = 5;
 /// Changes that may wait for the activation thread on a server that is alone.

@@ -9,7 +9,7 @@
 //! * `trigger`, `calls`, `sync`: firing; `continuing`: what was postponed in the event; `due`: sync handlers whose command is under way; `occasion`: what fired; `depth`: how deep
 //! * `keys`: events of keys
 //! * `drafts`: from `register()` to a change; `change`: making it; `spread`: asking the other masters around it;
-//!   `prepared`: functions that wait for it; `loading`: functions of what becomes active
+//!   `prepared`: functions that wait for it; `loading`: functions of what becomes active; `loaders`: of timers, and for peers
 //! * `group`: taking part in the cluster's group
 //! * `describe`: what clients see
 
@@ -26,6 +26,7 @@ pub mod group;
 pub mod intercept;
 pub mod keys;
 pub mod limits;
+mod loaders;
 mod loading;
 pub mod occasion;
 mod padded;
@@ -59,6 +60,7 @@ use oxigears_python_api::Session;
 use self::{activation::Activation, spread::Spread, streams::Streams, sync::Helpers};
 pub use self::{
     active::{Active, Core},
+    loaders::Errand,
     stats::End,
 };
 use crate::{
@@ -82,7 +84,8 @@ pub struct Registrations {
     pub spread: Spread,
     /// Stream registrations.
     pub streams: Streams,
-    helpers: Helpers,
+    /// Threads that run Python for others.
+    pub helpers: Helpers,
     master: AtomicBool,
 }
 

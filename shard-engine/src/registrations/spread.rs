@@ -4,8 +4,11 @@
 //! for the group to say.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,7 +21,7 @@ use oxigears_coordinator::{
 };
 use parking_lot::Mutex;
 
-use super::{active::Loaded, change::Failure, limits, prepared, registrations};
+use super::{active::Loaded, change::Failure, limits, loaders::Errand, prepared, registrations};
 use crate::{mesh::mesh, module::module};
 
 /// Refusals by shard.
@@ -139,7 +142,13 @@ pub fn on_ask(from: &NodeId, ticket: u64, question: RegistryQuestion) {
     };
     let state = registrations();
     match question {
-        RegistryQuestion::Check(change) => state.helpers.checking.submit(move || tell(check(&change))),
+        RegistryQuestion::Check(change) => {
+            let asked = Instant::now();
+            state.helpers.loaders.submit(Errand {
+                load: Arc::new(move |interrupt| tell(interrupt.during(|| check(&change)))),
+                is_wanted: Box::new(move || asked.elapsed() < limits::PREPARED_LIFE),
+            });
+        }
         // Its log can not be written: it will not get there before that is mended, and nobody should wait for it.
         RegistryQuestion::Active(_) if state.service.status().role == "failed" => tell(Ok(())),
         RegistryQuestion::Active(index) => {

@@ -16,7 +16,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     active::{Active, Code},
-    continuing, depth, limits, registrations,
+    continuing, depth, limits,
+    loaders::Loaders,
+    registrations,
     stats::End,
 };
 use crate::{
@@ -38,8 +40,8 @@ pub struct Helpers {
     parked: Pool,
     /// Runs them for threads that wait.
     errands: Pool,
-    /// Loads functions to answer peers.
-    pub checking: Pool,
+    /// Load functions for peers that ask, and for timers.
+    pub loaders: Loaders,
 }
 
 impl Helpers {
@@ -49,7 +51,7 @@ impl Helpers {
         Ok(Helpers {
             parked: Pool::start("oxi-sync", 1, on_panic)?,
             errands: Pool::start("oxi-errand", 1, on_panic)?,
-            checking: Pool::start("oxi-check", 1, on_panic)?,
+            loaders: Loaders::start()?,
         })
     }
 }

@@ -34,7 +34,7 @@ use crate::{
         lock::{self, ServerLock},
         log,
     },
-    registrations::{is_master, limits},
+    registrations::{Errand, is_master, limits, registrations},
 };
 
 /// Threads that call the functions of timers: two, so that one that waits for the interpreter keeps no other waiting that
@@ -190,20 +190,11 @@ impl Timer {
         if !is_master() {
             return self.rest();
         }
-        let _identity = identity::enter(self.user.clone());
-        let outcome = match self.loaded() {
-            Ok(functions) => python::with_server_locked(|| self.call(&lock::lock(), &functions)),
-            Err(why) => {
-                if !self.is_unloadable.swap(true, Ordering::AcqRel) {
-                    log::warning(&format!(
-                        "{} can not run, its function can not be loaded, which is tried again: {why}",
-                        self.name()
-                    ));
-                }
-                let pause = Duration::from_millis(self.saved.period_ms).max(limits::LOADED_AGAIN);
-                return self.arm_after(pause);
-            }
+        let Some(functions) = self.functions.lock().clone() else {
+            return self.load();
         };
+        let _identity = identity::enter(self.user.clone());
+        let outcome = python::with_server_locked(|| self.call(&lock::lock(), &functions));
         match outcome {
             Turn::Done => self.arm(),
             Turn::NotNow => self.rest(),
@@ -211,11 +202,9 @@ impl Timer {
         }
     }
 
-    /// Its callback. Loading runs code of the user, and is not done under the server lock.
-    fn loaded(&self) -> Result<Functions, String> {
-        if let Some(functions) = &*self.functions.lock() {
-            return Ok(functions.clone());
-        }
+    /// Has its callback loaded, and goes on with its turn then; until then nobody rings it. Loading runs code of the user, which
+    /// may take long: on another thread, where it keeps no other timer waiting.
+    fn load(self: &Arc<Self>) {
         let plan = Plan {
             reader: Reader::Command,
             ops: Vec::new(),
@@ -225,9 +214,39 @@ impl Timer {
             session: self.saved.session.clone(),
             user: None,
         };
-        let functions = python::load_functions(&plan)?;
-        *self.functions.lock() = Some(functions.clone());
-        Ok(functions)
+        // Its key may go meanwhile, and it with its key.
+        let (timer, user) = (Arc::downgrade(self), self.user.clone());
+        let its = timer.clone();
+        registrations().helpers.loaders.submit(Errand {
+            is_wanted: Box::new(move || its.strong_count() > 0),
+            load: Arc::new(move |interrupt| {
+                let identity = identity::enter(user.clone());
+                let loaded = interrupt.during(|| python::load_functions(&plan));
+                drop(identity);
+                if let Some(timer) = timer.upgrade() {
+                    timer.has_loaded(loaded);
+                }
+            }),
+        });
+    }
+
+    fn has_loaded(self: Arc<Self>, loaded: Result<Functions, String>) {
+        match loaded {
+            Ok(functions) => {
+                *self.functions.lock() = Some(functions);
+                self.ring();
+            }
+            Err(why) => {
+                if !self.is_unloadable.swap(true, Ordering::AcqRel) {
+                    log::warning(&format!(
+                        "{} can not run, its function can not be loaded, which is tried again: {why}",
+                        self.name()
+                    ));
+                }
+                let pause = Duration::from_millis(self.saved.period_ms).max(limits::LOADED_AGAIN);
+                self.arm_after(pause);
+            }
+        }
     }
 
     fn call(self: &Arc<Self>, guard: &ServerLock, functions: &Functions) -> Turn {
