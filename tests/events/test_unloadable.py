@@ -176,6 +176,9 @@ def test_timers_whose_functions_take_long_to_load_keep_no_other_waiting(fresh, t
         for key in ("a", "b", "c"):
             callback = f"lambda long=Long(): execute('incr', 'ticks-{key}')"
             register(wire, f"{LONG % str(blocker)}registerTE(0, {callback}, '{key}')")
+        # Those of one script are loaded one after the other.
+        many = "for i in range(70):\n    registerTE(0, lambda long=Long(): None, f'many-{i}')\n"
+        register(wire, LONG % str(blocker) + many)
         register(wire, "registerTE(0, lambda: execute('incr', 'ticks-well'), 'well')")
         for key in ("a", "b", "c", "well"):
             wait_until(lambda key=key: ticks(key), f"{key} ticking")
@@ -183,12 +186,12 @@ def test_timers_whose_functions_take_long_to_load_keep_no_other_waiting(fresh, t
     server.restart()
     with Wire(server.port) as wire:
         before = {key: ticks(key) for key in ("a", "b", "c")}
-        wait_until(lambda: loading(server) == 3, "the threads")
+        wait_until(lambda: loading(server) == 4, "the threads")
         well = ticks("well")
         wait_until(lambda: ticks("well") > well + 1, "the other one ticking")
         # With the timer goes what loads its function.
         wire.ok("DEL", "a")
-        wait_until(lambda: loading(server) == 2, "one thread ending")
+        wait_until(lambda: loading(server) == 3, "one thread ending")
         assert before == {key: ticks(key) for key in ("a", "b", "c")}
         blocker.unlink()
         for key in ("b", "c"):

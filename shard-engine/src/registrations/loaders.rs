@@ -3,6 +3,8 @@
 //! the other as long as each takes a moment; what takes longer is left to its thread, and the next one begins.
 
 use std::{
+    collections::VecDeque,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -19,6 +21,8 @@ use crate::redis::log;
 
 /// Something to be loaded.
 pub struct Errand {
+    /// What it belongs to: while some of that takes long, the rest of it waits.
+    pub session: String,
     /// Loads it and tells who waits, without locks; once.
     pub load: Arc<dyn Fn(&Interrupt) + Send + Sync>,
     /// Somebody wants it still; else it is not begun, or interrupted. Python code ends then, what waits in C code does not.
@@ -47,6 +51,7 @@ impl Loaders {
 
 /// A thread that was left to its errand.
 struct Left {
+    session: String,
     thread: JoinHandle<()>,
     interrupt: Arc<Interrupt>,
     is_wanted: Box<dyn Fn() -> bool + Send>,
@@ -54,22 +59,26 @@ struct Left {
 
 fn hand_out(errands: &Receiver<Errand>) {
     let mut left: Vec<Left> = Vec::new();
+    // Wait for a thread to end.
+    let mut waiting: VecDeque<Errand> = VecDeque::new();
     loop {
         let next = match left.is_empty() {
             true => errands.recv().map_err(|_| RecvTimeoutError::Disconnected),
             false => errands.recv_timeout(limits::LOADERS_LOOK),
         };
-        look_after(&mut left);
         match next {
-            Ok(errand) => {
-                while left.len() >= limits::LOADERS {
-                    thread::sleep(limits::LOADERS_LOOK);
-                    look_after(&mut left);
-                }
-                left.extend(run(errand));
-            }
+            Ok(errand) => waiting.push_back(errand),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+        waiting.extend(errands.try_iter());
+        look_after(&mut left);
+        for errand in mem::take(&mut waiting) {
+            let is_busy = left.len() >= limits::LOADERS || left.iter().any(|one| one.session == errand.session);
+            match is_busy {
+                true => waiting.push_back(errand),
+                false => left.extend(run(errand)),
+            }
         }
     }
 }
@@ -86,7 +95,11 @@ fn look_after(left: &mut Vec<Left>) {
 
 /// Runs it, and waits a moment for its end; else its thread is left.
 fn run(errand: Errand) -> Option<Left> {
-    let Errand { load, is_wanted } = errand;
+    let Errand {
+        session,
+        load,
+        is_wanted,
+    } = errand;
     let interrupt = Arc::new(Interrupt::new());
     loop {
         if !is_wanted() {
@@ -106,6 +119,7 @@ fn run(errand: Errand) -> Option<Left> {
             Ok(thread) => {
                 let is_over = ended.recv_timeout(limits::LOADERS_PATIENCE) != Err(RecvTimeoutError::Timeout);
                 return (!is_over).then_some(Left {
+                    session,
                     thread,
                     interrupt,
                     is_wanted,

@@ -135,16 +135,17 @@ fn send(to: &NodeId, message: RegistryMessage) -> bool {
 
 /// A peer asks. Called on the mesh's thread: never blocks.
 pub fn on_ask(from: &NodeId, ticket: u64, question: RegistryQuestion) {
-    let from = from.clone();
+    let peer = from.clone();
     let tell = move |result| {
         // A peer that is gone does not wait for the answer any more.
-        send(&from, RegistryMessage::Tell { ticket, result });
+        send(&peer, RegistryMessage::Tell { ticket, result });
     };
     let state = registrations();
     match question {
         RegistryQuestion::Check(change) => {
             let asked = Instant::now();
-            state.helpers.loaders.submit(Errand {
+            state.helpers.checking.submit(Errand {
+                session: format!("{from} {ticket}"),
                 load: Arc::new(move |interrupt| tell(interrupt.during(|| check(&change)))),
                 is_wanted: Box::new(move || asked.elapsed() < limits::PREPARED_LIFE),
             });

@@ -40,8 +40,10 @@ pub struct Helpers {
     parked: Pool,
     /// Runs them for threads that wait.
     errands: Pool,
-    /// Load functions for peers that ask, and for timers.
-    pub loaders: Loaders,
+    /// Load functions for peers that ask.
+    pub checking: Loaders,
+    /// Load those of timers.
+    pub timers: Loaders,
 }
 
 impl Helpers {
@@ -51,7 +53,8 @@ impl Helpers {
         Ok(Helpers {
             parked: Pool::start("oxi-sync", 1, on_panic)?,
             errands: Pool::start("oxi-errand", 1, on_panic)?,
-            loaders: Loaders::start()?,
+            checking: Loaders::start()?,
+            timers: Loaders::start()?,
         })
     }
 }

@@ -217,7 +217,8 @@ impl Timer {
         // Its key may go meanwhile, and it with its key.
         let (timer, user) = (Arc::downgrade(self), self.user.clone());
         let its = timer.clone();
-        registrations().helpers.loaders.submit(Errand {
+        registrations().helpers.timers.submit(Errand {
+            session: self.saved.session.clone(),
             is_wanted: Box::new(move || its.strong_count() > 0),
             load: Arc::new(move |interrupt| {
                 let identity = identity::enter(user.clone());
