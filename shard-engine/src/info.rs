@@ -89,6 +89,7 @@ fn write_events(out: &mut InfoWriter) {
     out.field_u64("events_waiting", events.waiting);
     out.field_u64("events_waiting_most", events.most);
     out.field_u64("events_refused", events.refused);
+    out.field_u64("events_postponed", events.postponed);
     out.field_u64("events_too_deep", keys::fire::too_deep());
     out.field_u64("sync_due", due.waiting);
     out.field_u64("sync_due_most", due.most);

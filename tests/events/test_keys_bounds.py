@@ -203,6 +203,74 @@ GB().foreach(hold).register('k*', mode='async_local', eventTypes=['set'], readVa
     assert SLOW <= after["rg_events_waiting_most"] <= SLOW + 1000
 
 
+AWAITING = """
+waiting = []
+
+async def hold(x):
+    future = createFuture()
+    waiting.append(future)
+    await future
+
+def wake(x):
+    futures = [waiting.pop() for _ in range(len(waiting))]
+    for future in futures:
+        setFutureResults(future, True)
+    return len(futures)
+
+GB().foreach(hold).register('k*', mode=MODE, eventTypes=['set'], readValue=False)
+GB('CommandReader').map(wake).register(trigger='wake', mode='sync')
+"""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_writers_wait_while_too_many_handlers_await_something(server, wire, other_wire, mode):
+    """They begin at once, and what they await comes late: so many may wait, and nobody else is locked out."""
+    register(wire, AWAITING.replace("MODE", repr(mode)))
+    field = "rg_events_postponed" if mode == "sync" else "rg_events_waiting"
+    replies = []
+
+    def write():
+        with Wire(server.port) as writer:
+            for start in range(0, SLOW + MORE, 1000):
+                writer.send_raw(b"".join(encode(("SET", f"k{start + i}", "1")) for i in range(1000)))
+                replies.extend(writer.read() for _ in range(1000))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        wait_until(lambda: numbers(other_wire)[field] >= SLOW, "as many waiting as may", 120)
+        assert numbers(other_wire)[field] <= SLOW + 1000
+        assert other_wire.ok("SET", "other", "1") == Simple("OK")
+        assert other_wire.ok("RG.PYEXECUTE", "GB('ShardsIDReader').count().run()")[0] == [b"1"]
+        assert len(replies) < SLOW + MORE
+    finally:
+        while thread.is_alive():
+            other_wire.ok("RG.TRIGGER", "wake")
+            thread.join(0.1)
+    assert replies == [Simple("OK")] * (SLOW + MORE)
+
+    def are_over():
+        other_wire.ok("RG.TRIGGER", "wake")
+        return numbers(other_wire)[field] == 0
+
+    wait_until(are_over, "all being over")
+    assert numbers(other_wire)["rg_events_refused"] == 0
+
+
+def test_aborted_events_wait_no_more(wire):
+    """Those that were taken out before them are counted off in groups."""
+    hold = "import time\nGB().foreach(lambda x: time.sleep(0.1)).register('k*', mode='async_local', eventTypes=['set'])"
+    register(wire, hold)
+    for number in range(12):
+        wire.ok("SET", f"k{number}", "v")
+    for row in wire.ok("RG.DUMPEXECUTIONS"):
+        if row[3] == b"created":
+            assert wire.call("RG.ABORTEXECUTION", row[1]) == Simple("OK")
+    wait_until(lambda: counters(wire)[0] == sum(counters(wire)[1:]), "all being over")
+    assert counters(wire)[3] > 0
+    assert numbers(wire)["rg_events_waiting"] == 0
+
+
 def resident(server):
     """Bytes of memory that the process has."""
     (line,) = [line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines() if "VmRSS" in line]

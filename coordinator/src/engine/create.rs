@@ -161,7 +161,7 @@ impl Engine {
 
     /// One more can wait for its turn.
     pub fn has_room(&self) -> Result<(), CreateError> {
-        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending();
+        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending_runs();
         match queued < limits::QUEUED_EXECUTIONS {
             true => Ok(()),
             false => Err(CreateError::TooMany(queued)),

@@ -119,7 +119,7 @@ pub struct Match {
     pub link: bool,
     /// Handlers of mode `sync` only.
     pub sync: bool,
-    /// Its events are queued.
+    /// Too many events wait, and it would raise more.
     pub slow: bool,
 }
 
@@ -425,11 +425,12 @@ impl Taken {
         }
         if let Some(keys) = &self.sync_keys {
             found.sync = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
+            found.slow = found.sync && queue::is_full_of_postponed();
         }
         if queue::is_full()
             && let Some(keys) = &self.slow_keys
         {
-            found.slow = self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
+            found.slow |= self.facts.movable || self.facts.keys(count).any(|at| keys.has(arg(at)));
         }
         if !self.link_keys.is_empty() {
             found.link = self.facts.keys(count).any(|at| self.link_keys.has(arg(at)));

@@ -62,7 +62,7 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
     }
     let link = wanted.any.then(|| Link::new(call.args(), may_block));
     let python = found.sync || wanted.sync;
-    if found.slow && queue::is_full() && call.may_park() {
+    if found.slow && call.may_park() {
         return park(call, link, python, true);
     }
     if !python {

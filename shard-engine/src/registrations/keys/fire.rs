@@ -17,7 +17,8 @@ use super::{
     index::Entry,
     link::{self, Tie},
     names::Name,
-    queue, spread,
+    queue::{self, Postponed},
+    spread,
     sync::SyncShot,
 };
 use crate::{
@@ -107,7 +108,7 @@ impl Event {
     }
 }
 
-/// Events that were not handled because they are too deep.
+/// Events and commands that were not handled because they are too deep.
 pub fn too_deep() -> u64 {
     TOO_DEEP.load(Ordering::Relaxed)
 }
@@ -144,6 +145,7 @@ pub fn fire(guard: &ServerLock, entry: &Arc<Entry>, name: &Name, told: &Told<'_>
 #[inline]
 pub(super) fn dispatch(guard: &ServerLock, entry: &Arc<Entry>, event: Event) {
     match entry.mode() {
+        RegisterMode::Sync if !queue::takes_sync(&entry.active) => {}
         RegisterMode::Sync => due::push(guard, Due::Event(SyncShot::new(entry.clone(), event))),
         RegisterMode::Async if module().is_cluster => spread::push(guard, entry, event),
         _ => queue::push(guard, entry, event),
@@ -169,7 +171,13 @@ fn refuse_depth(active: &Active, name: &str) {
         "ERR the event '{name}' was not handled: it is the end of a chain of {most} events that handlers caused (MaxEventDepth); \
          a handler that writes keys which fire it again needs a prefix or eventTypes that leave them out"
     );
-    active.core.stats.ran(&End::Refused(&text), 0);
+    count_too_deep(active, &text);
+}
+
+/// Something did not run because it is too deep, with this text.
+#[cold]
+pub fn count_too_deep(active: &Active, text: &str) {
+    active.core.stats.ran(&End::Refused(text), 0);
     if TOO_DEEP.fetch_add(1, Ordering::Relaxed) == 0 {
         let id: &RegistrationId = &active.registration.id;
         log::warning(&format!("registration {id}: {text}"));
@@ -179,6 +187,7 @@ fn refuse_depth(active: &Active, name: &str) {
 /// What was postponed goes on; its client, if any, waits.
 pub fn go_on(entry: &Arc<Entry>, event: Event, rest: Box<Continuation>) {
     let its = entry.clone();
+    let postponed = Postponed::new(entry.mode());
     let Event { number, depth, .. } = event;
     let Active { registration, core, .. } = &*entry.active;
     continuing::go_on(&registration.id, core, rest, Some(number), depth, move |over| {
@@ -192,7 +201,7 @@ pub fn go_on(entry: &Arc<Entry>, event: Event, rest: Box<Continuation>) {
         } = over;
         let engine = &module().engine;
         active.core.swift.keep(engine, number, outcome, total_ns, aborted, keep);
-        drop(event);
+        drop((event, postponed));
     });
 }
 

@@ -1,17 +1,19 @@
 //! Events that wait for a worker thread of this shard: a line for each registration, and one bound for all lines.
 //!
 //! At `EVENTS_SLOW` writers are to be slowed down: the interception asks `is_full` and parks clients until there is
-//! room. What can not be slowed goes on up to `EVENTS_MOST`; beyond, an event is counted as aborted, with a text.
+//! room. What can not be slowed goes on up to `EVENTS_MOST`; beyond, an event is counted as aborted, with a text. Events
+//! whose handlers have begun and await something count as well.
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use oxigears_coordinator::{codec::RecordBatch, engine::Waiting, execution::Outcome};
+use oxigears_coordinator::{codec::RecordBatch, engine::Waiting, execution::Outcome, registry::RegisterMode};
 use parking_lot::{Condvar, Mutex};
 
 use super::{fire::Event, held, index::Entry, reading, spread};
@@ -89,10 +91,16 @@ impl ReadyLine {
         at.ok()
     }
 
-    fn remove(&mut self, at: usize) -> Option<Event> {
+    /// Takes one out, and how many are to be counted off now, itself not among them.
+    fn remove(&mut self, at: usize) -> Option<(Event, usize)> {
         let ready = self.events.remove(at)?;
         self.bytes -= ready.bytes();
-        Some(ready.event)
+        let count = if self.events.is_empty() {
+            mem::take(&mut self.taken)
+        } else {
+            0
+        };
+        Some((ready.event, count))
     }
 
     fn numbers(&self) -> impl Iterator<Item = u64> {
@@ -107,7 +115,7 @@ impl ReadyLine {
         self.bytes -= ready.bytes();
         self.taken += 1;
         let count_now = self.taken >= COUNTED_AT_ONCE || self.events.is_empty();
-        let count = if count_now { std::mem::take(&mut self.taken) } else { 0 };
+        let count = if count_now { mem::take(&mut self.taken) } else { 0 };
         Some((ready, count))
     }
 }
@@ -158,6 +166,8 @@ impl Ready {
 const COUNTED_AT_ONCE: usize = 16;
 
 static WAITING: AtomicUsize = AtomicUsize::new(0);
+/// Events of mode `sync` whose handlers wait for something. Of other modes they stay among those that wait.
+static POSTPONED: AtomicUsize = AtomicUsize::new(0);
 static MOST_WAITING: AtomicUsize = AtomicUsize::new(0);
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 /// See `is_long`. Changed under the server lock.
@@ -177,6 +187,8 @@ pub struct Numbers {
     pub most: u64,
     /// Aborted, because too many waited.
     pub refused: u64,
+    /// Of mode `sync`, whose handlers wait for something now.
+    pub postponed: u64,
 }
 
 /// Numbers for INFO.
@@ -185,6 +197,7 @@ pub fn numbers() -> Numbers {
         waiting: WAITING.load(Ordering::Relaxed) as u64,
         most: MOST_WAITING.load(Ordering::Relaxed) as u64,
         refused: REFUSED.load(Ordering::Relaxed),
+        postponed: POSTPONED.load(Ordering::Relaxed) as u64,
     }
 }
 
@@ -192,6 +205,12 @@ pub fn numbers() -> Numbers {
 #[inline]
 pub fn is_full() -> bool {
     WAITING.load(Ordering::Relaxed) >= limits::EVENTS_SLOW
+}
+
+/// Writers whose commands may raise events for handlers of mode `sync` should wait.
+#[inline]
+pub fn is_full_of_postponed() -> bool {
+    POSTPONED.load(Ordering::Relaxed) >= limits::EVENTS_SLOW
 }
 
 /// The queue may be full soon: commands are to be looked at.
@@ -220,7 +239,7 @@ pub(super) fn taken(guard: &ServerLock) {
 /// Calls `then` once there is room, on any thread; now if there is. It must not wait.
 pub fn when_room(then: Waiter) {
     let mut waiters = WAITERS.lock();
-    if is_full() {
+    if is_full() || is_full_of_postponed() {
         return waiters.push(then);
     }
     drop(waiters);
@@ -229,12 +248,48 @@ pub fn when_room(then: Waiter) {
 
 /// So many events do not wait any more.
 pub(super) fn left(count: usize) {
-    let before = WAITING.fetch_sub(count, Ordering::AcqRel);
+    count_off(&WAITING, count);
+}
+
+fn count_off(waiting: &AtomicUsize, count: usize) {
+    let before = waiting.fetch_sub(count, Ordering::AcqRel);
     let room = limits::EVENTS_SLOW - limits::EVENTS_ROOM;
     if before > room && before - count <= room {
-        let waiters = std::mem::take(&mut *WAITERS.lock());
+        let waiters = mem::take(&mut *WAITERS.lock());
         waiters.into_iter().for_each(|then| then());
     }
+}
+
+/// An event whose handler has begun and waits for something (it awaits a future): as long as this lives it counts, so that what
+/// waits there is bounded as well.
+pub(super) struct Postponed(&'static AtomicUsize);
+
+impl Postponed {
+    /// One more, of this mode.
+    pub fn new(mode: RegisterMode) -> Postponed {
+        let waiting = match mode {
+            RegisterMode::Sync => &POSTPONED,
+            _ => &WAITING,
+        };
+        waiting.fetch_add(1, Ordering::AcqRel);
+        Postponed(waiting)
+    }
+}
+
+impl Drop for Postponed {
+    fn drop(&mut self) {
+        count_off(self.0, 1);
+    }
+}
+
+/// One more handler of mode `sync` may run; if too many wait for something, the event is counted as aborted.
+#[inline]
+pub(super) fn takes_sync(active: &Active) -> bool {
+    let takes = POSTPONED.load(Ordering::Relaxed) < limits::EVENTS_MOST;
+    if !takes {
+        refuse(active);
+    }
+    takes
 }
 
 /// Counts an event that is to wait; false if there are too many, then it is counted as aborted.
@@ -271,7 +326,7 @@ fn refuse(active: &Active) {
     active.core.stats.ended(&End::Refused(FULL), 0);
     if REFUSED.fetch_add(1, Ordering::Relaxed) == 0 {
         log::warning(&format!(
-            "{} events wait for worker threads, more are not taken: handlers are slower than writers",
+            "{} events wait for worker threads or for what they await, more are not taken: handlers are slower than writers",
             limits::EVENTS_MOST
         ));
     }
@@ -291,9 +346,9 @@ impl Core {
         let (waiting, ready, taken) = {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();
-            let ready = std::mem::take(&mut *ready);
+            let ready = mem::take(&mut *ready);
             // With nothing behind them, those that were taken out are counted off as well.
-            (std::mem::take(&mut line.waiting), ready.events, ready.taken)
+            (mem::take(&mut line.waiting), ready.events, ready.taken)
         };
         let count = waiting.len() + ready.len();
         for event in ready.into_iter().map(|ready| ready.event).chain(waiting) {
@@ -364,14 +419,17 @@ impl Waiting for Core {
             let mut line = self.events.line.0.lock();
             let mut ready = self.events.ready.0.lock();
             match ready.find(number).and_then(|at| ready.remove(at)) {
-                Some(event) => Some(event),
-                None => line.find(number).and_then(|at| line.waiting.remove(at)),
+                Some(found) => Some(found),
+                None => {
+                    let found = line.find(number).and_then(|at| line.waiting.remove(at));
+                    found.map(|event| (event, 0))
+                }
             }
         };
         // Dropped without the locks: a client may wait for its end.
         let is_found = found.is_some();
-        if is_found {
-            left(1);
+        if let Some((_, taken)) = &found {
+            left(1 + taken);
             self.gone(number, &End::Aborted);
         }
         drop(found);
