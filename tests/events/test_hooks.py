@@ -3,12 +3,17 @@
 import time
 
 import pytest
+from firing import counters, data
 from registrations import NO_BLOCKING, only, register
 from replies import is_error, pair, start, wait_until
 from wire import Error, Simple, Wire
 
 B = "GB('CommandReader')"
 NEXT = f"{B}.map(lambda x: call_next(*x[1:]))"
+
+
+def too_deep(wire):
+    return int(wire.ok("INFO", "rg").split(b"rg_events_too_deep:")[1].split(b"\r\n")[0])
 
 
 def in_multi(wire, *args):
@@ -230,6 +235,7 @@ def comes_back(x):
 {B}.map(comes_back).register(hook='get', mode='sync', convertToStr=False)
 """
     wire.ok("RG.CONFIGSET", "MaxEventDepth", "10")
+    before = too_deep(wire)
     register(wire, script)
     wire.ok("SET", "k", "v")
     assert wire.call("GET", "k") == b"v"
@@ -237,6 +243,9 @@ def comes_back(x):
     assert wire.ok("INCRBY", "turns", 0) == 11
     error = wire.ok("GETRANGE", "error", 0, -1)
     assert b"chain of 10 events and hooks" in error and b"MaxEventDepth" in error
+    # The one that did not run is counted as well.
+    assert counters(wire)[3] == 1 and data(wire)["lastError"] in error
+    assert too_deep(wire) > before
 
 
 def test_errors_of_the_command_reach_the_function(wire):

@@ -322,6 +322,18 @@ def test_all_executions_together_are_bounded(wire, mode):
         wire.ok("SET", f"a{number}", "1")
     settled(wire)
     assert len(executions_of(wire)) == 5
+    # The oldest one of all goes, also for one of a registration that has none yet.
+    for letter in "bcd":
+        register(wire, f"GB().map(lambda x: x['key']).register('{letter}', mode={mode!r}, eventTypes=['set'])")
+        wire.ok("SET", letter, "1")
+    settled(wire)
+    kept = [pair(wire.ok("RG.GETRESULTS", one))[0][0] for one in executions_of(wire)]
+    assert sorted(kept) == [b"a18", b"a19", b"b", b"c", b"d"]
+    wire.ok("RG.CONFIGSET", "MaxExecutions", "2")
+    wire.ok("SET", "a20", "1")
+    settled(wire)
+    kept = [pair(wire.ok("RG.GETRESULTS", one))[0][0] for one in executions_of(wire)]
+    assert sorted(kept) == [b"a20", b"d"]
 
 
 @MODE

@@ -5,7 +5,7 @@ import threading
 import pytest
 from firing import counters, settled
 from registrations import fired, register, status_of, wait_applied
-from replies import own_tag, wait_until
+from replies import executions_of, own_tag, wait_until
 from wire import Simple, Wire, encode
 
 # `EVENTS_SPREAD` in the table of bounds.
@@ -58,6 +58,18 @@ def test_a_burst_on_all_shards(cluster, wires):
     assert counts == [str(BURST).encode()] * 3
     for wire in wires:
         wire.ok("FLUSHALL")
+
+
+@pytest.mark.parametrize("mode", ["async", "async_local"])
+def test_what_is_over_can_be_aborted(cluster, wires, mode):
+    """Other shards, which have dropped their parts, have nothing against it."""
+    register(wires[0], f"GB().map(lambda x: x['key']).register('k*', mode={mode!r}, eventTypes=['set'])")
+    wait_applied(cluster.servers, status_of(cluster.servers[0])["applied"])
+    wires[0].ok("SET", f"k{{{own_tag(cluster.servers[0])}}}", "v")
+    settled(wires[0])
+    (execution,) = executions_of(wires[0])
+    assert wires[0].call("RG.ABORTEXECUTION", execution) == Simple("OK")
+    assert counters(wires[0]) == (1, 1, 0, 0)
 
 
 def test_handlers_that_wait_for_later_ones(cluster, wires):

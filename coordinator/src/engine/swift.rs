@@ -87,6 +87,30 @@ impl Swifts {
         all.retain(|swift| swift.strong_count() > 0);
         all.iter().filter_map(Weak::upgrade).collect()
     }
+
+    /// Forgets the oldest ones of all registrations until `max` are left; several at once, if they are many.
+    #[inline]
+    fn trim(&self, max: i64) {
+        if self.kept.load(Ordering::Relaxed) <= max + max / 16 {
+            return;
+        }
+        self.trim_now(max);
+    }
+
+    #[cold]
+    fn trim_now(&self, max: i64) {
+        let all = self.all();
+        let mut numbers: Vec<u64> = Vec::new();
+        for swift in &all {
+            numbers.extend(swift.inner.lock().ended.iter().map(|ended| ended.number));
+        }
+        let excess = numbers.len().saturating_sub(usize::try_from(max).unwrap_or(usize::MAX));
+        if excess == 0 {
+            return;
+        }
+        let (_, newest, _) = numbers.select_nth_unstable(excess - 1);
+        all.iter().for_each(|swift| swift.forget_until(*newest));
+    }
 }
 
 /// What came of stopping one.
@@ -245,6 +269,22 @@ impl Swift {
         if change != 0 {
             self.all.fetch_add(change, Ordering::Relaxed);
         }
+        drop(inner);
+        // Outside of the lock.
+        drop(gone);
+        if max > 0 {
+            engine.swifts.trim(max);
+        }
+    }
+
+    /// Forgets those that have ended with this number or a lower one.
+    fn forget_until(&self, number: u64) {
+        let mut inner = self.inner.lock();
+        let ended = std::mem::take(&mut inner.ended).into_iter();
+        let (gone, kept): (Vec<Ended>, _) = ended.partition(|ended| ended.number <= number);
+        inner.ended = VecDeque::from(kept);
+        inner.bytes -= gone.iter().map(|ended| ended.bytes).sum::<usize>();
+        self.all.fetch_sub(gone.len() as i64, Ordering::Relaxed);
         drop(inner);
         // Outside of the lock.
         drop(gone);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oxigears_coordinator::{
-    engine::{Gathered, question},
+    engine::{Execution, Gathered, question},
     message::ExecutionId,
 };
 use parking_lot::Mutex;
@@ -34,12 +34,14 @@ pub fn abortexecution(call: &mut Call) {
     if known.is_none() && shards.is_empty() {
         return call.reply().error(question::UNKNOWN);
     }
-    // Who does not know what is under way here has dropped its part already, as it ended, or has not begun.
-    let under_way = known.as_ref().is_some_and(|execution| !execution.phase().is_over());
+    // Who does not know what is under way here has dropped its part already, as it ended, or has not begun. Parts of what
+    // was fired are dropped at their end.
+    let is_elsewhere = |execution: &Arc<Execution>| execution.phase().is_over() && execution.registration().is_none();
+    let only_here = known.as_ref().is_some_and(|execution| !is_elsewhere(execution));
     let client = BlockedClient::block(call, None);
     let waiting = Arc::new(Mutex::new(Waiting {
         client: Some(client),
-        under_way,
+        only_here,
         mine: None,
         others: None,
     }));
@@ -59,7 +61,8 @@ pub fn abortexecution(call: &mut Call) {
 /// A client that waits until all shards have said how it went.
 struct Waiting {
     client: Option<BlockedClient>,
-    under_way: bool,
+    /// Others need not know it.
+    only_here: bool,
     mine: Option<Result<(), String>>,
     others: Option<Gathered>,
 }
@@ -73,7 +76,7 @@ impl Waiting {
             return;
         };
         let mut errors = others.iter().filter_map(|(_, answer)| answer.as_ref().err());
-        let is_meant = |text: &&String| !waiting.under_way || *text != question::UNKNOWN;
+        let is_meant = |text: &&String| !waiting.only_here || *text != question::UNKNOWN;
         let first = mine.as_ref().err().or_else(|| errors.find(is_meant)).cloned();
         if let Some(client) = waiting.client.take() {
             client.reply(move |reply| match first {

@@ -23,7 +23,9 @@ use super::{
         Active,
         activation::Activation,
         active::Code,
-        depth, due, limits, registrations,
+        depth, due,
+        keys::fire,
+        limits, registrations,
         stats::End,
         sync,
         trigger::{self, Shot},
@@ -314,7 +316,8 @@ pub fn answer(reply: &mut ReplyWriter, outcome: &Outcome) {
 /// Runs the hooks of a command; false if none is for it.
 pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
     let Some(taken) = &entry.taken else { return false };
-    if taken.hooks.is_empty() {
+    // Most of many may be for other keys: nothing is copied before one is known to be for these.
+    if !taken.judge(call.len(), |at| call.arg(at)).hook {
         return false;
     }
     let args = call.args();
@@ -340,9 +343,11 @@ pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
     };
     let most = module().config.max_event_depth();
     if deep > 1 && i64::from(deep) > most {
-        call.reply().error(&format!(
+        let text = format!(
             "ERR the hook was not run: it is the end of a chain of {most} events and hooks that functions caused (MaxEventDepth)"
-        ));
+        );
+        fire::count_too_deep(&chain[at].active, &text);
+        call.reply().error(&text);
         return true;
     }
     if let Err(text) = may_run(call, taken) {
