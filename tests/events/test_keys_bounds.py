@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from firing import counters, large_results, listed, settled, wait_list
 from registrations import MODES, register
-from replies import wait_until
+from replies import executions_of, wait_until
 from wire import Simple, Wire, encode
 
 # `EVENTS_SLOW` in the table of bounds.
@@ -259,10 +259,12 @@ def test_writers_wait_while_too_many_handlers_await_something(server, wire, othe
 
 def test_aborted_events_wait_no_more(wire):
     """Those that were taken out before them are counted off in groups."""
-    hold = "import time\nGB().foreach(lambda x: time.sleep(0.1)).register('k*', mode='async_local', eventTypes=['set'])"
+    hold = "import time\nGB().foreach(lambda x: time.sleep(1)).register('k*', mode='async_local', eventTypes=['set'])"
     register(wire, hold)
     for number in range(12):
         wire.ok("SET", f"k{number}", "v")
+    # Then no thread takes another one.
+    wait_until(lambda: sum(status == b"running" for status, _ in executions_of(wire).values()) > 1, "some running")
     for row in wire.ok("RG.DUMPEXECUTIONS"):
         if row[3] == b"created":
             assert wire.call("RG.ABORTEXECUTION", row[1]) == Simple("OK")
