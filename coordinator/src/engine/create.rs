@@ -161,7 +161,8 @@ impl Engine {
 
     /// One more can wait for its turn.
     pub fn has_room(&self) -> Result<(), CreateError> {
-        let queued = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending_runs();
+        let all = self.pool.queued() + self.beginning.queued() + self.preparing.queued() + self.pending();
+        let queued = all.saturating_sub(self.waiting_apart.load(Ordering::Acquire));
         match queued < limits::QUEUED_EXECUTIONS {
             true => Ok(()),
             false => Err(CreateError::TooMany(queued)),

@@ -165,8 +165,8 @@ pub struct Engine {
     lists: Mutex<Lists>,
     counter: AtomicU64,
     pub(self) pending: AtomicUsize,
-    /// Those of them that events, clients and timers have fired.
-    pub(self) pending_fired: AtomicUsize,
+    /// Executions that wait and have a bound of their own.
+    pub(self) waiting_apart: AtomicUsize,
     pub(self) pool: Pool,
     /// When one of the worker threads has done something last.
     pub(self) got_on_ms: AtomicU64,
@@ -202,7 +202,7 @@ impl Engine {
             lists: Mutex::new(Lists::default()),
             counter: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
-            pending_fired: AtomicUsize::new(0),
+            waiting_apart: AtomicUsize::new(0),
             got_on_ms: AtomicU64::new(0),
             queries: Queries::default(),
             owed: Arc::default(),

@@ -33,8 +33,6 @@ impl Execution {
         }
         if !self.counted_pending.swap(true, Ordering::AcqRel) {
             engine.pending.fetch_add(1, Ordering::AcqRel);
-            let fired = usize::from(self.fired.is_some());
-            engine.pending_fired.fetch_add(fired, Ordering::AcqRel);
         }
         // It may have ended meanwhile.
         if self.stopping.load(Ordering::Acquire) {
@@ -45,8 +43,6 @@ impl Execution {
     /// It waits for no records, or is over.
     pub(super) fn is_pending_no_more(&self, engine: &Engine) {
         if self.counted_pending.swap(false, Ordering::AcqRel) {
-            let fired = usize::from(self.fired.is_some());
-            engine.pending_fired.fetch_sub(fired, Ordering::AcqRel);
             engine.pending.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -58,9 +54,13 @@ impl Engine {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// Those of them that have no bound of their own, as those have that were fired: by events, by clients, by timers.
-    pub(super) fn pending_runs(&self) -> usize {
-        let fired = self.pending_fired.load(Ordering::Acquire);
-        self.pending().saturating_sub(fired)
+    /// An execution that its maker bounds waits from now on, until `waits_apart_no_more`: it takes no room of others.
+    pub fn waits_apart(&self) {
+        self.waiting_apart.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// See `waits_apart`.
+    pub fn waits_apart_no_more(&self) {
+        self.waiting_apart.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -272,12 +272,14 @@ impl Postponed {
             _ => &WAITING,
         };
         waiting.fetch_add(1, Ordering::AcqRel);
+        module().engine.waits_apart();
         Postponed(waiting)
     }
 }
 
 impl Drop for Postponed {
     fn drop(&mut self) {
+        module().engine.waits_apart_no_more();
         count_off(self.0, 1);
     }
 }
