@@ -21,8 +21,8 @@ use crate::redis::log;
 
 /// Something to be loaded.
 pub struct Errand {
-    /// What it belongs to: while some of that takes long, the rest of it waits.
-    pub session: String,
+    /// Its line: while one of that takes long, the others of it wait.
+    pub line: String,
     /// Loads it and tells who waits, without locks; once.
     pub load: Arc<dyn Fn(&Interrupt) + Send + Sync>,
     /// Somebody wants it still; else it is not begun, or interrupted. Python code ends then, what waits in C code does not.
@@ -51,7 +51,7 @@ impl Loaders {
 
 /// A thread that was left to its errand.
 struct Left {
-    session: String,
+    line: String,
     thread: JoinHandle<()>,
     interrupt: Arc<Interrupt>,
     is_wanted: Box<dyn Fn() -> bool + Send>,
@@ -74,7 +74,7 @@ fn hand_out(errands: &Receiver<Errand>) {
         waiting.extend(errands.try_iter());
         look_after(&mut left);
         for errand in mem::take(&mut waiting) {
-            let is_busy = left.len() >= limits::LOADERS || left.iter().any(|one| one.session == errand.session);
+            let is_busy = left.len() >= limits::LOADERS || left.iter().any(|one| one.line == errand.line);
             match is_busy {
                 true => waiting.push_back(errand),
                 false => left.extend(run(errand)),
@@ -95,11 +95,7 @@ fn look_after(left: &mut Vec<Left>) {
 
 /// Runs it, and waits a moment for its end; else its thread is left.
 fn run(errand: Errand) -> Option<Left> {
-    let Errand {
-        session,
-        load,
-        is_wanted,
-    } = errand;
+    let Errand { line, load, is_wanted } = errand;
     let interrupt = Arc::new(Interrupt::new());
     loop {
         if !is_wanted() {
@@ -119,7 +115,7 @@ fn run(errand: Errand) -> Option<Left> {
             Ok(thread) => {
                 let is_over = ended.recv_timeout(limits::LOADERS_PATIENCE) != Err(RecvTimeoutError::Timeout);
                 return (!is_over).then_some(Left {
-                    session,
+                    line,
                     thread,
                     interrupt,
                     is_wanted,

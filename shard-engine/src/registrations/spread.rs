@@ -145,7 +145,8 @@ pub fn on_ask(from: &NodeId, ticket: u64, question: RegistryQuestion) {
         RegistryQuestion::Check(change) => {
             let asked = Instant::now();
             state.helpers.checking.submit(Errand {
-                session: format!("{from} {ticket}"),
+                // No check waits for another one.
+                line: format!("{from} {ticket}"),
                 load: Arc::new(move |interrupt| tell(interrupt.during(|| check(&change)))),
                 is_wanted: Box::new(move || asked.elapsed() < limits::PREPARED_LIFE),
             });

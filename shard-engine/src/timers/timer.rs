@@ -218,7 +218,7 @@ impl Timer {
         let (timer, user) = (Arc::downgrade(self), self.user.clone());
         let its = timer.clone();
         registrations().helpers.timers.submit(Errand {
-            session: self.saved.session.clone(),
+            line: self.saved.session.clone(),
             is_wanted: Box::new(move || its.strong_count() > 0),
             load: Arc::new(move |interrupt| {
                 let identity = identity::enter(user.clone());

@@ -317,7 +317,7 @@ pub fn answer(reply: &mut ReplyWriter, outcome: &Outcome) {
 pub fn run(call: &mut Wrapped, entry: &Arc<Entry>) -> bool {
     let Some(taken) = &entry.taken else { return false };
     // Most of many may be for other keys: nothing is copied before one is known to be for these.
-    if !taken.judge(call.len(), |at| call.arg(at)).hook {
+    if taken.hooks.is_empty() || !taken.judge(call.len(), |at| call.arg(at)).hook {
         return false;
     }
     let args = call.args();
