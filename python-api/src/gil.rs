@@ -208,7 +208,7 @@ impl<T: Default> Default for WithGil<T> {
 }
 
 impl<T> WithGil<T> {
-    pub(crate) fn new(value: T) -> WithGil<T> {
+    pub(crate) const fn new(value: T) -> WithGil<T> {
         WithGil(RefCell::new(value))
     }
 

@@ -22,7 +22,7 @@ use super::{
     text,
 };
 use crate::{
-    codec::{Decoder, Encoder, Kept, argument_text},
+    codec::{Decoder, Encoder, Kept, Lent, argument_text, version},
     context,
     errors::take_error_text,
     functions::Functions,
@@ -120,10 +120,7 @@ impl Invoker {
             let event = Cursor::new(record).text_event();
             // SAFETY: the GIL is held.
             match unsafe { pull_one(py, record, event.as_ref(), &self.decoder) } {
-                Ok(item) => {
-                    exit.expect_event(&item, event.as_ref(), record);
-                    chain.push_one(py, item, exit);
-                }
+                Ok(item) => push_event(py, chain, item, event.as_ref(), record, exit),
                 Err(text) => exit.error(text),
             }
             chain.end(py, exit);
@@ -139,8 +136,8 @@ impl Invoker {
             match unsafe { batch.pull(py, &self.decoder, false) } {
                 Pulled::Record(item) => {
                     let record = batch.last();
-                    exit.expect_event(&item, Cursor::new(record).text_event().as_ref(), record);
-                    chain.push_one(py, item, exit);
+                    let event = Cursor::new(record).text_event();
+                    push_event(py, chain, item, event.as_ref(), record, exit);
                 }
                 Pulled::Error(text) => exit.error(text),
                 Pulled::Nothing | Pulled::End => break,
@@ -242,6 +239,25 @@ impl Invoker {
             origin,
             spent_ns: 0,
         })
+    }
+}
+
+/// Takes one record to the end, which may be that of an `event`.
+#[inline]
+fn push_event(
+    py: Python<'_>,
+    chain: &mut Chain,
+    item: Item,
+    event: Option<&TextEvent<'_>>,
+    record: &[u8],
+    exit: &mut ToOutcome<'_>,
+) {
+    exit.expect_event(&item, event, record);
+    // SAFETY: the GIL is held; the item has just been made of the event.
+    let lent = event.and_then(|event| unsafe { Lent::of(&item.value, event) });
+    chain.push_one(py, item, exit);
+    if let Some(lent) = lent {
+        lent.give_back(py);
     }
 }
 
@@ -355,7 +371,7 @@ impl ToOutcome<'_> {
     fn expect_event(&mut self, item: &Item, event: Option<&TextEvent<'_>>, record: &[u8]) {
         if self.bytes.is_empty() && record.len() <= SCRATCH && event.is_some_and(text::is_plain_event) {
             // SAFETY: the item is alive.
-            self.expected = unsafe { text::version(item.value.as_ptr()) };
+            self.expected = unsafe { version(item.value.as_ptr()) };
             if self.expected.is_some() {
                 self.bytes.push(tag::EVENT_TEXT);
                 self.bytes.extend_from_slice(record);
@@ -391,9 +407,8 @@ impl Exit for ToOutcome<'_> {
     #[inline]
     unsafe fn put_text(&mut self, item: &Item) -> bool {
         // SAFETY: the GIL is held; the item is alive.
-        let done = unsafe {
-            self.met(text::version(item.value.as_ptr())) || text::put_item(&mut self.bytes, item.value.as_ptr())
-        };
+        let done =
+            unsafe { self.met(version(item.value.as_ptr())) || text::put_item(&mut self.bytes, item.value.as_ptr()) };
         self.records += u32::from(done);
         done
     }

@@ -69,16 +69,6 @@ pub(super) fn is_plain_event(event: &TextEvent<'_>) -> bool {
     is_plain(event.event) && is_plain(event.key) && value.is_none_or(is_plain)
 }
 
-/// A number that no other dict has had, nor this one before it was changed last; `None` if it is no dict.
-///
-/// # Safety
-/// `value` is alive.
-#[inline]
-pub(super) unsafe fn version(value: *mut ffi::PyObject) -> Option<u64> {
-    // SAFETY: as for this function; a dict has this layout.
-    unsafe { (ffi::PyDict_CheckExact(value) != 0).then(|| (*value.cast::<ffi::PyDictObject>()).ma_version_tag) }
-}
-
 /// # Safety
 /// `value` is alive.
 #[inline]

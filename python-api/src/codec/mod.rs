@@ -10,6 +10,7 @@ use oxigears_coordinator::codec::{RecordBatch, put_head, put_tagged, tag};
 pub(crate) use decode::{DecodeError, Decoder, argument_text, new_text};
 pub(crate) use encode::{Encoder, key_bytes};
 pub(crate) use kept::Kept;
+pub(crate) use templates::{Lent, version};
 
 /// One record: the list of a command's arguments, `str` or (not UTF-8) `bytearray`. Needs no Python.
 pub fn encode_arguments(args: &[Vec<u8>]) -> RecordBatch {

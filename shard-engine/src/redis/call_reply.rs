@@ -29,19 +29,18 @@ impl CallReply {
         self.0.as_ptr()
     }
 
-    /// It is an error.
+    /// It is an error. Looks at its first byte only: to ask for its type has the server read all of it.
+    #[inline]
     pub(super) fn is_error(&self) -> bool {
         // SAFETY: the reply is ours and alive.
-        let kind = unsafe { api!(RedisModule_CallReplyType)(self.0.as_ptr()) };
-        kind as isize == raw::REDISMODULE_REPLY_ERROR
+        unsafe { proto_tag(self.0.as_ptr()) == Some(b'-') }
     }
 
     /// The server gave nothing.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         // SAFETY: the reply is ours and alive.
-        let kind = unsafe { api!(RedisModule_CallReplyType)(self.0.as_ptr()) };
-        kind as isize == raw::REDISMODULE_REPLY_UNKNOWN
+        unsafe { proto_tag(self.0.as_ptr()).is_none() }
     }
 
     /// It is this text.
@@ -56,11 +55,8 @@ impl CallReply {
     /// The text of an error.
     pub(super) fn error(&self) -> Option<String> {
         // SAFETY: the reply is ours and alive.
-        unsafe {
-            let kind = api!(RedisModule_CallReplyType)(self.0.as_ptr()) as isize;
-            (kind == raw::REDISMODULE_REPLY_ERROR)
-                .then(|| String::from_utf8_lossy(reply_string(self.0.as_ptr())).into_owned())
-        }
+        let text = || unsafe { reply_string(self.0.as_ptr()) };
+        self.is_error().then(|| String::from_utf8_lossy(text()).into_owned())
     }
 
     /// A copy; `None` if it is nested too deeply.
