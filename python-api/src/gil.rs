@@ -5,13 +5,19 @@
 
 use std::{
     cell::{Cell, RefCell},
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use pyo3::{ffi, prelude::*};
 
-use crate::{precedence::Outermost, server};
+use crate::{
+    precedence::{self, Outermost},
+    server,
+};
 
 /// Who waits for the GIL asks for it after so long. That has to be less than the slices in which our threads work: CPython
 /// begins that time anew whenever the GIL is given away, and who takes it back at once, slice after slice, would never be
@@ -56,10 +62,14 @@ struct Here {
     inside: Cell<u32>,
     /// See `precedence`.
     has_claim: Cell<bool>,
+    /// It keeps the GIL from visit to visit, since then; see `attach_and_stay`.
+    stays: Cell<Option<Stay>>,
 }
 
 thread_local! {
-    static HERE: Here = const { Here { known: Cell::new(false), inside: Cell::new(0), has_claim: Cell::new(false) } };
+    static HERE: Here = const {
+        Here { known: Cell::new(false), inside: Cell::new(0), has_claim: Cell::new(false), stays: Cell::new(None) }
+    };
     static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
 }
 
@@ -101,6 +111,83 @@ pub(crate) fn attach<R>(f: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
     })
 }
 
+/// How a thread that keeps the GIL between its visits got it.
+#[derive(Clone, Copy)]
+struct Stay {
+    before: ffi::PyGILState_STATE,
+    since_ms: i64,
+}
+
+/// So long a thread may keep the GIL between visits. The clock has ticks of 4 ms, so it may be a tick more.
+const STAY_MS: i64 = 4;
+
+/// Like `attach`, for a thread that has the server lock, is not inside, and comes back at once as a rule: it keeps the GIL
+/// afterwards. Whoever calls this sees to it that the thread calls `leave` before it does anything else for long, and before
+/// it waits for any other thread. A fork is seen to here.
+#[inline]
+pub fn attach_and_stay<R>(f: impl FnOnce() -> R) -> R {
+    HERE.with(|here| match here.stays.get() {
+        None => stay(here),
+        // Others wait for it, perhaps.
+        Some(stay) if coarse_ms() - stay.since_ms > STAY_MS => {
+            leave();
+            self::stay(here);
+        }
+        Some(_) => {}
+    });
+    attach(|_| f())
+}
+
+fn stay(here: &Here) {
+    static FORKS: Once = Once::new();
+    extern "C" fn before_fork() {
+        leave();
+    }
+    // The child would have a GIL that nobody can give back.
+    // SAFETY: the function is there as long as the process, and does nothing but for a thread that stays.
+    FORKS.call_once(|| {
+        // It can fail for want of memory only; then a child keeps what it has, and uses it not.
+        let _ = unsafe { libc::pthread_atfork(Some(before_fork), None, None) };
+    });
+    if here.has_claim.get() || here.inside.get() > 0 {
+        return;
+    }
+    if !here.known.get() {
+        keep(here);
+    }
+    precedence::begin();
+    here.has_claim.set(true);
+    let waiting = Waiting::begin();
+    // SAFETY: the interpreter is initialised.
+    let before = unsafe { ffi::PyGILState_Ensure() };
+    let since_ms = waiting.end();
+    here.stays.set(Some(Stay { before, since_ms }));
+}
+
+/// This thread has the GIL from `attach_and_stay`.
+#[inline]
+pub fn stays() -> bool {
+    HERE.with(|here| here.stays.get().is_some())
+}
+
+/// Gives back what `attach_and_stay` has kept, unless this thread is inside. It has nothing of that any more.
+pub fn leave() -> bool {
+    HERE.with(|here| {
+        let Some(stay) = here.stays.get() else {
+            return true;
+        };
+        if here.inside.get() > 0 {
+            return false;
+        }
+        here.stays.set(None);
+        // SAFETY: the state is of this thread's last call, and nothing of the interpreter is in use on it.
+        unsafe { ffi::PyGILState_Release(stay.before) };
+        here.has_claim.set(false);
+        precedence::end();
+        true
+    })
+}
+
 /// The event loop runs, and asks whether somebody waits.
 static LOOP_RUNS: AtomicBool = AtomicBool::new(false);
 
@@ -129,12 +216,14 @@ impl Waiting {
         Waiting { start_ms, is_counted }
     }
 
+    /// It has it, at this moment of the coarse clock.
     #[inline]
-    fn end(self) {
+    fn end(self) -> i64 {
         let now = coarse_ms();
         if now - self.start_ms >= LONG_MS {
             KEPT_LONG.store(now, Ordering::Relaxed);
         }
+        now
     }
 }
 

@@ -41,7 +41,7 @@ pub use chain::{Continuation, ExecContext, Invoked, Invoker, compile};
 pub use codec::encode_arguments;
 pub use errors::error_text;
 pub use functions::{Functions, RunRequest, load_functions, resolve_reader};
-pub use gil::is_kept_long;
+pub use gil::{attach_and_stay, is_kept_long, leave, stays};
 pub use init::{InitOptions, initialize, python_version};
 pub use interrupt::Interrupt;
 pub use lock::{gil_holder, gil_is_free, with_interpreter, with_server_locked};

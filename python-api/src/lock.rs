@@ -5,7 +5,8 @@ use std::{cell::Cell, time::Duration};
 use pyo3::prelude::*;
 
 use crate::{
-    gil, precedence,
+    gil,
+    precedence::{self, Turn},
     server::{LogLevel, server},
 };
 
@@ -15,16 +16,33 @@ const DETACHED_PAUSE: Duration = Duration::from_millis(1);
 
 /// Takes the server lock with the GIL held. Waiting for the GIL with the lock held would block the server, so the
 /// lock is only tried, and the GIL is given to others between rounds: at once to one who has the lock, until that has no
-/// more use for it.
-pub(crate) fn lock_server(py: Python<'_>) {
-    while !server().try_lock(SPIN, &|| !precedence::is_claimed()) {
-        gil::without(py, || {
-            if !precedence::wait_for_end() {
-                std::thread::sleep(DETACHED_PAUSE);
-            }
-        });
+/// more use for it. `gives_way`: to one of those whose turn is first.
+fn lock_server(py: Python<'_>, mut gives_way: bool) {
+    let is_first = |gives_way: bool| !(gives_way && precedence::is_turn_wanted());
+    loop {
+        if !is_first(gives_way) {
+            // Once: those whose turn is first may be many.
+            gives_way = false;
+            gil::without(py, precedence::give_way);
+        }
+        if server().try_lock(SPIN, &|| !precedence::is_claimed() && is_first(gives_way)) {
+            break;
+        }
+        if is_first(gives_way) {
+            gil::without(py, || {
+                if !precedence::wait_for_end() {
+                    std::thread::sleep(DETACHED_PAUSE);
+                }
+            });
+        }
     }
     precedence::begin();
+}
+
+/// The same for a script's body, whose turn is before that of code that runs already.
+pub(crate) fn lock_server_for_body(py: Python<'_>) {
+    let _turn = Turn::want();
+    lock_server(py, false);
 }
 
 /// Gives it back.
@@ -91,7 +109,7 @@ pub(crate) fn enter_atomic(py: Python<'_>) -> bool {
     if in_atomic() {
         return false;
     }
-    lock_server(py);
+    lock_server(py, !server().lock_held());
     ATOMIC.with(|a| a.0.set(true));
     true
 }
@@ -114,9 +132,11 @@ pub fn with_server_locked<R>(f: impl FnOnce() -> R) -> R {
             unlock_server();
         }
     }
+    let turn = Turn::want();
     gil::attach(|py| {
-        lock_server(py);
+        lock_server(py, false);
         let _locked = Locked;
+        drop(turn);
         f()
     })
 }

@@ -2,10 +2,14 @@
 //!
 //! Such a thread makes the server wait until it is done. A thread that waits for the server lock can do nothing before
 //! that, so it must not have the GIL meanwhile: two of them could hand it to each other again and again.
+//!
+//! What a client waits for, and other work of the module that needs both, has its turn before code that takes the server lock
+//! again and again (`atomic()` in a loop): that has the GIL between two of its blocks, and would be first each time.
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU32, Ordering::SeqCst},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -103,4 +107,47 @@ pub(crate) fn wait_for_end() -> bool {
     drop(look);
     WAITING.fetch_sub(1, SeqCst);
     waits
+}
+
+/// Work that waits for GIL and server lock and has its turn before `atomic()`.
+static WANTED: AtomicU32 = AtomicU32::new(0);
+/// Turns that have come.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// As `LOOK` and `OVER`.
+static TURN_LOOK: Mutex<()> = Mutex::new(());
+static TURN: Condvar = Condvar::new();
+/// The longest that code gives way: the work may wait for something else.
+const GIVE_WAY: Duration = Duration::from_millis(20);
+
+/// Work that waits for its turn, until it is dropped.
+pub(crate) struct Turn(());
+
+impl Turn {
+    /// From now on.
+    pub(crate) fn want() -> Turn {
+        WANTED.fetch_add(1, SeqCst);
+        Turn(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        WANTED.fetch_sub(1, SeqCst);
+        TAKEN.fetch_add(1, SeqCst);
+        drop(TURN_LOOK.lock());
+        TURN.notify_all();
+    }
+}
+
+/// Some work waits for its turn.
+#[inline]
+pub(crate) fn is_turn_wanted() -> bool {
+    WANTED.load(SeqCst) > 0
+}
+
+/// Waits until the turn of one that waits has come, but not for long. Without the GIL, and without the server lock.
+pub(crate) fn give_way() {
+    let (deadline, taken) = (Instant::now() + GIVE_WAY, TAKEN.load(SeqCst));
+    let mut look = TURN_LOOK.lock();
+    while is_turn_wanted() && TAKEN.load(SeqCst) == taken && !TURN.wait_until(&mut look, deadline).timed_out() {}
 }

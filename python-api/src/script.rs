@@ -30,7 +30,7 @@ pub fn run_script(session: &Arc<Session>, code: &[u8]) -> Result<ScriptOutcome, 
     gil::attach(|py| {
         session::collect_ended(py);
         let body = compile(py, code).map_err(|e| error_text(py, e))?;
-        lock::lock_server(py);
+        lock::lock_server_for_body(py);
         let entered = context::enter(Place::Script, session);
         let result = body.run(Some(session.globals().bind(py)), None);
         lock::leave_atomic();

@@ -16,7 +16,7 @@ use redis_module::raw;
 
 use super::{
     ffi::{api, guarded},
-    later,
+    filter, later,
     lock::{self, ServerLock},
     log, replicate, sharing,
 };
@@ -83,7 +83,7 @@ pub fn turn_number(guard: &ServerLock) -> u64 {
 }
 
 /// This thread is in a turn of the event loop, whose end is still to come.
-pub(super) fn is_in_turn() -> bool {
+pub fn is_in_turn() -> bool {
     TURN.get() != Turn::None
 }
 
@@ -164,6 +164,7 @@ extern "C" fn turn(_: *mut raw::RedisModuleCtx, _: raw::RedisModuleEvent, sub: u
             });
         }
     } else if sub == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP {
+        filter::others_come();
         if sharing::is_wanted_late() {
             guarded("sharing the server lock", || lend(true));
         }

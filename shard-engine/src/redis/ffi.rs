@@ -10,7 +10,7 @@ use std::{
 
 use redis_module::raw;
 
-use super::{lock, log};
+use super::{filter, lock, log};
 
 /// A function of the API that every supported server has. For use inside `unsafe`.
 macro_rules! api {
@@ -31,6 +31,7 @@ pub(super) fn missing(name: &str) -> ! {
 
 /// Runs the body of a callback: the server lock counts as held, and a panic ends here.
 pub(super) fn guarded<T>(what: &str, body: impl FnOnce() -> T) -> Option<T> {
+    filter::others_come();
     let _callback = lock::enter_callback();
     catch(what, body)
 }

@@ -116,6 +116,8 @@ struct Line {
     /// Where what `show` was given begins.
     sight: Cell<*const ()>,
     count: Cell<usize>,
+    /// See `before_others`.
+    before_others: Cell<Option<fn() -> bool>>,
 }
 
 // SAFETY: one thread at a time has the server lock; a loan of it orders what both threads do.
@@ -128,7 +130,26 @@ static LINE: Line = Line {
     string_ptr_len: Cell::new(None),
     sight: Cell::new(null()),
     count: Cell::new(0),
+    before_others: Cell::new(None),
 };
+
+/// Has `work` done before anything else happens on this thread than that a command of ours begins: before a command passes in
+/// front of which nothing is put, in each other callback, and at the end of the turn of the event loop, in which this thread
+/// has to be. Again and again, until it says that it is done.
+#[inline]
+pub fn before_others(_guard: &ServerLock, work: fn() -> bool) {
+    LINE.before_others.set(Some(work));
+}
+
+/// Something else happens. With the lock.
+#[inline]
+pub(super) fn others_come() {
+    if let Some(work) = LINE.before_others.get()
+        && work()
+    {
+        LINE.before_others.set(None);
+    }
+}
 
 /// What `LINE.sight` points to, and whose it is.
 static SHOWN: Guarded<Option<(TypeId, Box<dyn Any + Send + Sync>)>> = Guarded::new(None);
@@ -222,8 +243,9 @@ extern "C" fn passing<J: Judge>(filter: *mut raw::RedisModuleCommandFilterCtx) {
     LINE.looks.set(LINE.looks.get() + 1);
     let front = J::judge(sight, &command);
     LINE.looks.set(LINE.looks.get() - 1);
-    if let Some(front) = front {
-        put_in_front(&command, front);
+    match front {
+        Some(front) => put_in_front(&command, front),
+        None => others_come(),
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     command_info::{set_categories, set_docs},
     context::Flags,
     ffi::{api, c_string, panic_text},
+    filter,
     load::arguments,
     lock::{self, ServerLock},
     log,
@@ -138,6 +139,7 @@ impl Call {
 
 /// Every callback from the server ends here.
 fn enter(number: usize, ctx: *mut raw::RedisModuleCtx, argv: *mut *mut raw::RedisModuleString, argc: i32) {
+    filter::others_come();
     let _callback = lock::enter_callback();
     let command = COMMANDS.read().get(number).copied();
     let mut call = Call {

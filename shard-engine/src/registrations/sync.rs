@@ -61,7 +61,7 @@ impl Helpers {
 
 /// This thread can run Python at once: it has the GIL, or nobody has, and nobody is likely to take it first and to keep it.
 pub fn interpreter_is_free() -> bool {
-    server::python_is_here() || python::gil_is_free() && !python::is_kept_long()
+    server::python_is_here() || python::stays() || python::gil_is_free() && !python::is_kept_long()
 }
 
 /// Runs the registration on this thread, which holds the server lock. What goes on later is counted as triggered.

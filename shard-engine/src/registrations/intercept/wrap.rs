@@ -16,11 +16,12 @@ use super::{
 };
 use crate::redis::{
     blocked::BlockedClient,
+    event_loop, filter,
     lock::{self, ServerLock},
     plain_call, replicate, slot_tables,
     wrapper::{Ran, Wrapped},
 };
-use crate::server::PythonHere;
+use crate::server::{PythonHere, python_is_here};
 
 pub const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
 /// Pause between two looks whether writes are still paused.
@@ -76,7 +77,11 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
             fresh::note(call, ran.as_ref());
             ran
         };
-        let ran = python::with_interpreter(|| with_handlers(call.guard(), link.as_ref(), may_block, run));
+        let work = || with_handlers(call.guard(), link.as_ref(), may_block, run);
+        let ran = match stays(call) {
+            true => python::attach_and_stay(work),
+            false => python::with_interpreter(work),
+        };
         return end(call, link, ran);
     }
     if call.may_park() {
@@ -91,6 +96,16 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
         Some((link, ran)) => end(call, link, ran),
         None => call.reply().error(BUSY),
     }
+}
+
+/// The thread may keep the interpreter: the next command of a pipeline is another one of these, as a rule. Before anything else
+/// happens it gives it back.
+fn stays(call: &Wrapped) -> bool {
+    let may_stay = call.flags().may_block() && event_loop::is_in_turn() && !python_is_here();
+    if may_stay {
+        filter::before_others(call.guard(), python::leave);
+    }
+    may_stay
 }
 
 /// The command; its events are tied to its client.
