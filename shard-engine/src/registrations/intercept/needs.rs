@@ -1,6 +1,6 @@
 //! What registrations need of the server's commands, and the table that follows from it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use oxigears_coordinator::registry::{EventSource, RegisterMode};
@@ -8,7 +8,7 @@ use oxigears_coordinator::registry::{EventSource, RegisterMode};
 use super::{
     facts::{self, Commands, Facts},
     keyset::KeySet,
-    raised::may_raise,
+    raised::{Events, of_command, of_events},
     table::{Entry, Hook, NAME_BYTES, Table, Taken, Watched},
 };
 use crate::{
@@ -47,8 +47,8 @@ struct Needs {
     links: HashMap<String, Vec<Arc<Active>>>,
     /// Keys whose writes matter, whatever they raise.
     written: KeySet,
-    /// Keys whose writes matter if they can raise one of these events, which are in lower case and in order.
-    raising: BTreeMap<Vec<String>, KeySet>,
+    /// Keys whose writes matter if they can raise one of these events.
+    raising: HashMap<Events, KeySet>,
     /// Keys whose writes fire in the background.
     queued: KeySet,
     /// Keys whose reads matter too: they may be missed.
@@ -92,7 +92,7 @@ impl Needs {
                 }
                 let written = match event_types {
                     None => &mut self.written,
-                    Some(types) => self.raising.entry(in_order(types)).or_default(),
+                    Some(types) => self.raising.entry(of_events(types)).or_default(),
                 };
                 written.add_pattern(prefix);
             }
@@ -123,6 +123,7 @@ impl Needs {
         let watched_keys = watched.clone().unwrap_or_default();
         let mut written = Written {
             all: self.written,
+            asked: self.raising.keys().fold(0, |all, events| all | events),
             raising: self.raising,
             streams: self.streams,
             made: HashMap::new(),
@@ -195,37 +196,29 @@ fn watch(name: &str, facts: &Facts) -> Watched {
     }
 }
 
-fn in_order(types: &[String]) -> Vec<String> {
-    let mut types: Vec<String> = types.iter().map(|name| name.to_ascii_lowercase()).collect();
-    types.sort_unstable();
-    types.dedup();
-    types
-}
-
 /// Keys whose writes matter, for each command: the same set for all commands that differ in nothing.
 struct Written {
     all: KeySet,
-    raising: BTreeMap<Vec<String>, KeySet>,
+    raising: HashMap<Events, KeySet>,
+    /// All events that somebody asks for.
+    asked: Events,
     streams: KeySet,
-    made: HashMap<Vec<bool>, Arc<KeySet>>,
+    /// By events, and by whether it adds to streams.
+    made: HashMap<(Events, bool), Arc<KeySet>>,
 }
 
 impl Written {
     fn by(&mut self, command: &str) -> Arc<KeySet> {
-        let mut which: Vec<bool> = self.raising.keys().map(|events| may_raise(command, events)).collect();
-        which.push(command == "xadd");
-        let sets = self.raising.values().chain([&self.streams]);
+        let (own, adds) = (of_command(command) & self.asked, command == "xadd");
         let make = || {
             let mut keys = self.all.clone();
-            let wanted = sets.zip(&which).filter(|(_, wanted)| **wanted);
-            wanted.for_each(|(set, _)| set.add_to(&mut keys));
+            let wanted = self.raising.iter().filter(|(events, _)| **events & own != 0);
+            wanted.for_each(|(_, set)| set.add_to(&mut keys));
+            if adds {
+                self.streams.add_to(&mut keys);
+            }
             Arc::new(keys)
         };
-        if let Some(known) = self.made.get(&which) {
-            return known.clone();
-        }
-        let keys = make();
-        self.made.insert(which, keys.clone());
-        keys
+        self.made.entry((own, adds)).or_insert_with(make).clone()
     }
 }
