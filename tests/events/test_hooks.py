@@ -154,6 +154,7 @@ def test_a_hook_elsewhere_where_nobody_may_wait(wire, within, mode):
     register(wire, f"{B}.map(lambda x: '+FINE').register(hook='set', mode={mode!r})")
     is_error(within(wire, "SET", "a", "b"), NO_BLOCKING)
     assert wire.ok("EXISTS", "a") == 0
+    assert counters(wire) == (1, 0, 0, 1)
 
 
 def test_arguments_are_binary_safe(wire):

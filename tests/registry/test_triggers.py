@@ -159,6 +159,9 @@ def test_t9_in_a_transaction(wire):
         assert trigger(wire, name) == Simple("QUEUED")
     text = "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
     assert wire.ok("EXEC") == [[b"OK"], Error(text)]
+    # What can not start counts as aborted.
+    counts = [by_trigger(wire, name).data for name in ("t9", "t1")]
+    assert [(data["numTriggered"], data["numSuccess"], data["numAborted"]) for data in counts] == [(1, 1, 0), (1, 0, 1)]
 
 
 def test_t10_a_name_that_is_taken(wire):

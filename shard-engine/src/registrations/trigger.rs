@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// A registration that needs other threads was triggered where nobody may wait for them.
-pub const NO_BLOCKING: &str =
+const NO_BLOCKING: &str =
     "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading.";
 const UNKNOWN: &str = "ERR subcommand not found";
 const BUSY: &str = "ERR the Python interpreter is busy, and this command can not wait for it here; nothing was run";
@@ -103,11 +103,17 @@ pub fn trigger(call: &mut Call, key: Option<usize>) {
         return run_sync(call, &shot, flags.may_block(), key);
     }
     if flags.loading || !flags.may_block() {
-        return call.reply().error(NO_BLOCKING);
+        return call.reply().error(refuse(&shot.active));
     }
     let input = python::encode_arguments(&call.args[1..]);
     let client = BlockedClient::block(call, None);
     fire(shot, input, None, client, sync::answer);
+}
+
+/// An execution is wanted where nobody can wait for it: counts that, and gives the error.
+pub fn refuse(active: &Active) -> &'static str {
+    active.core.stats.ran(&End::Aborted, 0);
+    NO_BLOCKING
 }
 
 fn run_sync(call: &mut Call, shot: &Shot, may_block: bool, key: Option<usize>) {

@@ -240,7 +240,7 @@ impl Original {
         let active = &self.chain[at].active;
         // Only the newest one of a chain may run elsewhere, and that is not reached from here.
         if active.registration.mode != RegisterMode::Sync {
-            return Err(trigger::NO_BLOCKING.into());
+            return Err(trigger::refuse(active).into());
         }
         let code = active.code()?;
         // Who called waits: nothing can be postponed.
@@ -423,7 +423,7 @@ fn begin(call: &mut Wrapped, original: &Arc<Original>, at: usize) {
         return run_sync(call, original, active, code, origin);
     }
     if !call.flags().may_block() {
-        return call.reply().error(trigger::NO_BLOCKING);
+        return call.reply().error(trigger::refuse(&active));
     }
     let input = python::encode_arguments(&original.typed.args);
     let index = index_of(&registrations().activation);
