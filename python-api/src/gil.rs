@@ -126,14 +126,10 @@ const STAY_MS: i64 = 4;
 /// it waits for any other thread. A fork is seen to here.
 #[inline]
 pub fn attach_and_stay<R>(f: impl FnOnce() -> R) -> R {
-    HERE.with(|here| match here.stays.get() {
-        None => stay(here),
-        // Others wait for it, perhaps.
-        Some(stay) if coarse_ms() - stay.since_ms > STAY_MS => {
-            leave();
-            self::stay(here);
+    HERE.with(|here| {
+        if here.stays.get().is_none() {
+            stay(here);
         }
-        Some(_) => {}
     });
     attach(|_| f())
 }
@@ -143,10 +139,10 @@ fn stay(here: &Here) {
     extern "C" fn before_fork() {
         leave();
     }
-    // The child would have a GIL that nobody can give back.
-    // SAFETY: the function is there as long as the process, and does nothing but for a thread that stays.
+    // The child would have a GIL that nobody can give back. It can fail for want of memory only; then a child of the server
+    // has it still, and never uses it.
     FORKS.call_once(|| {
-        // It can fail for want of memory only; then a child keeps what it has, and uses it not.
+        // SAFETY: the function is there as long as the process, and does nothing but for a thread that stays.
         let _ = unsafe { libc::pthread_atfork(Some(before_fork), None, None) };
     });
     if here.has_claim.get() || here.inside.get() > 0 {
@@ -164,10 +160,16 @@ fn stay(here: &Here) {
     here.stays.set(Some(Stay { before, since_ms }));
 }
 
-/// This thread has the GIL from `attach_and_stay`.
+/// This thread has the GIL from `attach_and_stay`. After some time it has it no more: others may wait for it, and have it for
+/// as long as they like.
 #[inline]
 pub fn stays() -> bool {
-    HERE.with(|here| here.stays.get().is_some())
+    HERE.with(|here| {
+        here.stays.get().is_some_and(|stay| {
+            let is_over = here.inside.get() == 0 && coarse_ms() - stay.since_ms > STAY_MS;
+            !(is_over && leave())
+        })
+    })
 }
 
 /// Gives back what `attach_and_stay` has kept, unless this thread is inside. It has nothing of that any more.

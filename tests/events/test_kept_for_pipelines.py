@@ -134,6 +134,21 @@ def test_what_else_stands_in_a_pipeline(wire):
     assert (handled(wire), wire.ok("GET", "scripts")) == (count, b"%d" % rounds)
 
 
+def test_nothing_is_kept_while_commands_without_handlers_run(wire):
+    """They are taken over as well, and may be long."""
+    assert wire.ok("RG.PYEXECUTE", "GB().register('l*', mode='async_local', commands=['lpos'])") == OK
+    for _ in range(20):
+        wire.ok("RPUSH", "l", *range(5000))
+    before = seen(wire)
+    behind = [("LPOS", "l", "none")] * 100
+    send(wire, [("SET", "k", "x"), *behind, ("RG.TRIGGER", "seen")])
+    assert wire.read() == OK
+    assert [wire.read() for _ in behind] == [None] * len(behind)
+    (after,) = wire.read()
+    # A turn of the thread's loop takes some microseconds, the commands much longer.
+    assert int(after) - before > 1000
+
+
 def test_saves_that_begin_under_load_end(wire):
     """The server forks by itself in the turn in which commands came."""
     wire.ok("CONFIG", "SET", "save", "1 1")

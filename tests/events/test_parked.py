@@ -7,7 +7,7 @@ from moving import Move
 from persisting import follow, wait_following
 from registrations import register, status_of, wait_applied
 from replies import is_error, own_tag, wait_until
-from wire import Simple, Wire
+from wire import Error, Simple, Wire
 
 SPIN = "GB('ShardsIDReader').foreach(lambda x: [None for _ in iter(int, 1)]).run(mode='async_local')"
 # C code that does not let others have it.
@@ -137,3 +137,43 @@ def test_what_is_registered_does_not_change_while_writes_are_paused(fresh, way):
         admin.ok("CLIENT", "UNPAUSE")
         assert wire.ok("RG.UNREGISTER", rows[-1][1]) == Simple("OK")
         assert len(wire.ok("RG.DUMPREGISTRATIONS")) == len(rows) - 1
+
+
+SUBSCRIBER = """
+GB('CommandReader').map(lambda x: call_next(*x[1:])).register(hook='append', mode='async_local', convertToStr=False)
+GB('CommandReader').map(lambda x: execute('incr', 'seen')).register(trigger='elsewhere', mode='async_local')
+import asyncio
+async def late(x):
+    execute('incr', 'begun')
+    await asyncio.sleep(0)
+    return execute('incr', 'seen')
+GB('CommandReader').map(late).register(trigger='late', mode='sync')
+GB().foreach(lambda x: execute('incr', 'handled')).register('k*', mode='sync', eventTypes=['set'])
+linked = GB().foreach(lambda x: execute('incr', 'linked'))
+linked.register('l*', mode='async_local', commands=['setex'], eventTypes=['set'])
+"""
+
+
+@pytest.mark.matrix
+def test_subscribers_are_served_or_refused_before_anything_runs(wire, other_wire):
+    """Valkey lets nobody park them; to that they are as in a transaction."""
+    register(wire, SUBSCRIBER)
+    other_wire.ok("HELLO", "3")
+    other_wire.ok("SUBSCRIBE", "channel")
+    is_parked = b"valkey_version" not in wire.ok("INFO", "server")
+    for command, key in (
+        (("APPEND", "a", "x"), "a"),
+        (("RG.TRIGGER", "elsewhere"), "seen"),
+        (("RG.TRIGGER", "late"), "seen"),
+        (("RG.PYEXECUTE", "execute('incr', 'script')"), "script"),
+    ):
+        before = wire.ok("GET", key)
+        reply = other_wire.call(*command)
+        assert isinstance(reply, Error) != is_parked, (command, reply)
+        assert (wire.ok("GET", key) != before) == is_parked, command
+    assert (other_wire.call("SET", "k", "x"), wire.ok("GET", "handled")) == (Simple("OK"), b"1")
+    # What runs elsewhere for the event may end after the reply, where nobody can wait for it.
+    assert other_wire.call("SETEX", "l", "100", "x") == Simple("OK")
+    wait_until(lambda: wire.ok("GET", "linked") == b"1", "the event of the linked command")
+    other_wire.ok("UNSUBSCRIBE", "channel")
+    assert not isinstance(other_wire.call("RG.TRIGGER", "elsewhere"), Error)

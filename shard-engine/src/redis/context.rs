@@ -1,10 +1,13 @@
 //! The flags of a context: where a command runs and what the server is.
 
+use std::mem::MaybeUninit;
+
 use redis_module::raw;
 
 use super::{
     ffi::{api, c_string},
     lock::ServerLock,
+    version::is_valkey,
 };
 
 /// Flags of a context.
@@ -43,10 +46,14 @@ impl Flags {
         // SAFETY: the caller says so.
         let flags = unsafe { api!(RedisModule_GetContextFlags)(ctx) } as u32;
         let has = |flag: u32| flags & flag != 0;
+        let resp3 = has(raw::REDISMODULE_CTX_FLAGS_RESP3);
+        // SAFETY: as for this function.
+        let is_refused = || unsafe { is_valkey() && is_subscriber(ctx) };
         Flags {
             multi: has(raw::REDISMODULE_CTX_FLAGS_MULTI),
             lua: has(raw::REDISMODULE_CTX_FLAGS_LUA),
-            deny_blocking: has(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING),
+            // Valkey lets nobody park a client that has subscribed to something; others may send commands only in RESP3.
+            deny_blocking: has(raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING) || (resp3 && is_refused()),
             loading: has(raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING),
             replica: has(raw::REDISMODULE_CTX_FLAGS_SLAVE),
             read_only: has(raw::REDISMODULE_CTX_FLAGS_READONLY),
@@ -54,7 +61,7 @@ impl Flags {
             replicated: has(raw::REDISMODULE_CTX_FLAGS_REPLICATED),
             evicts: has(raw::REDISMODULE_CTX_FLAGS_EVICT),
             out_of_memory: has(raw::REDISMODULE_CTX_FLAGS_OOM),
-            resp3: has(raw::REDISMODULE_CTX_FLAGS_RESP3),
+            resp3,
         }
     }
 
@@ -63,6 +70,28 @@ impl Flags {
         !(self.multi || self.lua || self.deny_blocking)
     }
 }
+
+/// The client has subscribed to channels.
+///
+/// # Safety
+/// `ctx` is alive and the server lock is held.
+unsafe fn is_subscriber(ctx: *mut raw::RedisModuleCtx) -> bool {
+    let mut info = MaybeUninit::<raw::RedisModuleClientInfoV1>::zeroed();
+    // SAFETY: the place is ours and is told to be of version 1, of which all fields may be zero; the caller says so of the
+    // context.
+    unsafe {
+        (*info.as_mut_ptr()).version = 1;
+        let Some(ask) = raw::RedisModule_GetClientInfoById else {
+            return false;
+        };
+        let number = api!(RedisModule_GetClientId)(ctx);
+        let outcome = ask(info.as_mut_ptr().cast(), number);
+        outcome == raw::REDISMODULE_OK as i32 && info.assume_init().flags & SUBSCRIBED != 0
+    }
+}
+
+/// Flag of a client.
+const SUBSCRIBED: u64 = 1 << 1;
 
 /// What the server is: cluster, replica, loading. Says nothing of a client.
 pub fn server_flags(guard: &ServerLock) -> Flags {

@@ -1,6 +1,6 @@
 //! Which server this is.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use redis_module::raw;
 
@@ -11,6 +11,7 @@ pub type Version = (u32, u32, u32);
 
 /// Packed as the server packs it: 0xMMmmpp.
 static VERSION: AtomicU32 = AtomicU32::new(0);
+static IS_VALKEY: AtomicBool = AtomicBool::new(false);
 
 /// Asks the server once, at load.
 pub(super) fn init(guard: &ServerLock) {
@@ -20,12 +21,25 @@ pub(super) fn init(guard: &ServerLock) {
         .filter(|&v| v > 0)
         .map_or_else(|| from_info(guard).unwrap_or(0), |v| v as u32);
     VERSION.store(version, Ordering::Relaxed);
+    let is_valkey = field(guard, "valkey_version:").is_some();
+    IS_VALKEY.store(is_valkey, Ordering::Relaxed);
 }
 
 /// For servers before 6.0.9, which have no call for it.
 fn from_info(guard: &ServerLock) -> Option<u32> {
+    parse(&field(guard, "redis_version:")?)
+}
+
+/// What stands behind this in INFO.
+fn field(guard: &ServerLock, name: &str) -> Option<String> {
     let info = call::call(guard, &["INFO", "server"], call::Flags::default()).ok()?;
-    parse(info.text()?.lines().find_map(|l| l.strip_prefix("redis_version:"))?)
+    let value = info.text()?.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.to_owned())
+}
+
+/// The server is Valkey, of whatever version.
+pub fn is_valkey() -> bool {
+    IS_VALKEY.load(Ordering::Relaxed)
 }
 
 /// The server's version; zeros if it does not tell. Compatible servers tell the Redis version that they follow.

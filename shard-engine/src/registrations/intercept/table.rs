@@ -316,6 +316,11 @@ fn upper(bytes: u64) -> u64 {
 }
 
 impl Entry {
+    /// Hooks may take it over.
+    pub fn has_hooks(&self) -> bool {
+        self.taken.as_ref().is_some_and(|taken| !taken.hooks.is_empty())
+    }
+
     /// `watched_keys`: keys whose events are wanted, of which the server does not tell yet.
     pub(super) fn new(taken: Taken, watched: Watched, watched_keys: &KeySet) -> Entry {
         let facts = &taken.facts;

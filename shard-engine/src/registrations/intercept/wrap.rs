@@ -35,11 +35,15 @@ pub fn handle(call: &mut Wrapped) {
     let is_taken = |entry: &&Arc<Entry>| entry.taken.is_some() && !flags.replicated && !flags.loading;
     match known.as_ref().filter(is_taken) {
         Some(entry) => {
+            if entry.has_hooks() {
+                python::leave();
+            }
             if !hooks::run(call, entry) {
                 command(call, entry);
             }
         }
         None => {
+            python::leave();
             let ran = call.run();
             call.answer(ran);
         }
@@ -63,6 +67,10 @@ fn command(call: &mut Wrapped, entry: &Arc<Entry>) {
     }
     let link = wanted.any.then(|| Link::new(call.args(), may_block));
     let python = found.sync || wanted.sync;
+    if !python {
+        // It may be a long one.
+        python::leave();
+    }
     if found.slow && call.may_park() {
         return park(call, link, python, true);
     }
