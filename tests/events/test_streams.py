@@ -108,6 +108,46 @@ def test_s6_continue(wire, mode):
     assert b"ZeroDivisionError" in data(wire)["lastError"]
 
 
+FAILS_FIRST = f"{NOTE}.foreach(lambda x: 1 / 0 if x['id'] == '1-1' else execute('incr', 'done'))"
+FOUR = ["1-1", "1-2", "1-3", "1-4"]
+
+
+@MODE
+@pytest.mark.parametrize("first", ["", "map(later)."], ids=["at once", "later"])
+def test_an_error_does_not_cost_the_entries_behind_it(wire, mode, first):
+    words = {"mode": mode, "batch": 4, "onFailedPolicy": "continue"}
+    program = "import asyncio\nasync def later(x):\n    await asyncio.sleep(0.001)\n    return x\n"
+    register(wire, program + script(first + FAILS_FIRST, "s*", **words))
+    add(wire, "s1", *FOUR)
+    wait_counters(wire, (2, 1, 1, 0))
+    assert seen(wire) == FOUR and wire.ok("GET", "done") == b"3"
+    wait_length(wire, "s1", 0)
+    assert status(wire) == "OK" and b"ZeroDivisionError" in data(wire)["lastError"]
+
+
+@MODE
+def test_an_error_that_pauses_ends_the_batch_at_once(wire, mode):
+    step = "foreach(lambda x: flat_error('PAUSE here') if x['id'] == '1-2' and execute('exists', 'bad') else 0)"
+    wire.ok("SET", "bad", "1")
+    register_stream(wire, f"{NOTE}.{step}", "s*", mode=mode, batch=4)
+    add(wire, "s1", *FOUR)
+    wait_status(wire, "PAUSED")
+    assert seen(wire) == FOUR[:2] and wire.ok("XLEN", "s1") == 4
+    wire.ok("DEL", "bad", "seen")
+    assert wire.call("RG.UNPAUSEREGISTRATIONS", only_id(wire)) == Simple("OK")
+    wait_seen(wire, FOUR)
+    wait_length(wire, "s1", 0)
+
+
+@LOCAL
+@pytest.mark.parametrize("policy", ["abort", "retry"])
+def test_other_policies_end_a_batch_at_its_first_error(wire, mode, policy):
+    register_stream(wire, FAILS_FIRST, "s*", mode=mode, batch=4, onFailedPolicy=policy, onFailedRetryInterval=100)
+    add(wire, "s1", *FOUR)
+    wait_status(wire, {"abort": "ABORTED", "retry": "WAITING_FOR_RETRY_ON_FAILURE"}[policy])
+    assert seen(wire) == FOUR[:1] and wire.ok("XLEN", "s1") == 4
+
+
 @LOCAL
 def test_s7_abort(wire, mode):
     register_stream(wire, f"{NOTE}.foreach(lambda x: 1 / 0)", "s*", mode=mode, onFailedPolicy="abort")

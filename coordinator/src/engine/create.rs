@@ -50,6 +50,8 @@ pub struct Fired {
     pub idle_limit_ms: u64,
     /// It is the rest of a run that began before the execution was made, and that took so long until then.
     pub spent_ns: Option<u64>,
+    /// After which errors this shard's reader goes on; by itself after none.
+    pub reads_on: Option<fn(&str) -> bool>,
 }
 
 /// A registration as a shard that takes part in its executions knows it.

@@ -163,7 +163,8 @@ impl StageSink for Sink<'_> {
     }
 
     fn error(&mut self, text: String) {
-        self.own |= self.errors_stay;
+        let reads_on = self.execution.fired.as_ref().and_then(|fired| fired.reads_on);
+        self.own |= self.errors_stay && !reads_on.is_some_and(|reads_on| reads_on(&text));
         self.lost(text);
     }
 

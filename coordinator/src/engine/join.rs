@@ -97,6 +97,7 @@ impl Engine {
                     here: None,
                     idle_limit_ms,
                     spent_ns: None,
+                    reads_on: None,
                 };
                 self.accept_fired(Invitation { depth, ..invitation }, fired);
                 Ok(())

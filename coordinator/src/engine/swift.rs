@@ -369,6 +369,7 @@ impl Swift {
             here: None,
             idle_limit_ms: 0,
             spent_ns: None,
+            reads_on: None,
         };
         let machine = Machine::shown(Arc::new(setup), phase, outcome);
         Execution::new(self.plan.clone(), false, Some(fired), machine, interrupt)

@@ -109,9 +109,18 @@ impl Invoker {
         })
     }
 
-    /// Runs the steps with all records of a batch, as one execution. Takes the GIL, unless this thread has it.
-    pub fn call_batch(&self, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Invoked {
-        self.run(origin, |py, chain, exit| self.feed(py, chain, batch, exit))
+    /// Runs the steps with the records of a batch, as one execution. `reads_on`: after which errors further records are taken;
+    /// `None`: after none. Takes the GIL, unless this thread has it.
+    pub fn call_batch(
+        &self,
+        batch: RecordBatch,
+        origin: Option<Arc<dyn Origin>>,
+        reads_on: Option<fn(&str) -> bool>,
+    ) -> Invoked {
+        self.run(origin, |py, chain, exit| {
+            exit.reads_on = reads_on;
+            self.feed(py, chain, batch, exit)
+        })
     }
 
     /// Runs the steps with one encoded record. Takes the GIL, unless this thread has it.
@@ -131,7 +140,7 @@ impl Invoker {
     /// What comes after a record that was postponed is left: it is not of this call any more.
     fn feed(&self, py: Python<'_>, chain: &mut Chain, batch: RecordBatch, exit: &mut ToOutcome<'_>) -> Batch {
         let mut batch = Batch::new(batch);
-        while !(chain.is_waiting() || exit.paused) {
+        while !(chain.is_waiting() || exit.paused || exit.is_stopped) {
             // SAFETY: the GIL is held.
             match unsafe { batch.pull(py, &self.decoder, false) } {
                 Pulled::Record(item) => {
@@ -178,6 +187,8 @@ impl Invoker {
             expected: None,
             slice: None,
             paused: false,
+            reads_on: Some(|_| true),
+            is_stopped: false,
         };
         gil::attach(|py| {
             let idle = self.idle.with(py, Vec::pop);
@@ -238,6 +249,7 @@ impl Invoker {
             functions: self.functions.clone(),
             origin,
             spent_ns: 0,
+            reads_on: exit.reads_on,
         })
     }
 }
@@ -277,6 +289,8 @@ pub struct Continuation {
     origin: Option<Arc<dyn Origin>>,
     /// How long the call took; set by whoever made it.
     pub spent_ns: u64,
+    /// After which errors it reads on.
+    pub reads_on: Option<fn(&str) -> bool>,
 }
 
 // SAFETY: the rest is touched only with the GIL held, and by one thread, as it is taken out of a mutex.
@@ -362,6 +376,10 @@ struct ToOutcome<'a> {
     slice: Option<Slice>,
     /// It has taken that.
     paused: bool,
+    /// After which errors further records are taken.
+    reads_on: Option<fn(&str) -> bool>,
+    /// No further ones are.
+    is_stopped: bool,
 }
 
 impl ToOutcome<'_> {
@@ -400,7 +418,7 @@ impl Exit for ToOutcome<'_> {
         // SAFETY: the GIL is held; the item is alive.
         match unsafe { self.encoder.encode(&mut self.bytes, item.value.as_ptr()) } {
             Ok(()) => self.records += 1,
-            Err(_) => self.errors.push(take_error_text(py)),
+            Err(_) => self.error(take_error_text(py)),
         }
     }
 
@@ -414,6 +432,7 @@ impl Exit for ToOutcome<'_> {
     }
 
     fn error(&mut self, text: String) {
+        self.is_stopped |= !self.reads_on.is_some_and(|reads_on| reads_on(&text));
         self.errors.push(text);
     }
 

@@ -52,7 +52,7 @@ pub fn go_on(
     depth: u32,
     then: impl FnOnce(Over) + Send + 'static,
 ) {
-    let spent_ns = rest.spent_ns;
+    let (spent_ns, reads_on) = (rest.spent_ns, rest.reads_on);
     let order = Order {
         plan: core.loaded.plan.clone(),
         local: Arc::<Continuation>::from(rest),
@@ -66,6 +66,7 @@ pub fn go_on(
             here: Occasion::default().carried(),
             idle_limit_ms: core.idle_limit_ms,
             spent_ns: Some(spent_ns),
+            reads_on,
         }),
     };
     // Shared, because it comes back if the execution can not be created.

@@ -71,7 +71,7 @@ pub fn run(active: &Active, code: &Code, args: &[Vec<u8>], origin: Option<Arc<dy
 
 /// The same with the records of a batch.
 pub fn run_batch(active: &Active, code: &Code, batch: RecordBatch, origin: Option<Arc<dyn Origin>>) -> Invoked {
-    run_with(active, code, |invoker| invoker.call_batch(batch, origin))
+    run_with(active, code, |invoker| invoker.call_batch(batch, origin, None))
 }
 
 fn run_with(active: &Active, code: &Code, call: impl FnOnce(&Invoker) -> Invoked) -> Invoked {

@@ -197,6 +197,7 @@ pub fn fire(
             here: origin.and_then(|origin| Occasion::of_cause(origin).carried()),
             idle_limit_ms: active.core.idle_limit_ms,
             spent_ns: None,
+            reads_on: None,
         }),
     };
     // Shared, because it comes back if the execution can not be created.

@@ -306,6 +306,7 @@ impl Turn {
                 here: None,
                 idle_limit_ms: active.core.idle_limit_ms,
                 spent_ns: None,
+                reads_on: None,
             }),
         };
         let core = active.core.clone();

@@ -50,6 +50,7 @@ fn fired(mode: Mode) -> Order {
             here: None,
             idle_limit_ms: 5000,
             spent_ns: None,
+            reads_on: None,
         }),
         ..order(registered_plan(mode))
     }

@@ -186,6 +186,7 @@ fn start(entry: &Arc<Entry>, event: Event) {
             here: occasion.carried(),
             idle_limit_ms: active.core.idle_limit_ms,
             spent_ns: None,
+            reads_on: None,
         }),
     };
     let (fired, tied) = (active.clone(), event.tied);

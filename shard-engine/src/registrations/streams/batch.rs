@@ -516,7 +516,7 @@ fn fate(consumer: &Consumer, key: &Key, batch: &Batch, verdict: &Verdict) -> Fat
             Some(_) => Fate::Bury(text.clone()),
             None => Fate::Acknowledge,
         },
-        Verdict::Failure(text) if text.starts_with("PAUSE") => Fate::Keep,
+        Verdict::Failure(text) if pauses(text) => Fate::Keep,
         Verdict::Failure(text) => match consumer.policy {
             FailurePolicy::Continue => Fate::Acknowledge,
             FailurePolicy::Abort => Fate::Keep,
@@ -531,12 +531,22 @@ fn fate(consumer: &Consumer, key: &Key, batch: &Batch, verdict: &Verdict) -> Fat
     }
 }
 
+/// The registration is paused by an error that begins so.
+pub fn pauses(error: &str) -> bool {
+    error.starts_with("PAUSE")
+}
+
+/// The error that says what becomes of a batch: the first one, unless one pauses.
+pub fn decisive(errors: &[String]) -> Option<&String> {
+    errors.iter().find(|text| pauses(text)).or(errors.first())
+}
+
 /// An error may stop the registration on this shard.
 fn stop(consumer: &Consumer, text: &str) {
     if !consumer.is_ok() {
         return;
     }
-    if text.starts_with("PAUSE") {
+    if pauses(text) {
         consumer.set_status(Status::Paused);
     } else if consumer.policy == FailurePolicy::Abort {
         consumer.set_status(Status::Aborted);

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::{
     super::{active::Core, intercept::keyset::begins_with, limits, remembered::Remembered},
+    batch,
     flow::{Flow, Next, Rules},
 };
 use crate::{module::module, timers::clock::Alarm};
@@ -158,6 +159,12 @@ impl Consumer {
             }),
             kept: Mutex::default(),
         })
+    }
+
+    /// Where a batch that fails is acknowledged all the same, what was not read of it would be lost.
+    pub fn reads_on(&self) -> Option<fn(&str) -> bool> {
+        let goes_on = self.policy == FailurePolicy::Continue && !self.atomic;
+        goes_on.then_some(|error| !batch::pauses(error))
     }
 
     /// It runs with the server lock held.

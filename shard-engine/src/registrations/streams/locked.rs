@@ -139,7 +139,7 @@ fn run_steps(
     };
     let start = Instant::now();
     let keep = |outcome: Outcome| {
-        let error = outcome.errors.first().cloned();
+        let error = batch::decisive(&outcome.errors).cloned();
         let ns = start.elapsed().as_nanos() as u64;
         // Clients may look at it later.
         let most = module().config.max_executions_per_registration();
@@ -151,7 +151,7 @@ fn run_steps(
     };
     if consumer.atomic {
         return Ran::Over(transaction::run(guard, key, user.as_deref(), || {
-            match invoker.call_batch(records, Some(Arc::new(AtOnce))) {
+            match invoker.call_batch(records, Some(Arc::new(AtOnce)), consumer.reads_on()) {
                 Invoked::Done(outcome) => keep(outcome),
                 Invoked::Continues(_) => Some(transaction::refusal("what is postponed")),
             }
@@ -159,7 +159,7 @@ fn run_steps(
     }
     // In MULTI and Lua nothing can go on later.
     let origin = due::must_end_here().then(sync::at_once).flatten();
-    match invoker.call_batch(records, origin) {
+    match invoker.call_batch(records, origin, consumer.reads_on()) {
         Invoked::Done(outcome) => Ran::Over(keep(outcome).map_or(Verdict::Success, Verdict::Failure)),
         Invoked::Continues(rest) => Ran::Continues(rest),
     }

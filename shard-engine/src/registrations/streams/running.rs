@@ -346,6 +346,7 @@ fn start(consumer: &Arc<Consumer>, key: &Key, mut batch: Box<Batch>) {
             here: occasion.at_depth(batch.depth.max(1)).carried(),
             idle_limit_ms: consumer.core.idle_limit_ms,
             spent_ns: None,
+            reads_on: consumer.reads_on(),
         }),
     };
     // Shared, because it comes back if the execution can not be created.
@@ -381,7 +382,7 @@ pub fn go_on_later(
     let settle = move |verdict: Verdict, ns: u64| again(&consumer, &key, Over { batch, verdict, ns });
     let its = core.clone();
     continuing::go_on(&id, &core, rest, Some(number), depth, move |over| {
-        let verdict = match over.outcome.errors.first() {
+        let verdict = match batch::decisive(&over.outcome.errors) {
             _ if over.aborted => Verdict::Aborted,
             Some(text) => Verdict::Failure(text.clone()),
             None => Verdict::Success,
@@ -418,7 +419,7 @@ fn refused(consumer: &Arc<Consumer>, key: &Key, batch: Box<Batch>) {
 
 /// The execution is over. On any thread: must not wait.
 fn executed(consumer: Arc<Consumer>, key: Key, batch: Box<Batch>, execution: &Arc<Execution>) {
-    let error = execution.with_outcome(|outcome| outcome.errors.first().cloned());
+    let error = execution.with_outcome(|outcome| batch::decisive(&outcome.errors).cloned());
     let verdict = match (error, execution.phase()) {
         (None, Phase::Aborted) => Verdict::Aborted,
         // Nobody wanted that: a shard has gone, or the slots have other owners.
