@@ -94,7 +94,7 @@ pub trait Judge: 'static {
     /// What it looks at first; see `show`.
     type Sight: Send + Sync;
 
-    /// Says what is put in front of a command, if anything. What may panic goes through `seldom`.
+    /// Says what is put in front of a command, if anything. What may panic, or show something else, goes through `seldom`.
     fn judge(sight: &[Self::Sight], command: &Passing<'_>) -> Option<Front>;
 }
 
@@ -109,7 +109,7 @@ type StringPtrLen = unsafe extern "C" fn(*const raw::RedisModuleString, *mut usi
 struct Line {
     /// The next command that the holder of the server lock runs passes as it is.
     pass: Cell<bool>,
-    /// Looks that are under way, one in the other.
+    /// Looks through `seldom` that are under way, one in the other.
     looks: Cell<u32>,
     arg_get: Cell<Option<ArgGet>>,
     string_ptr_len: Cell<Option<StringPtrLen>>,
@@ -227,7 +227,10 @@ pub fn in_callback<R>(work: impl FnOnce(&ServerLock) -> R) -> R {
 /// For what a judge does not do for most commands: out of their way. A panic ends here.
 #[inline(never)]
 pub fn seldom(look: impl FnOnce() -> Option<Front>) -> Option<Front> {
-    catch("the command filter", look).flatten()
+    LINE.looks.set(LINE.looks.get() + 1);
+    let front = catch("the command filter", look).flatten();
+    LINE.looks.set(LINE.looks.get() - 1);
+    front
 }
 
 extern "C" fn passing<J: Judge>(filter: *mut raw::RedisModuleCommandFilterCtx) {
@@ -235,15 +238,13 @@ extern "C" fn passing<J: Judge>(filter: *mut raw::RedisModuleCommandFilterCtx) {
     if LINE.pass.get() {
         return LINE.pass.set(false);
     }
-    // SAFETY: it is installed when `show` has put a slice of this judge's there, which stays while a look is under way.
+    // SAFETY: it is installed when `show` has put a slice of this judge's there, which stays while a look is under way; before
+    // it goes through `seldom` it calls nothing that may change that.
     let sight = unsafe { slice::from_raw_parts(LINE.sight.get().cast(), LINE.count.get()) };
     // SAFETY: the server calls; the judge takes no lock, but through `in_callback`.
     let guard = unsafe { lock::in_quick_callback() };
     let command = Passing { filter, guard: &guard };
-    LINE.looks.set(LINE.looks.get() + 1);
-    let front = J::judge(sight, &command);
-    LINE.looks.set(LINE.looks.get() - 1);
-    match front {
+    match J::judge(sight, &command) {
         Some(front) => put_in_front(&command, front),
         None => others_come(),
     }

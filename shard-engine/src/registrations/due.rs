@@ -27,12 +27,15 @@ use super::{
     streams::locked,
     sync,
 };
-use crate::redis::{
-    call,
-    guarded::Guarded,
-    later,
-    lock::{self, ServerLock},
-    log, slot_tables,
+use crate::{
+    redis::{
+        call,
+        guarded::Guarded,
+        later,
+        lock::{self, ServerLock},
+        log, slot_tables,
+    },
+    server::python_is_here,
 };
 
 /// A handler that is due.
@@ -310,18 +313,24 @@ fn fire(guard: &ServerLock, which: Which) {
         }
         return;
     }
-    python::with_interpreter(|| {
-        while let Some(mut shot) = pop(guard, which) {
-            let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
-            fresh::forget();
-            if let Err(panic) = caught {
-                log::warning(&format!(
-                    "a sync handler met an internal error: {}",
-                    panic_text(panic.as_ref())
-                ));
-            }
+    match python_is_here() {
+        true => fire_each(guard, which),
+        false => python::with_interpreter(|| fire_each(guard, which)),
+    }
+}
+
+/// With the interpreter.
+fn fire_each(guard: &ServerLock, which: Which) {
+    while let Some(mut shot) = pop(guard, which) {
+        let caught = catch_unwind(AssertUnwindSafe(|| shot.fire(guard)));
+        fresh::forget();
+        if let Err(panic) = caught {
+            log::warning(&format!(
+                "a sync handler met an internal error: {}",
+                panic_text(panic.as_ref())
+            ));
         }
-    });
+    }
 }
 
 fn is_due(guard: &ServerLock, which: Which) -> bool {
